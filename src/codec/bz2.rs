@@ -1,0 +1,26 @@
+//! (draft)
+use std::sync::Arc;
+
+use super::Decoder;
+use crate::error::Result;
+use crate::store::ObjectSource;
+
+pub(super) struct Bz2Decoder {
+    source: Arc<dyn ObjectSource>,
+}
+
+impl Bz2Decoder {
+    pub(super) fn new(source: Arc<dyn ObjectSource>) -> Self {
+        Self { source }
+    }
+}
+
+impl Decoder for Bz2Decoder {
+    fn read(&mut self, out: &mut [u8]) -> Result<usize> {
+        self.source.read_at(out, 0)
+    }
+
+    fn memory_bytes(&self) -> usize {
+        0
+    }
+}

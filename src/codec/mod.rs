@@ -1,0 +1,82 @@
+//! Compressed streams: none, zlib, bz2, zstd.
+//!
+//! Problem: an object holds up to 2 GB of plain bytes in one stream, and the stream is hostile until its blocks have
+//! been verified. Idea: a [`Decoder`] is a cursor that only moves forward, with bounded memory whatever the stream
+//! says; everything about random access is the business of [`crate::object`], which keeps and reuses cursors.
+//!
+//! Invariants: a decoder never allocates by what the stream claims beyond the named bounds; it never reads the stored
+//! bytes whole; its end is the stream's own end, as genuine Cinder sees it (bytes after a zlib stream are ignored, bz2
+//! streams are concatenated).
+
+mod none;
+mod zlib;
+mod bz2;
+mod zstd;
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::error::Result;
+use crate::store::ObjectSource;
+
+/// How an object is compressed.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Codec {
+    /// Stored as it is.
+    None,
+    /// One RFC 1950 stream (never an RFC 1952 gzip file, though Cinder also calls it `gzip`).
+    Zlib,
+    /// One or more bzip2 streams.
+    Bz2,
+    /// Zstandard frames.
+    Zstd,
+}
+
+impl Codec {
+    /// The codec by the name in `compression`, as Cinder spells it, in any case; `None` for an unknown name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        match name.to_ascii_lowercase().as_str() {
+            "none" | "off" | "no" => Some(Self::None),
+            "zlib" | "gzip" => Some(Self::Zlib),
+            "bz2" | "bzip2" => Some(Self::Bz2),
+            "zstd" => Some(Self::Zstd),
+            _ => None,
+        }
+    }
+
+    /// The name that Cinder writes.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Zlib => "zlib",
+            Self::Bz2 => "bz2",
+            Self::Zstd => "zstd",
+        }
+    }
+}
+
+impl fmt::Display for Codec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A cursor over the plain bytes of one object; it only moves forward.
+pub trait Decoder: Send {
+    /// Decodes the next plain bytes into `out`; returns how many, 0 only at the end of the plain bytes (or for an empty
+    /// `out`). After an error the decoder is spent.
+    fn read(&mut self, out: &mut [u8]) -> Result<usize>;
+
+    /// About how much memory this decoder holds, in bytes.
+    fn memory_bytes(&self) -> usize;
+}
+
+/// A decoder at the start of an object.
+pub fn decoder(codec: Codec, source: Arc<dyn ObjectSource>) -> Result<Box<dyn Decoder>> {
+    match codec {
+        Codec::None => Ok(Box::new(none::NoneDecoder::new(source))),
+        Codec::Zlib => Ok(Box::new(zlib::ZlibDecoder::new(source))),
+        Codec::Bz2 => Ok(Box::new(bz2::Bz2Decoder::new(source))),
+        Codec::Zstd => Ok(Box::new(zstd::ZstdDecoder::new(source)?)),
+    }
+}

@@ -1,0 +1,67 @@
+//! Every OpenStack Cinder volume backup as a verified, read-only disk image.
+//!
+//! Cinder writes a volume backup as a *container* of compressed *objects* with two JSON documents beside them.
+//! This library resolves a chain of such backups on read, decompresses only what is asked for, compares every block
+//! with its sha256 and hands out nothing else.
+//!
+//! ```text
+//!   front-ends        mount (FUSE)      restore      list, show
+//!                          \               |            /
+//!   image             Image: len, read_at, seek_hole; one virtual disk of one backup
+//!                       |            |             |
+//!   verify            chain        block        object
+//!                     extent map   cache by     plain ranges out of
+//!                     newest wins  sha256       compressed bytes
+//!                       |                          |
+//!   meaning           backup: metadata, digests  codec: none zlib bz2 zstd
+//!                       |                          |
+//!   bytes             format: JSON as Cinder writes it
+//!                       |                          |
+//!   place             store: list and open objects beneath one root
+//! ```
+//!
+//! # Vocabulary
+//!
+//! | word | meaning |
+//! | --- | --- |
+//! | store | where containers live: a directory, later an object store |
+//! | container | a folder or bucket; holds the objects of one or more backups |
+//! | object | one named byte string in a store; Cinder's "chunk" is a data object |
+//! | backup | what one `_metadata` document describes: objects, digests, a parent or none |
+//! | chain | a backup, its parent, and so on to a full backup |
+//! | extent | a range of the volume that one object holds |
+//! | block | the unit of the sha256 digests, 32 KiB unless configured otherwise |
+//! | image | the whole volume as of one backup |
+
+// Offsets and lengths are `u64` on disk and `usize` in memory; the code converts between them freely.
+const _: () = assert!(size_of::<usize>() == size_of::<u64>(), "cinderfs needs a 64-bit target");
+
+/// Newtypes for what could be swapped: ids, names, digests.
+pub mod types;
+/// What can go wrong, with the rules for saying so.
+pub mod error;
+// -- read path, from the bytes at rest to the reader --
+/// Where containers live.
+pub mod store;
+/// The bytes Cinder writes: names, `_metadata`, `_sha256file`.
+pub mod format;
+/// Which backups a store holds, and which are unusable and why.
+pub mod catalog;
+/// One opened backup: metadata, digests and objects, checked against each other.
+pub mod backup;
+/// From a backup to its full one, flattened into one map of extents.
+pub mod chain;
+/// Compressed streams: none, zlib, bz2, zstd.
+pub mod codec;
+/// Plain ranges out of compressed objects.
+pub mod object;
+/// Blocks that are proven right, and the cache of them.
+pub mod block;
+/// The virtual disk, the one type that front-ends see.
+pub mod image;
+/// Consumers of images, side by side.
+pub mod frontend;
+/// The command line; the only module that prints.
+pub mod cli;
+
+pub use error::{Error, ErrorKind, Result};

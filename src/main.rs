@@ -1,0 +1,3 @@
+//! The `cinderfs` command: parse, run, exit code.
+
+fn main() {}

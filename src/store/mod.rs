@@ -1,0 +1,135 @@
+//! Where containers live.
+//!
+//! Problem: a store may be a directory, memory in a test, or a bucket behind HTTP, and everything above must not care.
+//! Idea: two operations on a store (list by suffix, open) and two on an object (stat, read at an offset) are all that
+//! reading a backup needs. Decorators (faults, later retries and caches) wrap the same traits.
+//!
+//! Invariants, shown for each store by `tests/store_conformance.rs`:
+//! - a name never leads out of the store, whatever symbolic links lie in it;
+//! - a failed read is an error; bytes that the store did not deliver are never made up;
+//! - an opened object goes on naming the same object when its name is given to another one.
+
+pub mod posix;
+pub mod memory;
+pub mod fault;
+
+use std::io;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::types::ObjectName;
+
+/// A place that holds containers. One value serves all threads.
+pub trait Store: Send + Sync {
+    /// What people call this store: a path or a URL, without secrets.
+    fn location(&self) -> &str;
+
+    /// All objects, in all containers, whose name ends with `suffix`, sorted by name.
+    ///
+    /// Fails only when the store as a whole cannot be listed; a folder that cannot be read is reported in
+    /// [`Listing::unreadable`], so that one bad container does not hide the others.
+    fn list(&self, suffix: &str) -> Result<Listing>;
+
+    /// Opens an object for reading. [`ErrorKind::ObjectNotFound`] when there is none of that name,
+    /// [`ErrorKind::UnsafeName`] when the name leads out of the store.
+    fn open(&self, name: &ObjectName) -> Result<Arc<dyn ObjectSource>>;
+}
+
+/// What [`Store::list`] found.
+#[derive(Debug, Default)]
+pub struct Listing {
+    /// The objects, sorted by name.
+    pub objects: Vec<ListedObject>,
+    /// Folders that could not be read, with the reason; what they hold is unknown.
+    pub unreadable: Vec<(String, Error)>,
+}
+
+/// One object of a [`Listing`].
+#[derive(Clone, Debug)]
+pub struct ListedObject {
+    /// The object's name.
+    pub name: ObjectName,
+    /// What the store says about it.
+    pub stat: ObjectStat,
+}
+
+/// What a store says about an object without its bytes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ObjectStat {
+    /// Stored (compressed) length in bytes.
+    pub len_bytes: u64,
+    /// Changes when the object's content may have changed.
+    pub version: ObjectVersion,
+    /// When the object was last written, if the store knows.
+    pub modified: Option<SystemTime>,
+    /// Who may read it.
+    pub owner: Ownership,
+}
+
+/// An opaque word that changes when an object's content may have changed: device, inode, size and times of a file, or an
+/// ETag.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct ObjectVersion(pub Box<str>);
+
+/// Who may read an object, as POSIX says it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Ownership {
+    /// Permission bits, 0 to 0o7777.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+}
+
+/// One opened object.
+pub trait ObjectSource: Send + Sync {
+    /// What the store said when the object was opened.
+    fn stat(&self) -> &ObjectStat;
+
+    /// Reads at `offset` into `buf`; returns how many bytes were read, 0 only at or past the end (or for an empty
+    /// `buf`). Fewer bytes than asked for do not mean the end.
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize>;
+}
+
+/// Fills `buf` from `offset`; [`ErrorKind::Truncated`] when the object ends first.
+pub fn read_exact_at(source: &dyn ObjectSource, mut buf: &mut [u8], offset: u64) -> Result<()> {
+    let (mut at, end) = (offset, offset.saturating_add(buf.len() as u64));
+    while !buf.is_empty() {
+        match source.read_at(buf, at)? {
+            0 => {
+                return Err(Error::new(
+                    ErrorKind::Truncated,
+                    format!("the object ends at byte {at}, expected bytes up to {end}"),
+                ));
+            }
+            n => {
+                buf = &mut buf[n..];
+                at += n as u64;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Reads an object from a given offset to its end as a stream.
+pub struct SourceReader<'a> {
+    source: &'a dyn ObjectSource,
+    offset: u64,
+}
+
+impl<'a> SourceReader<'a> {
+    /// Starts at `offset`.
+    pub fn new(source: &'a dyn ObjectSource, offset: u64) -> Self {
+        Self { source, offset }
+    }
+}
+
+impl io::Read for SourceReader<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = self.source.read_at(buf, self.offset).map_err(io::Error::other)?;
+        self.offset += n as u64;
+        Ok(n)
+    }
+}
