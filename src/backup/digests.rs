@@ -1,0 +1,125 @@
+//! The digests of a volume's blocks, read as they are needed.
+//!
+//! By stride, each lookup is one small positioned read of the `_sha256file`. We do not map that file: it belongs to the
+//! store, old Cinder truncates it in place when a backup is overwritten, and NFS lets it go stale; a mapping would turn
+//! either into SIGBUS and the death of every image in the process, where a read turns it into an error for one block.
+//! The page cache makes the reads as cheap as a mapping, and scanning gigabytes of digests leaves our memory flat.
+
+use std::ops::{ControlFlow, Range};
+use std::sync::Arc;
+
+use super::packed::{PackedHashes, Packer};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::sha256file::{self, HEAD_BYTES, Header, StrideLayout, TAIL_BYTES};
+use crate::store::{ObjectSource, SourceReader, read_exact_at};
+use crate::types::{BlockHash, BlockIndex};
+
+/// Digests read at once by a scan: a quarter MiB of the file.
+const SCAN_BLOCKS: u64 = 3640;
+
+/// The digest of every block of a volume.
+pub struct BlockHashTable {
+    header: Header,
+    digests: Digests,
+}
+
+enum Digests {
+    Stride { source: Arc<dyn ObjectSource>, layout: StrideLayout },
+    Packed(PackedHashes),
+}
+
+impl BlockHashTable {
+    /// Opens a `_sha256file`. [`ErrorKind::Malformed`] when it is no such document, torn for instance;
+    /// [`ErrorKind::Unsupported`] or [`ErrorKind::LimitExceeded`] when its version or block size cannot be served.
+    pub fn open(source: Arc<dyn ObjectSource>) -> Result<Self> {
+        let stored = source.stat().len_bytes;
+        let mut head = vec![0; HEAD_BYTES.min(stored as usize)];
+        let mut tail = vec![0; TAIL_BYTES.min(stored as usize)];
+        read_exact_at(&*source, &mut head, 0)?;
+        let tail_at = stored - tail.len() as u64;
+        read_exact_at(&*source, &mut tail, tail_at)?;
+        if let Some(found) = sha256file::find_layout(&head, &tail, stored) {
+            let (header, layout) = found?;
+            return Ok(Self { header, digests: Digests::Stride { source, layout } });
+        }
+        let mut packer = Packer::new();
+        let header = sha256file::parse_stream(SourceReader::new(&*source, 0), &mut |hash| packer.push(hash))?;
+        Ok(Self { header, digests: Digests::Packed(packer.finish()?) })
+    }
+
+    /// A table whose digests were computed here: of an object that was checked by its md5.
+    pub(crate) fn computed(block_bytes: u64, hashes: Vec<BlockHash>) -> Self {
+        let header = Header { backup_id: None, volume_id: None, block_bytes };
+        Self { header, digests: Digests::Packed(PackedHashes::Memory(hashes)) }
+    }
+
+    /// What the document says beside its digests.
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// Bytes in a block; the last block may be shorter.
+    pub fn block_bytes(&self) -> u64 {
+        self.header.block_bytes
+    }
+
+    /// How many blocks there are.
+    pub fn count(&self) -> u64 {
+        match &self.digests {
+            Digests::Stride { layout, .. } => layout.count(),
+            Digests::Packed(hashes) => hashes.len(),
+        }
+    }
+
+    /// The digests of `blocks`, which must lie below [`count`](Self::count). An entry that is not a digest, as damage
+    /// leaves it, is an error of its own block only; a store that cannot be read is the error of them all.
+    pub fn get(&self, blocks: Range<u64>) -> Vec<Result<BlockHash>> {
+        match &self.digests {
+            Digests::Packed(hashes) => blocks.map(|i| hashes.get(i).ok_or_else(|| bad_entry(i))).collect(),
+            Digests::Stride { source, layout } => {
+                let bytes = layout.bytes_of(blocks.clone());
+                let mut lines = vec![0; (bytes.end - bytes.start) as usize];
+                if let Err(error) = read_exact_at(&**source, &mut lines, bytes.start) {
+                    let error = error.context("cannot read the digest");
+                    return blocks.map(|_| Err(error.clone())).collect();
+                }
+                let entries = lines.chunks(layout.stride() as usize);
+                blocks.zip(entries).map(|(i, line)| layout.decode(line).ok_or_else(|| bad_entry(i))).collect()
+            }
+        }
+    }
+
+    /// Visits the digests from block `from` to the last, in large reads, until `visit` breaks. An entry that is not a
+    /// digest comes as `None`.
+    pub fn scan(
+        &self,
+        from: BlockIndex,
+        visit: &mut dyn FnMut(BlockIndex, Option<BlockHash>) -> ControlFlow<()>,
+    ) -> Result<()> {
+        let mut next = from.0;
+        // Start small: most scans end within a few blocks.
+        let mut batch = 64;
+        while next < self.count() {
+            let end = self.count().min(next + batch);
+            for (index, digest) in (next..end).zip(self.get(next..end)) {
+                let digest = match digest {
+                    Err(error) if error.kind() != ErrorKind::Malformed => return Err(error),
+                    other => other.ok(),
+                };
+                if visit(BlockIndex(index), digest).is_break() {
+                    return Ok(());
+                }
+            }
+            next = end;
+            batch = SCAN_BLOCKS.min(batch * 4);
+        }
+        Ok(())
+    }
+}
+
+fn bad_entry(index: u64) -> Error {
+    Error::new(
+        ErrorKind::Malformed,
+        format!("the digest of block {index} is damaged: not 64 hexadecimal digits in its place"),
+    )
+}
