@@ -1,0 +1,111 @@
+//! Decoders that stopped somewhere and may go on.
+//!
+//! Problem: a decoder that stands at plain offset 1.5 GB is worth a second of work, but it holds 50 KiB (zlib) to
+//! 128 MiB (zstd with its largest window). Idea: one list for the whole process, oldest first, bounded by the memory
+//! that the decoders report.
+//!
+//! Invariant: idle decoders hold at most the bound, or there is one. (Without that exception a decoder larger than the
+//! bound could never be resumed, and a sequential reader would start the stream anew for each request.)
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, PoisonError};
+
+use crate::codec::Decoder;
+
+/// Most idle decoders, whatever they weigh: each keeps its object's file open.
+const CURSORS_MAX: usize = 128;
+
+/// A decoder and where it stands.
+pub struct Cursor {
+    /// The plain offset of the next byte it gives.
+    pub at: u64,
+    /// The decoder.
+    pub decoder: Box<dyn Decoder>,
+}
+
+/// The idle decoders of a process.
+pub struct IdleCursors {
+    bytes_max: usize,
+    idle: Mutex<VecDeque<(u64, Cursor)>>,
+}
+
+impl IdleCursors {
+    /// Keeps idle decoders of about `bytes_max` bytes.
+    pub fn new(bytes_max: usize) -> Self {
+        Self { bytes_max, idle: Mutex::default() }
+    }
+
+    /// Takes the decoder of object `id` that stands closest before `offset`, or at it.
+    pub fn take(&self, id: u64, offset: u64) -> Option<Cursor> {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let fits = |(_, (owner, cursor)): &(usize, &(u64, Cursor))| *owner == id && cursor.at <= offset;
+        let (index, _) = idle.iter().enumerate().filter(fits).max_by_key(|(_, (_, cursor))| cursor.at)?;
+        idle.remove(index).map(|(_, cursor)| cursor)
+    }
+
+    /// Keeps a decoder of object `id` for later.
+    pub fn put(&self, id: u64, cursor: Cursor) {
+        let mut dropped = Vec::new();
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        idle.push_back((id, cursor));
+        let weight = |idle: &VecDeque<(u64, Cursor)>| idle.iter().map(|(_, c)| c.decoder.memory_bytes()).sum::<usize>();
+        while idle.len() > 1 && (idle.len() > CURSORS_MAX || weight(&idle) > self.bytes_max) {
+            dropped.extend(idle.pop_front());
+        }
+        drop(idle); // before what was dropped frees its memory
+    }
+
+    /// Drops all decoders of object `id`.
+    pub fn drop_all_of(&self, id: u64) {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).retain(|(owner, _)| *owner != id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Result;
+
+    struct Weight(usize);
+
+    impl Decoder for Weight {
+        fn read(&mut self, _: &mut [u8]) -> Result<usize> {
+            Ok(0)
+        }
+
+        fn memory_bytes(&self) -> usize {
+            self.0
+        }
+    }
+
+    fn cursor(at: u64, weight: usize) -> Cursor {
+        Cursor { at, decoder: Box::new(Weight(weight)) }
+    }
+
+    #[test]
+    fn the_closest_before_goes_on() {
+        let cursors = IdleCursors::new(1000);
+        for at in [10, 30, 20] {
+            cursors.put(1, cursor(at, 1));
+        }
+        cursors.put(2, cursor(25, 1));
+        assert!(cursors.take(1, 9).is_none());
+        assert_eq!(cursors.take(1, 29).unwrap().at, 20);
+        assert_eq!(cursors.take(1, 29).unwrap().at, 10);
+        assert!(cursors.take(1, 29).is_none());
+        cursors.drop_all_of(1);
+        assert!(cursors.take(1, 99).is_none());
+        assert_eq!(cursors.take(2, 25).unwrap().at, 25);
+    }
+
+    #[test]
+    fn the_bound_drops_the_oldest_but_keeps_one() {
+        let cursors = IdleCursors::new(100);
+        cursors.put(1, cursor(1, 60));
+        cursors.put(2, cursor(2, 60));
+        assert!(cursors.take(1, 9).is_none());
+        cursors.put(3, cursor(3, 500));
+        assert!(cursors.take(2, 9).is_none());
+        assert_eq!(cursors.take(3, 9).unwrap().at, 3);
+    }
+}
