@@ -40,6 +40,7 @@ const _: () = assert!(size_of::<usize>() == size_of::<u64>(), "cinderfs needs a 
 pub mod types;
 /// What can go wrong, with the rules for saying so.
 pub mod error;
+mod byte_lru;
 // -- read path, from the bytes at rest to the reader --
 /// Where containers live.
 pub mod store;

@@ -11,14 +11,16 @@ mod packed;
 
 pub use digests::BlockHashTable;
 
-use std::sync::Arc;
+use std::io::Read;
+
+use sha2::{Digest, Sha256};
 
 use crate::codec::Codec;
 use crate::error::{Error, ErrorKind, Result, ResultExt};
 use crate::format::metadata::{self, BackupMetadata, METADATA_BYTES_MAX, ObjectRecord};
 use crate::format::names::{Place, SHA256FILE_SUFFIX};
 use crate::store::{ObjectSource, SourceReader, Store};
-use crate::types::{BackupId, Md5, ObjectName, VolumeId};
+use crate::types::{BackupId, BlockHash, Md5, ObjectName, VolumeId};
 
 /// What a `_metadata` document says, without its objects.
 #[derive(Clone, Debug)]
@@ -35,6 +37,8 @@ pub struct Summary {
     pub place: Place,
     /// How many objects it lists.
     pub object_count: u64,
+    /// sha256 of the document: two with the same one are copies.
+    pub fingerprint: BlockHash,
 }
 
 /// One data object of a [`Backup`].
@@ -61,19 +65,30 @@ pub struct Backup {
     pub objects: Vec<DataObject>,
 }
 
+/// What a backup has for digests.
+pub enum DigestFile {
+    /// One for each block.
+    Usable(BlockHashTable),
+    /// There is no such document; Cinder needs it only to make the next incremental.
+    Missing,
+    /// The document ends too early or is no JSON of Cinder's.
+    Torn(Error),
+}
+
 impl Summary {
-    /// Reads a `_metadata` document and counts its objects, checking each of them.
-    ///
-    /// `None` when `name` cannot be one by its form.
-    pub fn read(name: &ObjectName, source: &dyn ObjectSource) -> Option<Result<Self>> {
-        Place::of(name, None)?.ok()?;
-        Some(read_document(name, source, &mut |_, _| Ok(())))
+    /// Reads a `_metadata` document, checking each of its objects and keeping none.
+    pub fn read(name: &ObjectName, source: &dyn ObjectSource) -> Result<Self> {
+        read_document(name, source, &mut |_, _| Ok(()))
     }
 }
 
 impl Backup {
     /// Opens the backup whose `_metadata` document is `name`.
     pub fn open(store: &dyn Store, name: &ObjectName) -> Result<Self> {
+        Self::parse(store, name).context(|| format!("backup metadata {name:?}"))
+    }
+
+    fn parse(store: &dyn Store, name: &ObjectName) -> Result<Self> {
         let source = store.open(name)?;
         let mut objects = Vec::new();
         let summary = read_document(name, &*source, &mut |suffix, object| {
@@ -95,25 +110,31 @@ impl Backup {
         self.summary.place.name(&object.suffix)
     }
 
-    /// Opens the digests of the whole volume as of this backup. [`ErrorKind::ObjectNotFound`] when there are none.
-    pub fn digests(&self, store: &dyn Store) -> Result<BlockHashTable> {
+    /// Opens the digests of the whole volume as of this backup. An error when there are some that contradict this backup
+    /// or cannot be served.
+    pub fn digests(&self, store: &dyn Store) -> Result<DigestFile> {
         let name = self.summary.place.name(SHA256FILE_SUFFIX)?;
-        let source = store.open(&name)?;
-        let table = BlockHashTable::open(source).context(|| format!("digest file {name:?}"))?;
+        let opened = store.open(&name).and_then(BlockHashTable::open);
+        let table = match opened.context(|| format!("digest file {name:?}")) {
+            Ok(table) => table,
+            Err(error) if error.kind() == ErrorKind::ObjectNotFound => return Ok(DigestFile::Missing),
+            Err(error) if error.kind() == ErrorKind::Malformed => return Ok(DigestFile::Torn(error)),
+            Err(error) => return Err(error),
+        };
         let agrees = |claim: &Option<String>, id: &str| claim.as_deref().is_none_or(|claimed| claimed == id);
-        let header = table.header();
-        if !agrees(&header.backup_id, self.summary.id.as_str())
-            || !agrees(&header.volume_id, self.summary.volume_id.as_str())
+        let (header, summary) = (table.header(), &self.summary);
+        if agrees(&header.backup_id, summary.id.as_str())
+            && agrees(&header.volume_id, summary.volume_id.as_str())
         {
-            return Err(Error::new(
-                ErrorKind::Malformed,
-                format!(
-                    "digest file {name:?} is of backup {:?} of volume {:?}, expected backup {:?} of volume {:?}",
-                    header.backup_id, header.volume_id, self.summary.id, self.summary.volume_id
-                ),
-            ));
+            return Ok(DigestFile::Usable(table));
         }
-        Ok(table)
+        Err(Error::new(
+            ErrorKind::Malformed,
+            format!(
+                "digest file {name:?} is of backup {:?} of volume {:?}, expected backup {:?} of volume {:?}",
+                header.backup_id, header.volume_id, summary.id, summary.volume_id
+            ),
+        ))
     }
 
     /// About how much memory this value holds, in bytes.
@@ -139,7 +160,8 @@ fn read_document(
     };
     let mut place = None;
     let mut object_count = 0;
-    let metadata = metadata::parse(SourceReader::new(source, 0), &mut |object| {
+    let mut document = HashingReader { inner: SourceReader::new(source, 0), hasher: Sha256::new() };
+    let metadata = metadata::parse(&mut document, &mut |object| {
         if place.is_none() {
             place = Some(place_of(Some(&object.name))?);
         }
@@ -161,10 +183,20 @@ fn read_document(
         place,
         object_count,
         metadata,
+        fingerprint: BlockHash(document.hasher.finalize().into()),
     })
 }
 
-/// Makes the shared form of a backup.
-pub fn open_shared(store: &Arc<dyn Store>, name: &ObjectName) -> Result<Arc<Backup>> {
-    Backup::open(&**store, name).map(Arc::new).context(|| format!("backup metadata {name:?}"))
+/// Hashes a document while it is parsed.
+struct HashingReader<R> {
+    inner: R,
+    hasher: Sha256,
+}
+
+impl<R: Read> Read for HashingReader<R> {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        let n = self.inner.read(buf)?;
+        self.hasher.update(&buf[..n]);
+        Ok(n)
+    }
 }

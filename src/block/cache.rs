@@ -9,9 +9,8 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use lru::LruCache;
-
 use super::VerifiedBlock;
+use crate::byte_lru::ByteLru;
 use crate::types::BlockHash;
 
 /// Shards of a large cache. A small one has fewer, so that a shard holds some blocks of any usual size.
@@ -26,49 +25,33 @@ const ENTRY_OVERHEAD_BYTES: u64 = 192;
 /// Verified blocks by digest.
 pub struct BlockCache {
     shards: Box<[Mutex<Shard>]>,
-    shard_bytes_max: u64,
 }
 
-struct Shard {
-    blocks: LruCache<BlockHash, Arc<VerifiedBlock>>,
-    bytes: u64,
-}
+type Shard = ByteLru<BlockHash, Arc<VerifiedBlock>>;
 
 impl BlockCache {
     /// A cache that holds at most `bytes_max` bytes; 0 keeps nothing.
     pub fn new(bytes_max: u64) -> Self {
         let shards = (bytes_max / SHARD_BYTES_MIN).clamp(1, SHARDS_MAX);
-        let shard = || Mutex::new(Shard { blocks: LruCache::unbounded(), bytes: 0 });
-        Self { shards: (0..shards).map(|_| shard()).collect(), shard_bytes_max: bytes_max / shards }
+        Self { shards: (0..shards).map(|_| Mutex::new(ByteLru::new(bytes_max / shards))).collect() }
     }
 
     /// The block of this digest, now the most recently used of its shard.
     pub fn get(&self, hash: &BlockHash) -> Option<Arc<VerifiedBlock>> {
-        self.shard(hash).blocks.get(hash).cloned()
+        self.shard(hash).get(hash).cloned()
     }
 
     /// Keeps a block, and drops the least recently used ones that no longer fit.
     ///
     /// `hash` must be the digest that `block` was verified against.
     pub fn insert(&self, hash: BlockHash, block: Arc<VerifiedBlock>) {
-        let cost = cost_of(&block);
-        if cost > self.shard_bytes_max {
-            return;
-        }
-        let mut shard = self.shard(&hash);
-        if let Some(old) = shard.blocks.put(hash, block) {
-            shard.bytes -= cost_of(&old);
-        }
-        shard.bytes += cost;
-        while shard.bytes > self.shard_bytes_max {
-            let Some((_, old)) = shard.blocks.pop_lru() else { break };
-            shard.bytes -= cost_of(&old);
-        }
+        let cost = block.bytes().len() as u64 + ENTRY_OVERHEAD_BYTES;
+        self.shard(&hash).insert(hash, block, cost);
     }
 
     /// What is held now, in bytes, overhead included.
     pub fn held_bytes(&self) -> u64 {
-        let held = |shard: &Mutex<Shard>| shard.lock().unwrap_or_else(PoisonError::into_inner).bytes;
+        let held = |shard: &Mutex<Shard>| shard.lock().unwrap_or_else(PoisonError::into_inner).bytes();
         self.shards.iter().map(held).sum()
     }
 
@@ -77,10 +60,6 @@ impl BlockCache {
         // A panic elsewhere cannot leave a shard half-changed in a way that matters: at worst its count is off.
         self.shards[index].lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn cost_of(block: &VerifiedBlock) -> u64 {
-    block.bytes().len() as u64 + ENTRY_OVERHEAD_BYTES
 }
 
 #[cfg(test)]

@@ -150,10 +150,14 @@ mod tests {
         let (flights, hash) = (Flights::default(), hash_of(b"x"));
         let Claim::Lead(lead) = flights.claim(hash) else { panic!("the first claim leads") };
         let Claim::Follow(follow) = flights.claim(hash) else { panic!("the second claim follows") };
-        let panicked = std::thread::scope(|scope| scope.spawn(move || {
-            let _lead = lead;
-            panic!("decoder bug");
-        }).join());
+        let panicked = std::thread::scope(|scope| {
+            scope
+                .spawn(move || {
+                    let _lead = lead;
+                    panic!("decoder bug");
+                })
+                .join()
+        });
         assert!(panicked.is_err());
         assert!(follow.wait().is_none());
         assert!(matches!(flights.claim(hash), Claim::Lead(_)));

@@ -26,8 +26,12 @@ pub struct Link {
     pub problem: Option<Error>,
 }
 
-/// How long each backup's chain is (1 for a full backup), or why it has none.
-pub fn resolve_all(links: &HashMap<BackupId, Link>) -> HashMap<BackupId, Result<u32, Error>> {
+/// How long each backup's chain is (1 for a full backup), or why it has none. `unreadable` are backups of which no more
+/// is known than why.
+pub fn resolve_all(
+    links: &HashMap<BackupId, Link>,
+    unreadable: &HashMap<BackupId, Option<Error>>,
+) -> HashMap<BackupId, Result<u32, Error>> {
     let mut resolved: HashMap<BackupId, Result<u32, Error>> = HashMap::with_capacity(links.len());
     for start in links.keys() {
         // Walk up to something known, then come back down.
@@ -47,7 +51,10 @@ pub fn resolve_all(links: &HashMap<BackupId, Link>) -> HashMap<BackupId, Result<
                 break Err(unusable_parent(at, &error));
             }
             let Some(link) = links.get(at) else {
-                break Err(broken(format!("the parent backup {at} is not in the store")));
+                break Err(match unreadable.get(at) {
+                    Some(Some(error)) => unusable_parent(at, error),
+                    _ => broken(format!("the parent backup {at} is not in the store")),
+                });
             };
             on_path.insert(at, path.len());
             path.push(at);
@@ -119,13 +126,13 @@ mod tests {
     }
 
     fn message(links: &HashMap<BackupId, Link>, name: &str) -> String {
-        resolve_all(links)[&id(name)].clone().unwrap_err().to_string()
+        resolve_all(links, &HashMap::new())[&id(name)].clone().unwrap_err().to_string()
     }
 
     #[test]
     fn lines_and_trees_resolve() {
         let links = chain(&[("a", None), ("b", Some("a")), ("c", Some("b")), ("d", Some("a")), ("e", None)]);
-        let resolved = resolve_all(&links);
+        let resolved = resolve_all(&links, &HashMap::new());
         let depth = |name| resolved[&id(name)].clone().unwrap();
         assert_eq!(["a", "b", "c", "d", "e"].map(depth), [1, 2, 3, 2, 1]);
     }
@@ -138,7 +145,7 @@ mod tests {
             let expected = "the backup b, which this one builds on, is unusable: the parent backup a is not in the store";
             assert_eq!(message(&links, child), expected);
         }
-        assert_eq!(resolve_all(&links)[&id("e")].clone().unwrap(), 1);
+        assert_eq!(resolve_all(&links, &HashMap::new())[&id("e")].clone().unwrap(), 1);
     }
 
     #[test]
@@ -166,7 +173,7 @@ mod tests {
         let parent = |i: usize| i.checked_sub(1).map(|i| names[i].as_str());
         let spec: Vec<_> = names.iter().enumerate().map(|(i, name)| (name.as_str(), parent(i))).collect();
         let links = chain(&spec);
-        let resolved = resolve_all(&links);
+        let resolved = resolve_all(&links, &HashMap::new());
         assert_eq!(resolved[&id("n4095")].clone().unwrap(), CHAIN_MAX);
         assert_eq!(resolved[&id("n4096")].clone().unwrap_err().kind(), ErrorKind::LimitExceeded);
     }

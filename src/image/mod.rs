@@ -1,73 +1,308 @@
 //! The virtual disk, the one type that front-ends see.
-//! (interface draft)
+//!
+//! Problem: a reader wants "bytes 5 to 9 of the volume as of this backup", and between it and the store lie a chain,
+//! compressed objects, digests and a cache. Idea: an [`Image`] puts these together once, when it is opened, and then
+//! answers for any range with parts that are proven, known to be zeros, or lost with a reason.
+//!
+//! - [`view`]: a range of blocks with digests, read through extents, objects and the cache.
+//! - [`unproven`]: backups without `_sha256file`; each object becomes such a view once its md5 is right.
+//! - [`holes`]: where data begins and ends, from the digests alone.
+//! - [`damage`]: what was lost so far.
+//!
+//! Invariants: no byte leaves an image that was not compared with a digest; damage costs the blocks it hits, not the
+//! object around them; an image never changes, so whoever has read a byte may keep it.
 
-use crate::error::Result;
+mod damage;
+mod engine;
+mod holes;
+mod unproven;
+mod view;
+
+pub use damage::Damage;
+pub use engine::Engine;
+
+use std::ops::Range;
+use std::sync::{Arc, OnceLock};
+
+use self::damage::DamageLog;
+use self::unproven::UnprovenView;
+use self::view::View;
+use crate::backup::{Backup, BlockHashTable, DataObject, DigestFile};
+use crate::chain::extent_map::{Extent, ExtentMap, ObjectIndex};
+use crate::chain::length::image_len;
+use crate::error::{Error, ErrorKind, Result};
+use crate::object::{ObjectReader, proof};
+use crate::types::{BackupId, BlockIndex};
+
+/// Most bytes answered at once by [`Image::visit`], so that a large range does not need large memory. A multiple of the
+/// kernel's largest read.
+const WINDOW_BYTES: u64 = 1 << 20;
 
 /// What proves an image's bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Verification {
     /// Each block has its sha256 in the backup's `_sha256file`.
     Sha256,
-    /// There is no `_sha256file`: each object is checked whole against its md5 before any byte of it is served.
+    /// There is no usable `_sha256file`: each object is checked whole against its md5 before any byte of it is served.
     Md5,
 }
 
-/// Damage seen so far in one image.
-#[derive(Clone, Debug, Default)]
-pub struct Damage {
-    /// How many blocks could not be served.
-    pub blocks: u64,
-    /// Damaged ranges of the image, in bytes, sorted, disjoint; at most the first few thousand.
-    pub ranges: Vec<std::ops::Range<u64>>,
+impl Verification {
+    /// The word for people and documents.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Sha256 => "sha256",
+            Self::Md5 => "md5",
+        }
+    }
+}
+
+/// What an image has for a range.
+#[derive(Debug)]
+pub enum Part<'a> {
+    /// Bytes that were compared with their digest.
+    Data(&'a [u8]),
+    /// The digest says that all bytes are zero; no object was read.
+    Zeros,
+    /// The bytes cannot be had.
+    Lost(&'a Error),
 }
 
 /// The whole volume as of one backup.
-pub struct Image {}
+pub struct Image {
+    id: BackupId,
+    chain: Vec<BackupId>,
+    len_bytes: u64,
+    content: Content,
+    damage: DamageLog,
+    data_bytes: OnceLock<u64>,
+    count_started: OnceLock<()>,
+}
+
+enum Content {
+    Proven(View),
+    Unproven(UnprovenView),
+}
 
 impl Image {
-    /// Exact length in bytes.
-    pub fn len_bytes(&self) -> u64 {
-        0
+    /// Opens the image of the newest backup of `layers`, which are a whole chain, the full backup first.
+    pub fn open(engine: &Arc<Engine>, layers: Vec<Arc<Backup>>) -> Result<Self> {
+        let Some(tip) = layers.last() else {
+            return Err(Error::new(ErrorKind::ChainBroken, "a chain has at least one backup"));
+        };
+        let table = match tip.digests(&**engine.store())? {
+            DigestFile::Usable(table) => Some(table),
+            DigestFile::Missing => None,
+            // A torn document proves nothing, and the objects' md5 may.
+            DigestFile::Torn(error) => {
+                tracing::warn!(backup = %tip.summary.id, "{error}; checking objects by md5 instead");
+                None
+            }
+        };
+        let size_bytes = tip.summary.metadata.volume.size_gib.and_then(|gib| gib.checked_mul(1 << 30));
+        let len_bytes = image_len(
+            layers.len(),
+            |layer| {
+                layers[layer].objects.iter().map(|object| object.offset..object.offset + object.len_bytes)
+            },
+            table.as_ref().map(|table| (table.count(), table.block_bytes())),
+            size_bytes,
+        )?;
+        let id = tip.summary.id.clone();
+        let chain = layers.iter().rev().map(|layer| layer.summary.id.clone()).collect();
+        let map = ExtentMap::paint(extents(&layers), len_bytes);
+        let layers: Arc<[Arc<Backup>]> = layers.into();
+        let content = match table {
+            Some(table) => Content::Proven(View::new(engine.clone(), layers, map, Arc::new(table))),
+            None => Content::Unproven(UnprovenView::new(engine.clone(), layers, map)),
+        };
+        let (data_bytes, count_started) = (OnceLock::new(), OnceLock::new());
+        Ok(Self { id, chain, len_bytes, content, damage: DamageLog::default(), data_bytes, count_started })
     }
 
-    /// Hash block in bytes.
+    /// The backup that this is the image of.
+    pub fn id(&self) -> &BackupId {
+        &self.id
+    }
+
+    /// Exact length in bytes.
+    pub fn len_bytes(&self) -> u64 {
+        self.len_bytes
+    }
+
+    /// The unit of verification in bytes: the hash block.
     pub fn block_bytes(&self) -> u64 {
-        0
+        match &self.content {
+            Content::Proven(view) => view.table().block_bytes(),
+            Content::Unproven(_) => proof::PROOF_BLOCK_BYTES,
+        }
     }
 
     /// What proves the bytes.
     pub fn verification(&self) -> Verification {
-        Verification::Sha256
+        match &self.content {
+            Content::Proven(_) => Verification::Sha256,
+            Content::Unproven(_) => Verification::Md5,
+        }
     }
 
     /// The ids of the chain, this backup first, the full one last.
-    pub fn chain(&self) -> &[crate::types::BackupId] {
-        &[]
+    pub fn chain(&self) -> &[BackupId] {
+        &self.chain
+    }
+
+    /// Gives every byte of `range` to `visitor`, in order and without a gap; what lies beyond the image's end is left
+    /// out. An error of the visitor ends the visit and is returned; lost bytes are no error here.
+    pub fn visit(
+        &self,
+        range: Range<u64>,
+        visitor: &mut dyn FnMut(Range<u64>, Part<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let end = range.end.min(self.len_bytes);
+        let window = WINDOW_BYTES.max(self.block_bytes());
+        let mut at = range.start;
+        while at < end {
+            let until = end.min(at.saturating_add(window) / window * window);
+            let mut watch = |part: Range<u64>, what: Part<'_>| {
+                match what {
+                    Part::Lost(error) => self.damage.lost(&self.id, &part, error),
+                    Part::Data(_) | Part::Zeros => self.damage.read(&part),
+                }
+                visitor(part, what)
+            };
+            match &self.content {
+                Content::Proven(view) => view.visit(at..until, &mut watch)?,
+                Content::Unproven(view) => view.visit(at..until, &mut watch)?,
+            }
+            at = until;
+        }
+        Ok(())
     }
 
     /// Fills `buf` with verified bytes from `offset`; returns how many, less than asked only at the end of the image.
-    pub fn read_at(&self, _buf: &mut [u8], _offset: u64) -> Result<usize> {
-        Ok(0)
+    /// When any of the bytes is lost, the reason; then what is in `buf` means nothing.
+    pub fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
+        let end = offset.saturating_add(buf.len() as u64).min(self.len_bytes);
+        if offset >= end {
+            return Ok(0);
+        }
+        self.visit(offset..end, &mut |range, part| {
+            let target = &mut buf[(range.start - offset) as usize..(range.end - offset) as usize];
+            match part {
+                Part::Data(bytes) => target.copy_from_slice(bytes),
+                Part::Zeros => target.fill(0),
+                Part::Lost(error) => return Err(error.clone()),
+            }
+            Ok(())
+        })?;
+        Ok((end - offset) as usize)
+    }
+
+    /// The image cut into groups of ranges, each group read fastest by one reader in order, different groups by different
+    /// readers: what lies in one object is one group. Together they are the whole image, each byte once.
+    pub fn groups(&self) -> Vec<Vec<Range<u64>>> {
+        match &self.content {
+            Content::Proven(view) => view::groups(view.map(), view.table().block_bytes()),
+            Content::Unproven(view) => view::groups(view.map(), 1),
+        }
     }
 
     /// The first offset >= `offset` that is data; `None` when only holes follow.
-    pub fn seek_data(&self, _offset: u64) -> Result<Option<u64>> {
-        Ok(None)
+    pub fn seek_data(&self, offset: u64) -> Result<Option<u64>> {
+        match &self.content {
+            Content::Proven(view) if offset < self.len_bytes => holes::seek_data(view, offset),
+            Content::Unproven(_) if offset < self.len_bytes => Ok(Some(offset)),
+            Content::Proven(_) | Content::Unproven(_) => Ok(None),
+        }
     }
 
     /// The first offset >= `offset` that is in a hole; the image's length when data goes on to the end.
     pub fn seek_hole(&self, offset: u64) -> Result<u64> {
-        Ok(offset)
+        match &self.content {
+            Content::Proven(view) if offset < self.len_bytes => holes::seek_hole(view, offset),
+            Content::Proven(_) | Content::Unproven(_) => Ok(self.len_bytes),
+        }
     }
 
     /// Bytes that are not holes, once that is known: small images know at once, large ones count in the background
     /// after the first call and say `None` until then.
-    pub fn data_bytes(&self) -> Option<u64> {
+    pub fn data_bytes(self: &Arc<Self>) -> Option<u64> {
+        let Content::Proven(view) = &self.content else { return Some(self.len_bytes) };
+        if let Some(&known) = self.data_bytes.get() {
+            return Some(known);
+        }
+        if view.table().count() <= holes::COUNT_AT_ONCE_MAX {
+            return self.count_data();
+        }
+        if self.count_started.set(()).is_ok() {
+            let image = self.clone();
+            let counter = std::thread::Builder::new().name("count-holes".into());
+            let started = counter.spawn(move || image.count_data());
+            if let Err(error) = started {
+                tracing::warn!(backup = %self.id, "cannot count holes in the background: {error}");
+            }
+        }
         None
+    }
+
+    /// Counts now, however long it takes. `None` when the digests cannot be read.
+    pub fn count_data(&self) -> Option<u64> {
+        let Content::Proven(view) = &self.content else { return Some(self.len_bytes) };
+        if let Some(&known) = self.data_bytes.get() {
+            return Some(known);
+        }
+        match holes::data_bytes(view) {
+            Ok(bytes) => Some(*self.data_bytes.get_or_init(|| bytes)),
+            Err(error) => {
+                tracing::warn!(backup = %self.id, "cannot count holes: {error}");
+                None
+            }
+        }
+    }
+
+    /// About how much memory this value holds, in bytes.
+    pub fn memory_bytes(&self) -> u64 {
+        let map = match &self.content {
+            Content::Proven(view) => view.map(),
+            Content::Unproven(view) => view.map(),
+        };
+        (size_of_val(map.extents()) + 4096) as u64
     }
 
     /// Damage seen so far.
     pub fn damage(&self) -> Damage {
-        Damage::default()
+        self.damage.seen()
     }
+}
+
+/// All extents of a chain in the order in which they hide each other.
+fn extents(layers: &[Arc<Backup>]) -> impl Iterator<Item = Extent> {
+    let numbered = |n: usize| u32::try_from(n).unwrap_or(u32::MAX); // CHAIN_MAX and OBJECTS_MAX are far below
+    layers.iter().enumerate().flat_map(move |(layer, backup)| {
+        backup.objects.iter().enumerate().map(move |(object, data)| Extent {
+            start: data.offset,
+            len: data.len_bytes,
+            object: ObjectIndex { layer: numbered(layer), object: numbered(object) },
+            object_offset: 0,
+        })
+    })
+}
+
+/// Opens the object that a piece of the map names.
+fn open_object(engine: &Engine, layers: &[Arc<Backup>], index: ObjectIndex) -> Result<Arc<ObjectReader>> {
+    let (backup, object) = object_of(layers, index)?;
+    engine.objects().get(backup.object_name(object)?, object.codec, object.len_bytes)
+}
+
+fn object_of(layers: &[Arc<Backup>], index: ObjectIndex) -> Result<(&Backup, &DataObject)> {
+    let backup = layers.get(index.layer as usize);
+    backup
+        .and_then(|backup| backup.objects.get(index.object as usize).map(|object| (&**backup, object)))
+        .ok_or_else(|| Error::new(ErrorKind::NoData, "the extent map names an object that is not there"))
+}
+
+/// The bytes of the image that a block holds.
+fn block_range(table: &BlockHashTable, len_bytes: u64, block: BlockIndex) -> Range<u64> {
+    let start = block.0 * table.block_bytes();
+    start..(start + table.block_bytes()).min(len_bytes)
 }

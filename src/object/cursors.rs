@@ -48,7 +48,9 @@ impl IdleCursors {
         let mut dropped = Vec::new();
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         idle.push_back((id, cursor));
-        let weight = |idle: &VecDeque<(u64, Cursor)>| idle.iter().map(|(_, c)| c.decoder.memory_bytes()).sum::<usize>();
+        let weight = |idle: &VecDeque<(u64, Cursor)>| {
+            idle.iter().map(|(_, c)| c.decoder.memory_bytes()).sum::<usize>()
+        };
         while idle.len() > 1 && (idle.len() > CURSORS_MAX || weight(&idle) > self.bytes_max) {
             dropped.extend(idle.pop_front());
         }

@@ -117,7 +117,12 @@ impl ObjectReader {
     }
 
     /// Fills `out` with the plain bytes from `offset`.
-    pub fn read_at(&self, out: &mut [u8], offset: u64, passing: &mut dyn Passing) -> Result<Filled, ReadFailure> {
+    pub fn read_at(
+        &self,
+        out: &mut [u8],
+        offset: u64,
+        passing: &mut dyn Passing,
+    ) -> Result<Filled, ReadFailure> {
         if let Some(failure) = self.believed_failure(offset) {
             return Err(failure);
         }
@@ -175,7 +180,12 @@ impl ObjectReader {
         Ok(Filled::All)
     }
 
-    fn read_compressed(&self, out: &mut [u8], offset: u64, passing: &mut dyn Passing) -> Result<Filled, ReadFailure> {
+    fn read_compressed(
+        &self,
+        out: &mut [u8],
+        offset: u64,
+        passing: &mut dyn Passing,
+    ) -> Result<Filled, ReadFailure> {
         let _lane = self.lane.lock().unwrap_or_else(PoisonError::into_inner);
         if passing.already_there() {
             return Ok(Filled::NotNeeded);
@@ -187,7 +197,9 @@ impl ObjectReader {
         let nothing = |error| ReadFailure { filled: 0, error };
         let mut cursor = match self.cursors.take(self.id, offset) {
             Some(cursor) => cursor,
-            None => Cursor { at: 0, decoder: codec::decoder(self.codec, self.source.clone()).map_err(nothing)? },
+            None => {
+                Cursor { at: 0, decoder: codec::decoder(self.codec, self.source.clone()).map_err(nothing)? }
+            }
         };
         self.skip_to(&mut cursor, offset, passing).map_err(nothing)?;
         let mut filled = 0;
@@ -207,7 +219,8 @@ impl ObjectReader {
 
     /// Decodes up to `offset`, offering what is of use on the way.
     fn skip_to(&self, cursor: &mut Cursor, offset: u64, passing: &mut dyn Passing) -> Result<()> {
-        let offer_from = passing.useful_from().max(offset.saturating_sub(OFFER_BYTES_MAX)).max(cursor.at).min(offset);
+        let offer_from =
+            passing.useful_from().max(offset.saturating_sub(OFFER_BYTES_MAX)).max(cursor.at).min(offset);
         let mut scratch = vec![0; SKIP_BYTES.min((offset - cursor.at) as usize)];
         while cursor.at < offer_from {
             let most = scratch.len().min((offer_from - cursor.at) as usize);

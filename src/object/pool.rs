@@ -42,7 +42,8 @@ impl ObjectPool {
         }
         // Opened without the lock: a slow store must not stop readers of what is open.
         let source = self.store.open(&key.0)?;
-        let reader = Arc::new(ObjectReader::new(key.0.clone(), codec, len_bytes, source, self.cursors.clone()));
+        let reader =
+            Arc::new(ObjectReader::new(key.0.clone(), codec, len_bytes, source, self.cursors.clone()));
         let mut open = self.lock();
         // Another thread may have been quicker; two readers of one object would decode it twice.
         if let Some(other) = open.get(&key)

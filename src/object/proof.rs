@@ -18,7 +18,9 @@ pub const PROOF_BLOCK_BYTES: u64 = 32 << 10;
 
 /// Reads an object whole and returns the digests of its blocks, if its plain bytes are `len_bytes` with this md5.
 pub fn prove(reader: &ObjectReader, len_bytes: u64, expected: Option<Md5>) -> Result<BlockHashTable> {
-    let refuse = |message: String| Error::new(ErrorKind::HashMismatch, format!("object {:?}: {message}", reader.name()));
+    let refuse = |message: String| {
+        Error::new(ErrorKind::HashMismatch, format!("object {:?}: {message}", reader.name()))
+    };
     let Some(expected) = expected else {
         let message = "it has neither block digests nor an md5, so nothing proves its bytes";
         return Err(Error::new(ErrorKind::NoData, format!("object {:?}: {message}", reader.name())));
@@ -31,7 +33,9 @@ pub fn prove(reader: &ObjectReader, len_bytes: u64, expected: Option<Md5>) -> Re
     loop {
         let mut filled = 0;
         while filled < block.len() {
-            let n = decoder.read(&mut block[filled..]).map_err(|e| e.context(format!("object {:?}", reader.name())))?;
+            let n = decoder
+                .read(&mut block[filled..])
+                .map_err(|e| e.context(format!("object {:?}", reader.name())))?;
             if n == 0 {
                 break;
             }
@@ -39,7 +43,9 @@ pub fn prove(reader: &ObjectReader, len_bytes: u64, expected: Option<Md5>) -> Re
         }
         total += filled as u64;
         if total > len_bytes {
-            return Err(refuse(format!("it holds more than the {len_bytes} plain bytes that the metadata tells")));
+            return Err(refuse(format!(
+                "it holds more than the {len_bytes} plain bytes that the metadata tells"
+            )));
         }
         if filled > 0 {
             md5.update(&block[..filled]);
@@ -50,7 +56,8 @@ pub fn prove(reader: &ObjectReader, len_bytes: u64, expected: Option<Md5>) -> Re
         }
     }
     if total < len_bytes {
-        let message = format!("object {:?}: its plain bytes end at {total}, expected {len_bytes}", reader.name());
+        let message =
+            format!("object {:?}: its plain bytes end at {total}, expected {len_bytes}", reader.name());
         return Err(Error::new(ErrorKind::Truncated, message));
     }
     let actual = Md5(md5.finalize().into());

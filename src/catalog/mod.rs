@@ -1,0 +1,262 @@
+//! Which backups a store holds, and which are unusable and why.
+//!
+//! Problem: there is no database to ask. What backups exist, what they build on, and whether they can be read follows
+//! from the `_metadata` documents alone, and the store changes while a mount looks at it. Idea: a scan lists these
+//! documents, reads those that are new or changed, and makes a [`Snapshot`] that never changes; front-ends ask for a new
+//! one whenever somebody looks.
+//!
+//! Invariants: a snapshot lists every `_metadata` document once, by a unique id, with a reason where it cannot be used; a
+//! backup in progress has no such document and is not there; what could be read stays listed when the store cannot be.
+
+mod scan;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use self::scan::Scan;
+use crate::backup::Backup;
+use crate::byte_lru::ByteLru;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::names::SHA256FILE_SUFFIX;
+use crate::image::{Engine, Image};
+use crate::store::{ObjectStat, ObjectVersion, Store};
+use crate::types::{BackupId, ObjectName, VolumeId};
+
+/// A snapshot younger than this is current: whoever lists a directory asks several times.
+const SCAN_INTERVAL: Duration = Duration::from_secs(1);
+
+/// A store that takes long to scan is scanned less often, so that scanning takes at most a tenth of the time.
+const SCAN_SHARE: u32 = 10;
+
+/// And a store is scanned at least this often while somebody looks.
+const SCAN_INTERVAL_MAX: Duration = Duration::from_secs(30);
+
+/// Opened backups are kept up to this, in bytes: about a million objects.
+const BACKUP_BYTES_MAX: u64 = 64 << 20;
+
+/// Opened images are kept up to this, in bytes.
+const IMAGE_BYTES_MAX: u64 = 64 << 20;
+
+/// Settings of a [`Catalog`].
+#[derive(Clone, Debug)]
+pub struct CatalogOptions {
+    /// Bound on the block cache, in bytes.
+    pub cache_bytes_max: u64,
+}
+
+impl Default for CatalogOptions {
+    fn default() -> Self {
+        Self { cache_bytes_max: 256 << 20 }
+    }
+}
+
+/// A backup of the store as its metadata tells it, usable or not.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// Unique in a [`Snapshot`]. Taken from the path when the metadata cannot be read.
+    pub id: BackupId,
+    /// `None` when the metadata could not be read.
+    pub volume_id: Option<VolumeId>,
+    /// `None` for a full backup.
+    pub parent_id: Option<BackupId>,
+    /// When the backup was made; `None` when the metadata says `None` or nothing.
+    pub created_at: Option<jiff::Timestamp>,
+    /// `backup_name`.
+    pub name: Option<String>,
+    /// `backup_description`.
+    pub description: Option<String>,
+    /// The volume's display name, from `volume_meta`.
+    pub volume_name: Option<String>,
+    /// The volume's size in GiB, from `volume_meta`.
+    pub volume_size_gib: Option<u64>,
+    /// The container, relative to the store's root; empty for the root itself.
+    pub container: String,
+    /// Begins every object's name, relative to the container.
+    pub prefix: String,
+    /// How many data objects it has.
+    pub object_count: u64,
+    /// The `_metadata` object.
+    pub metadata_name: ObjectName,
+    /// What the store says about the `_metadata` object.
+    pub metadata_stat: ObjectStat,
+    /// Why it cannot be used, found without opening its objects: torn JSON, unknown version, missing parent, cycle, ….
+    pub problem: Option<Error>,
+}
+
+/// The backups of a store at one moment.
+#[derive(Debug, Default)]
+pub struct Snapshot {
+    entries: Vec<Arc<Entry>>,
+    by_id: HashMap<BackupId, usize>,
+}
+
+impl Snapshot {
+    /// All backups, ordered by creation time, then id.
+    pub fn entries(&self) -> impl DoubleEndedIterator<Item = &Arc<Entry>> {
+        self.entries.iter()
+    }
+
+    /// The backup of this id.
+    pub fn get(&self, id: &str) -> Option<&Arc<Entry>> {
+        self.by_id.get(id).map(|&index| &self.entries[index])
+    }
+
+    /// A snapshot of these backups.
+    pub fn new(mut entries: Vec<Arc<Entry>>) -> Self {
+        entries.sort_by(|a, b| (a.created_at, &a.id).cmp(&(b.created_at, &b.id)));
+        let by_id = entries.iter().enumerate().map(|(index, entry)| (entry.id.clone(), index)).collect();
+        Self { entries, by_id }
+    }
+
+    /// The chain of a backup that has no problem, the full one first.
+    fn chain(&self, id: &BackupId) -> Result<Vec<&Arc<Entry>>> {
+        let mut chain = Vec::new();
+        let mut next = Some(id);
+        while let Some(id) = next {
+            let entry = self.get(id.as_str()).ok_or_else(|| gone(id))?;
+            if let Some(problem) = &entry.problem {
+                return Err(problem.clone());
+            }
+            chain.push(entry);
+            next = entry.parent_id.as_ref();
+        }
+        chain.reverse();
+        Ok(chain)
+    }
+}
+
+/// The backups of one store, kept up to date, and their images.
+pub struct Catalog {
+    engine: Arc<Engine>,
+    current: Mutex<Current>,
+    scanning: Mutex<Scan>,
+    backups: Mutex<ByteLru<(ObjectName, ObjectVersion), Arc<Backup>>>,
+    images: Mutex<ByteLru<BackupId, Opened>>,
+}
+
+struct Current {
+    snapshot: Arc<Snapshot>,
+    scanned: Instant,
+    interval: Duration,
+}
+
+/// An image, or why there is none, and of which versions of which documents.
+#[derive(Clone)]
+struct Opened {
+    documents: Vec<ObjectVersion>,
+    image: Result<Arc<Image>>,
+    at: Instant,
+}
+
+impl Catalog {
+    /// A catalog of `store`; scans it once.
+    pub fn open(store: Arc<dyn Store>, options: CatalogOptions) -> Result<Self> {
+        let engine = Arc::new(Engine::new(store, options.cache_bytes_max));
+        let mut scan = Scan::default();
+        let started = Instant::now();
+        let snapshot = scan.run(&**engine.store())?;
+        Ok(Self {
+            current: Mutex::new(Current::new(snapshot, started)),
+            scanning: Mutex::new(scan),
+            backups: Mutex::new(ByteLru::new(BACKUP_BYTES_MAX)),
+            images: Mutex::new(ByteLru::new(IMAGE_BYTES_MAX)),
+            engine,
+        })
+    }
+
+    /// The store.
+    pub fn store(&self) -> &Arc<dyn Store> {
+        self.engine.store()
+    }
+
+    /// The current state, from a new scan when the last one is older than a moment. While the store cannot be listed, or
+    /// another thread is at it, the last known state.
+    pub fn refresh(&self) -> Arc<Snapshot> {
+        let (snapshot, is_current) = {
+            let current = lock(&self.current);
+            (current.snapshot.clone(), current.scanned.elapsed() < current.interval)
+        };
+        if is_current {
+            return snapshot;
+        }
+        let Ok(mut scan) = self.scanning.try_lock() else { return snapshot };
+        let started = Instant::now();
+        let scanned = scan.run(&**self.store()).unwrap_or_else(|error| {
+            tracing::warn!("cannot list the store, showing what is known: {error}");
+            snapshot
+        });
+        *lock(&self.current) = Current::new(scanned.clone(), started);
+        scanned
+    }
+
+    /// The state at the last scan.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        lock(&self.current).snapshot.clone()
+    }
+
+    /// The image of a backup; the error says why it has none. Opened images are shared and kept for a while.
+    pub fn image(&self, entry: &Entry) -> Result<Arc<Image>> {
+        let snapshot = self.snapshot();
+        let chain = snapshot.chain(&entry.id)?;
+        let mut documents: Vec<_> = chain.iter().map(|entry| entry.metadata_stat.version.clone()).collect();
+        documents.extend(self.digest_version(entry));
+        let known = lock(&self.images).get(&entry.id).filter(|opened| opened.documents == documents).cloned();
+        if let Some(opened) = known
+            && (opened.image.is_ok() || opened.at.elapsed() < SCAN_INTERVAL)
+        {
+            return opened.image;
+        }
+        let image = self.open_image(&chain);
+        let cost = image.as_ref().map_or(1024, |image| image.memory_bytes());
+        let opened = Opened { documents, image: image.clone(), at: Instant::now() };
+        lock(&self.images).insert(entry.id.clone(), opened, cost);
+        image
+    }
+
+    fn open_image(&self, chain: &[&Arc<Entry>]) -> Result<Arc<Image>> {
+        let layers = chain.iter().map(|entry| self.backup(entry)).collect::<Result<Vec<_>>>()?;
+        Image::open(&self.engine, layers).map(Arc::new)
+    }
+
+    fn backup(&self, entry: &Entry) -> Result<Arc<Backup>> {
+        let key = (entry.metadata_name.clone(), entry.metadata_stat.version.clone());
+        if let Some(backup) = lock(&self.backups).get(&key) {
+            return Ok(backup.clone());
+        }
+        let backup = Arc::new(Backup::open(&**self.store(), &entry.metadata_name)?);
+        if backup.summary.id != entry.id || backup.summary.parent_id != entry.parent_id {
+            return Err(Error::new(
+                ErrorKind::Malformed,
+                format!(
+                    "backup metadata {:?} was replaced by another's while it was read",
+                    entry.metadata_name
+                ),
+            ));
+        }
+        lock(&self.backups).insert(key, backup.clone(), backup.memory_bytes() as u64);
+        Ok(backup)
+    }
+
+    fn digest_version(&self, entry: &Entry) -> Option<ObjectVersion> {
+        let stem = entry.metadata_name.as_str().strip_suffix(crate::format::names::METADATA_SUFFIX)?;
+        let name = ObjectName::parse(&format!("{stem}{SHA256FILE_SUFFIX}")).ok()?;
+        Some(self.store().open(&name).ok()?.stat().version.clone())
+    }
+}
+
+impl Current {
+    fn new(snapshot: Arc<Snapshot>, started: Instant) -> Self {
+        let interval = (started.elapsed() * SCAN_SHARE).clamp(SCAN_INTERVAL, SCAN_INTERVAL_MAX);
+        Self { snapshot, scanned: Instant::now(), interval }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What these protect is replaced whole, so a panic elsewhere leaves it usable.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn gone(id: &BackupId) -> Error {
+    Error::new(ErrorKind::BackupNotFound, format!("the backup {id} is no longer in the store"))
+}

@@ -1,0 +1,384 @@
+//! A range of blocks with digests, read through extents, objects and the cache.
+//!
+//! A read asks for the digests of its blocks and then, block by block: zeros are known from the digest alone; what is in
+//! the cache is there; the rest is claimed, decoded in runs, hashed, and filed. What a decoder passes on the way to the
+//! wanted bytes is hashed and filed as well, since the kernel's read-ahead asks for it in any order.
+//!
+//! Invariants: [`Part::Data`] comes from a [`VerifiedBlock`] only; of a run, a block that cannot be read or is wrong does
+//! not take its neighbours with it.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::engine::Engine;
+use super::{Part, block_range, open_object};
+use crate::backup::{Backup, BlockHashTable};
+use crate::block::{Claim, Follow, Lead, VerifiedBlock, hash_of_zeros};
+use crate::chain::extent_map::{ExtentMap, ObjectIndex, Piece};
+use crate::error::{Error, ErrorKind, Result};
+use crate::object::{Filled, ObjectReader, Passing};
+use crate::types::{BlockHash, BlockIndex, ObjectName};
+
+/// Plain bytes decoded at once, in bytes, unless a single block is larger.
+const RUN_BYTES_MAX: u64 = 1 << 20;
+
+/// Blocks of a range, each with its digest.
+pub(super) struct View {
+    engine: Arc<Engine>,
+    layers: Arc<[Arc<Backup>]>,
+    map: ExtentMap,
+    table: Arc<BlockHashTable>,
+    zero_hash: BlockHash,
+    last_zero_hash: BlockHash,
+}
+
+/// What became of one block.
+enum Found {
+    Zeros,
+    Block(Arc<VerifiedBlock>),
+    Lost(Error),
+}
+
+/// A block that has to be decoded: its digest, and the duty to land it (none on a second try).
+struct Wanted<'a> {
+    block: BlockIndex,
+    hash: BlockHash,
+    lead: Option<Lead<'a>>,
+}
+
+impl View {
+    pub(super) fn new(
+        engine: Arc<Engine>,
+        layers: Arc<[Arc<Backup>]>,
+        map: ExtentMap,
+        table: Arc<BlockHashTable>,
+    ) -> Self {
+        let zero_hash = hash_of_zeros(table.block_bytes());
+        let short = map.len() % table.block_bytes();
+        let last_zero_hash = if short == 0 { zero_hash } else { hash_of_zeros(short) };
+        Self { engine, layers, map, table, zero_hash, last_zero_hash }
+    }
+
+    pub(super) fn len(&self) -> u64 {
+        self.map.len()
+    }
+
+    pub(super) fn map(&self) -> &ExtentMap {
+        &self.map
+    }
+
+    pub(super) fn table(&self) -> &BlockHashTable {
+        &self.table
+    }
+
+    /// The digest that this block has if it is all zeros.
+    pub(super) fn zero_hash(&self, block: BlockIndex) -> &BlockHash {
+        if block.0 + 1 == self.table.count() { &self.last_zero_hash } else { &self.zero_hash }
+    }
+
+    /// Gives each byte of `range`, which ends within the image, to `visitor`.
+    pub(super) fn visit(
+        &self,
+        range: Range<u64>,
+        visitor: &mut dyn FnMut(Range<u64>, Part<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let block_bytes = self.table.block_bytes();
+        let blocks = range.start / block_bytes..range.end.div_ceil(block_bytes).min(self.table.count());
+        for (block, found) in self.find(blocks) {
+            let bytes = self.range_of(block);
+            let part = bytes.start.max(range.start)..bytes.end.min(range.end);
+            match &found {
+                Found::Zeros => visitor(part, Part::Zeros)?,
+                Found::Lost(error) => visitor(part, Part::Lost(error))?,
+                Found::Block(verified) => {
+                    let within = (part.start - bytes.start) as usize..(part.end - bytes.start) as usize;
+                    visitor(part, Part::Data(&verified.bytes()[within]))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn range_of(&self, block: BlockIndex) -> Range<u64> {
+        block_range(&self.table, self.len(), block)
+    }
+
+    /// All of `blocks`, in order.
+    fn find(&self, blocks: Range<u64>) -> BTreeMap<BlockIndex, Found> {
+        let mut found = BTreeMap::new();
+        let mut missing = Vec::new();
+        for (index, hash) in blocks.clone().zip(self.table.get(blocks)) {
+            let block = BlockIndex(index);
+            match hash {
+                Err(error) => drop(found.insert(block, Found::Lost(error))),
+                Ok(hash) if hash == *self.zero_hash(block) => drop(found.insert(block, Found::Zeros)),
+                Ok(hash) => match self.engine.cache().get(&hash) {
+                    Some(verified) => drop(found.insert(block, Found::Block(verified))),
+                    None => missing.push((block, hash)),
+                },
+            }
+        }
+        let mut wanted = Vec::new();
+        let mut follows: Vec<(BlockIndex, BlockHash, Follow)> = Vec::new();
+        for (block, hash) in missing {
+            match self.engine.flights().claim(hash) {
+                Claim::Follow(follow) => follows.push((block, hash, follow)),
+                // Between the look into the cache and the claim another reader may have landed.
+                Claim::Lead(lead) => match self.engine.cache().get(&hash) {
+                    Some(verified) => {
+                        lead.land(verified.clone());
+                        found.insert(block, Found::Block(verified));
+                    }
+                    None => wanted.push(Wanted { block, hash, lead: Some(lead) }),
+                },
+            }
+        }
+        self.load(wanted, &mut found);
+        // Only now, when nobody waits for us, we wait for others. Whom a leader fails tries for itself: the same digest
+        // may stand elsewhere for it.
+        let mut again = Vec::new();
+        for (block, hash, follow) in follows {
+            match follow.wait() {
+                Some(verified) => drop(found.insert(block, Found::Block(verified))),
+                None => again.push(Wanted { block, hash, lead: None }),
+            }
+        }
+        self.load(again, &mut found);
+        found
+    }
+
+    /// Decodes `wanted`, sorted by block, run by run.
+    fn load(&self, wanted: Vec<Wanted<'_>>, found: &mut BTreeMap<BlockIndex, Found>) {
+        let run_blocks = (RUN_BYTES_MAX / self.table.block_bytes()).max(1) as usize;
+        let mut run: Vec<Wanted<'_>> = Vec::new();
+        for block in wanted {
+            let goes_on =
+                run.last().is_none_or(|last| last.block.0 + 1 == block.block.0) && run.len() < run_blocks;
+            if !goes_on {
+                self.load_run(std::mem::take(&mut run), found);
+            }
+            run.push(block);
+        }
+        self.load_run(run, found);
+    }
+
+    /// Decodes blocks that follow each other, and lands them.
+    fn load_run(&self, run: Vec<Wanted<'_>>, found: &mut BTreeMap<BlockIndex, Found>) {
+        let (Some(first), Some(last)) = (run.first(), run.last()) else { return };
+        let bytes = self.range_of(first.block).start..self.range_of(last.block).end;
+        let mut plain = vec![0; (bytes.end - bytes.start) as usize];
+        let mut missing: Vec<(Range<u64>, Error)> = Vec::new();
+        let mut meanwhile = None;
+        for piece in self.map.pieces(bytes.clone()) {
+            match piece {
+                Piece::Gap(image) => missing.push((image, no_object())),
+                Piece::Data { image, object, object_offset, extent_object_offset } => {
+                    let out =
+                        &mut plain[(image.start - bytes.start) as usize..(image.end - bytes.start) as usize];
+                    let mut neighbours = Neighbours {
+                        view: self,
+                        run: &run,
+                        image: &image,
+                        object_offset,
+                        extent_object_offset,
+                        meanwhile: None,
+                    };
+                    let read = open_object(&self.engine, &self.layers, object)
+                        .map_err(|error| (0, error))
+                        .and_then(|reader| {
+                            let read = reader.read_at(out, object_offset, &mut neighbours);
+                            read.map_err(|failure| (failure.filled, failure.error))
+                        });
+                    match read {
+                        Ok(Filled::All) => {}
+                        Ok(Filled::NotNeeded) => {
+                            meanwhile = neighbours.meanwhile;
+                            break;
+                        }
+                        Err((filled, error)) => missing.push((image.start + filled as u64..image.end, error)),
+                    }
+                }
+            }
+        }
+        if let Some(blocks) = meanwhile {
+            for (wanted, verified) in run.into_iter().zip(blocks) {
+                land(wanted, Ok(verified), found);
+            }
+            return;
+        }
+        for wanted in run {
+            let range = self.range_of(wanted.block);
+            let lost = missing.iter().find(|(lost, _)| lost.start < range.end && range.start < lost.end);
+            let result = match lost {
+                Some((_, error)) => Err(error.clone()),
+                None => {
+                    let within = (range.start - bytes.start) as usize..(range.end - bytes.start) as usize;
+                    self.verify(&wanted, &plain[within])
+                }
+            };
+            land(wanted, result, found);
+        }
+    }
+
+    /// Makes a block of bytes, files it, or says in full what is wrong with it.
+    fn verify(&self, wanted: &Wanted<'_>, bytes: &[u8]) -> Result<Arc<VerifiedBlock>> {
+        match VerifiedBlock::verify(bytes, &wanted.hash) {
+            Ok(verified) => {
+                let verified = Arc::new(verified);
+                self.engine.cache().insert(wanted.hash, verified.clone());
+                Ok(verified)
+            }
+            Err(actual) => {
+                let (index, expected, range) = (wanted.block.0, wanted.hash, self.range_of(wanted.block));
+                let sources: Vec<String> = self
+                    .sources(range)
+                    .map(|(name, reader, offset)| {
+                        if let Some(reader) = reader {
+                            reader.suspect(&Error::new(
+                                ErrorKind::HashMismatch,
+                                "a block of it has a wrong sha256",
+                            ));
+                        }
+                        format!("object {name:?} at plain offset {offset}")
+                    })
+                    .collect();
+                let message = format!(
+                    "block {index}: sha256 is {actual}, expected {expected}; from {}",
+                    sources.join(" and ")
+                );
+                Err(Error::new(ErrorKind::HashMismatch, message))
+            }
+        }
+    }
+
+    /// Where the bytes of a range come from, for a message.
+    fn sources(
+        &self,
+        range: Range<u64>,
+    ) -> impl Iterator<Item = (ObjectName, Option<Arc<ObjectReader>>, u64)> + '_ {
+        self.map.pieces(range).filter_map(|piece| match piece {
+            Piece::Gap(_) => None,
+            Piece::Data { object, object_offset, .. } => {
+                let (backup, data) = super::object_of(&self.layers, object).ok()?;
+                let name = backup.object_name(data).ok()?;
+                Some((name, open_object(&self.engine, &self.layers, object).ok(), object_offset))
+            }
+        })
+    }
+}
+
+/// Notes what became of a block, and tells those who wait for it.
+fn land(wanted: Wanted<'_>, result: Result<Arc<VerifiedBlock>>, found: &mut BTreeMap<BlockIndex, Found>) {
+    let became = match result {
+        Ok(verified) => {
+            if let Some(lead) = wanted.lead {
+                lead.land(verified.clone());
+            }
+            Found::Block(verified)
+        }
+        Err(error) => Found::Lost(error),
+    };
+    found.insert(wanted.block, became);
+}
+
+fn no_object() -> Error {
+    Error::new(
+        ErrorKind::NoData,
+        "no object of the chain covers this block, and its digest is not that of zeros",
+    )
+}
+
+/// Files the blocks that lie before the wanted ones in the same extent and are decoded on the way.
+struct Neighbours<'v, 'w, 'l> {
+    view: &'v View,
+    run: &'w [Wanted<'l>],
+    image: &'w Range<u64>,
+    object_offset: u64,
+    extent_object_offset: u64,
+    meanwhile: Option<Vec<Arc<VerifiedBlock>>>,
+}
+
+impl Passing for Neighbours<'_, '_, '_> {
+    fn already_there(&mut self) -> bool {
+        self.meanwhile = self.run.iter().map(|wanted| self.view.engine.cache().get(&wanted.hash)).collect();
+        self.meanwhile.is_some()
+    }
+
+    fn useful_from(&self) -> u64 {
+        self.extent_object_offset
+    }
+
+    fn passed(&mut self, offset: u64, bytes: &[u8]) {
+        let view = self.view;
+        let block_bytes = view.table.block_bytes();
+        let start = self.image.start - (self.object_offset - offset);
+        let end = start + bytes.len() as u64;
+        let blocks = start.div_ceil(block_bytes)..(end / block_bytes).min(view.table.count());
+        if blocks.is_empty() {
+            return;
+        }
+        for (index, hash) in blocks.clone().zip(view.table.get(blocks)) {
+            let Ok(hash) = hash else { continue };
+            let range = view.range_of(BlockIndex(index));
+            if hash == *view.zero_hash(BlockIndex(index)) || view.engine.cache().get(&hash).is_some() {
+                continue;
+            }
+            let block = &bytes[(range.start - start) as usize..(range.end - start) as usize];
+            if let Ok(verified) = VerifiedBlock::verify(block, &hash) {
+                view.engine.cache().insert(hash, Arc::new(verified));
+            }
+        }
+    }
+}
+
+/// The image cut at block borders into groups, one for each object that holds a block's first byte.
+pub(super) fn groups(map: &ExtentMap, block_bytes: u64) -> Vec<Vec<Range<u64>>> {
+    let mut of_object: BTreeMap<Option<ObjectIndex>, Vec<Range<u64>>> = BTreeMap::new();
+    let mut at = 0;
+    for piece in map.pieces(0..map.len()) {
+        let (object, image) = match piece {
+            Piece::Gap(image) => (None, image),
+            Piece::Data { image, object, .. } => (Some(object), image),
+        };
+        // A block that this piece ends in the middle of is read with it.
+        let end = image.end.div_ceil(block_bytes).saturating_mul(block_bytes).min(map.len());
+        if end > at {
+            of_object.entry(object).or_default().push(at..end);
+            at = end;
+        }
+    }
+    of_object.into_values().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chain::extent_map::Extent;
+
+    #[test]
+    fn groups_are_the_whole_image_once() {
+        let extent = |start, len, object| Extent {
+            start,
+            len,
+            object: ObjectIndex { layer: 0, object },
+            object_offset: 0,
+        };
+        let map = ExtentMap::paint(
+            [extent(0, 100, 0), extent(100, 50, 1), extent(30, 20, 2), extent(170, 13, 1)],
+            190,
+        );
+        for block_bytes in [1, 7, 10, 32, 500] {
+            let mut ranges: Vec<_> = groups(&map, block_bytes).into_iter().flatten().collect();
+            ranges.sort_by_key(|range| range.start);
+            let mut at = 0;
+            for range in ranges {
+                assert_eq!(range.start, at);
+                assert!(range.end == 190 || range.end % block_bytes == 0);
+                at = range.end;
+            }
+            assert_eq!(at, 190);
+        }
+        assert_eq!(groups(&map, 10).len(), 4);
+    }
+}
