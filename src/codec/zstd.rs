@@ -1,26 +1,133 @@
-//! (draft)
-use std::sync::Arc;
+//! zstd objects: frames, one after the other.
+//!
+//! Cinder writes one frame; frames of other writers are joined, with or without a content size, and skippable frames
+//! are skipped. Bytes that are no frame are an error, as they are for Cinder.
+//!
+//! libzstd forgets what it wrote in a call that fails. So each call gets what libzstd asks for and no more, which is
+//! one block (at most 128 KiB of plain bytes): all whole blocks before a damaged one are delivered.
 
-use super::Decoder;
-use crate::error::Result;
-use crate::store::ObjectSource;
+use ::zstd::zstd_safe::zstd_sys::ZSTD_ErrorCode;
+use ::zstd::zstd_safe::{DCtx, DParameter, InBuffer, OutBuffer, get_error_name, is_error_kind};
 
-pub(super) struct ZstdDecoder {
-    source: Arc<dyn ObjectSource>,
+use super::Codec;
+use super::stream::{Next, Step, Stream};
+use crate::error::{Error, ErrorKind, Result};
+
+/// Largest window that a frame may ask for, as a power of two: 128 MiB, the most that `zstd` itself gives without being
+/// asked, and that Cinder is known to restore. The window is memory that each cursor holds, so there must be a bound.
+const WINDOW_LOG_MAX: u32 = 27;
+
+/// Stored bytes that tell how long a frame's header is: the magic number and the descriptor.
+const FRAME_START_BYTES: usize = 5;
+
+/// How many frames without a plain byte may follow each other. A writer may put a skippable frame or two between its
+/// frames; 2 GB of empty ones would keep one read busy for minutes.
+const EMPTY_FRAMES_MAX: u32 = 65_536;
+
+/// The state of a run of zstd frames.
+pub(super) struct Zstd {
+    context: DCtx<'static>,
+    /// Stored bytes that libzstd asks for next.
+    wanted: usize,
+    /// The last call filled its output, so libzstd may hold more plain bytes.
+    output_pending: bool,
+    /// The last stored byte was a frame's last one.
+    frame_ended: bool,
+    /// Whether a frame was complete.
+    any_complete: bool,
+    /// Plain bytes of the current frame.
+    frame_plain_bytes: u64,
+    empty_frames: u32,
 }
 
-impl ZstdDecoder {
-    pub(super) fn new(source: Arc<dyn ObjectSource>) -> Result<Self> {
-        Ok(Self { source })
+impl Zstd {
+    /// Fails with [`ErrorKind::LimitExceeded`] when there is no memory for the state.
+    pub(super) fn new() -> Result<Self> {
+        let no_memory = || Error::new(ErrorKind::LimitExceeded, "zstd: out of memory");
+        let mut context = DCtx::try_create().ok_or_else(no_memory)?;
+        context.set_parameter(DParameter::WindowLogMax(WINDOW_LOG_MAX)).map_err(|_| no_memory())?;
+        Ok(Self {
+            context,
+            wanted: FRAME_START_BYTES,
+            output_pending: false,
+            frame_ended: false,
+            any_complete: false,
+            frame_plain_bytes: 0,
+            empty_frames: 0,
+        })
+    }
+
+    /// One call of libzstd.
+    fn call(&mut self, input: &[u8], out: &mut [u8]) -> Step {
+        let room = out.len();
+        let (mut input, mut output) = (InBuffer::around(input), OutBuffer::around(out));
+        let result = self.context.decompress_stream(&mut output, &mut input);
+        let (consumed, produced) = (input.pos(), output.pos());
+        self.output_pending = produced == room && result != Ok(0);
+        self.frame_plain_bytes += produced as u64;
+        let next = match result {
+            Ok(0) => self.end_frame(),
+            Ok(wanted) => {
+                self.wanted = wanted;
+                self.frame_ended &= consumed == 0;
+                Next::More
+            }
+            Err(code) => self.failure(code),
+        };
+        Step { consumed, produced, next }
+    }
+
+    fn end_frame(&mut self) -> Next {
+        self.wanted = FRAME_START_BYTES;
+        self.frame_ended = true;
+        self.any_complete = true;
+        self.empty_frames = if self.frame_plain_bytes == 0 { self.empty_frames + 1 } else { 0 };
+        self.frame_plain_bytes = 0;
+        if self.empty_frames > EMPTY_FRAMES_MAX {
+            let why = format!("more than {EMPTY_FRAMES_MAX} empty or skippable frames in a row");
+            return Next::Fail(ErrorKind::LimitExceeded, why);
+        }
+        Next::More
+    }
+
+    fn failure(&self, code: usize) -> Next {
+        let is = |kind| is_error_kind(code, kind);
+        if is(ZSTD_ErrorCode::ZSTD_error_frameParameter_windowTooLarge) {
+            let bound_mib = (1u64 << WINDOW_LOG_MAX) >> 20;
+            Next::Fail(
+                ErrorKind::LimitExceeded,
+                format!("a frame asks for a window over the bound of {bound_mib} MiB"),
+            )
+        } else if is(ZSTD_ErrorCode::ZSTD_error_memory_allocation) {
+            Next::Fail(ErrorKind::LimitExceeded, "out of memory".to_owned())
+        } else if is(ZSTD_ErrorCode::ZSTD_error_prefix_unknown) && self.any_complete {
+            Next::Fail(ErrorKind::Codec, "expected the end or another frame, found neither".to_owned())
+        } else {
+            Next::Fail(ErrorKind::Codec, get_error_name(code).to_owned())
+        }
     }
 }
 
-impl Decoder for ZstdDecoder {
-    fn read(&mut self, out: &mut [u8]) -> Result<usize> {
-        self.source.read_at(out, 0)
+impl Stream for Zstd {
+    const CODEC: Codec = Codec::Zstd;
+
+    fn step(&mut self, input: &[u8], out: &mut [u8]) -> Step {
+        if self.output_pending {
+            // First only what libzstd holds, without input: the next block may be damaged, and then this would be lost.
+            let step = self.call(&[], out);
+            if step.produced > 0 || !matches!(step.next, Next::More) {
+                return step;
+            }
+        }
+        self.call(&input[..input.len().min(self.wanted)], out)
+    }
+
+    fn may_end(&self) -> bool {
+        self.frame_ended
     }
 
     fn memory_bytes(&self) -> usize {
-        0
+        // libzstd counts its buffers, the window among them, from the moment a frame's header is read.
+        self.context.sizeof()
     }
 }
