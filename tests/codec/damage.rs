@@ -102,6 +102,18 @@ fn bytes_before_the_damage_stay() {
 }
 
 #[test]
+fn a_zstd_block_is_delivered_whole_however_small_the_reads() {
+    // A block of 1000 times 'a', and a block of the type that does not exist.
+    let block = [&(1000u32 << 3 | 2).to_le_bytes()[..3], b"a"].concat();
+    let stored = [&[0x28, 0xb5, 0x2f, 0xfd, 0, 7 << 3][..], &block, &[0xff; 3]].concat();
+    for read_bytes in [1, 300, 999, 1000, 1001] {
+        let (plain, error) = drain(&mut *open(Codec::Zstd, &stored), read_bytes);
+        assert_eq!(error.unwrap().kind(), ErrorKind::Codec);
+        assert_eq!(plain, [b'a'; 1000], "reads of {read_bytes}");
+    }
+}
+
+#[test]
 fn foreign_bytes_are_refused() {
     use std::io::Write;
     let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(6));
