@@ -3,8 +3,8 @@
 //! Cinder writes one frame; frames of other writers are joined, with or without a content size, and skippable frames
 //! are skipped. Bytes that are no frame are an error, as they are for Cinder.
 //!
-//! libzstd forgets what it wrote in a call that fails. So each call gets what libzstd asks for and no more, which is
-//! one block (at most 128 KiB of plain bytes): all whole blocks before a damaged one are delivered.
+//! libzstd forgets what it wrote in a call that fails. So each call gets one frame header, one block header or one
+//! block (at most 128 KiB of plain bytes) and no more: all whole blocks before a damaged one are delivered.
 
 use ::zstd::zstd_safe::zstd_sys::ZSTD_ErrorCode;
 use ::zstd::zstd_safe::{DCtx, DParameter, InBuffer, OutBuffer, get_error_name, is_error_kind};
@@ -20,6 +20,9 @@ const WINDOW_LOG_MAX: u32 = 27;
 /// Stored bytes that tell how long a frame's header is: the magic number and the descriptor.
 const FRAME_START_BYTES: usize = 5;
 
+/// What libzstd adds to its wishes so that a call may go on to the next block, whose header has this length.
+const BLOCK_HEADER_BYTES: usize = 3;
+
 /// How many frames without a plain byte may follow each other. A writer may put a skippable frame or two between its
 /// frames; 2 GB of empty ones would keep one read busy for minutes.
 const EMPTY_FRAMES_MAX: u32 = 65_536;
@@ -27,7 +30,7 @@ const EMPTY_FRAMES_MAX: u32 = 65_536;
 /// The state of a run of zstd frames.
 pub(super) struct Zstd {
     context: DCtx<'static>,
-    /// Stored bytes that libzstd asks for next.
+    /// Stored bytes of the next call.
     wanted: usize,
     /// The last call filled its output, so libzstd may hold more plain bytes.
     output_pending: bool,
@@ -68,7 +71,10 @@ impl Zstd {
         let next = match result {
             Ok(0) => self.end_frame(),
             Ok(wanted) => {
-                self.wanted = wanted;
+                self.wanted = match wanted.saturating_sub(BLOCK_HEADER_BYTES) {
+                    0 => wanted,
+                    this_block => this_block,
+                };
                 self.frame_ended &= consumed == 0;
                 Next::More
             }
