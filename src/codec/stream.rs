@@ -6,6 +6,7 @@
 //!
 //! Invariants:
 //! - each step consumes or produces something, or the stream ends in an error: no loop spins;
+//! - a stream of empty blocks or frames does not keep one read busy for long: steps without a plain byte are counted;
 //! - plain bytes decoded before a failure are delivered first, the failure is what the next read gets;
 //! - after the end or a failure the codec's memory is gone, and no more data comes.
 
@@ -15,6 +16,11 @@ use super::input::StoredInput;
 use super::{Codec, Decoder};
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::ObjectSource;
+
+/// How many steps without a plain byte may follow each other. A writer's longest run is a zstd skippable frame: 4 GiB
+/// are 32,768 steps of a full input buffer, and there is room for stores that read in small pieces. A hostile run of
+/// empty zstd blocks, three stored bytes each, ends after a fraction of a second.
+const IDLE_STEPS_MAX: u32 = 1 << 20;
 
 /// What one step did.
 pub(super) struct Step {
@@ -58,14 +64,14 @@ pub(super) struct StreamDecoder<S> {
 }
 
 enum State<S> {
-    Running { stream: S, input: StoredInput },
+    Running { stream: S, input: StoredInput, idle_steps: u32 },
     Ended,
     Failed(Error),
 }
 
 impl<S: Stream> StreamDecoder<S> {
     pub(super) fn new(stream: S, source: Arc<dyn ObjectSource>) -> Self {
-        Self { state: State::Running { stream, input: StoredInput::new(source) } }
+        Self { state: State::Running { stream, input: StoredInput::new(source), idle_steps: 0 } }
     }
 }
 
@@ -98,11 +104,19 @@ impl<S: Stream> Decoder for StreamDecoder<S> {
     fn read(&mut self, out: &mut [u8]) -> Result<usize> {
         let mut filled = 0;
         while filled < out.len() {
-            let State::Running { stream, input } = &mut self.state else { break };
+            let State::Running { stream, input, idle_steps } = &mut self.state else { break };
             let (produced, last) = advance(stream, input, &mut out[filled..]);
             filled += produced;
+            *idle_steps = if produced == 0 { *idle_steps + 1 } else { 0 };
             if let Some(last) = last {
                 self.state = last;
+            } else if *idle_steps > IDLE_STEPS_MAX {
+                let message = format!(
+                    "{} stream near stored byte {}: over {IDLE_STEPS_MAX} empty pieces in a row",
+                    S::CODEC,
+                    input.offset()
+                );
+                self.state = State::Failed(Error::new(ErrorKind::LimitExceeded, message));
             }
         }
         match &self.state {
@@ -113,7 +127,7 @@ impl<S: Stream> Decoder for StreamDecoder<S> {
 
     fn memory_bytes(&self) -> usize {
         match &self.state {
-            State::Running { stream, input } => stream.memory_bytes() + input.memory_bytes(),
+            State::Running { stream, input, .. } => stream.memory_bytes() + input.memory_bytes(),
             State::Ended | State::Failed(_) => 0,
         }
     }

@@ -23,10 +23,6 @@ const FRAME_START_BYTES: usize = 5;
 /// What libzstd adds to its wishes so that a call may go on to the next block, whose header has this length.
 const BLOCK_HEADER_BYTES: usize = 3;
 
-/// How many frames without a plain byte may follow each other. A writer may put a skippable frame or two between its
-/// frames; 2 GB of empty ones would keep one read busy for minutes.
-const EMPTY_FRAMES_MAX: u32 = 65_536;
-
 /// The state of a run of zstd frames.
 pub(super) struct Zstd {
     context: DCtx<'static>,
@@ -38,9 +34,6 @@ pub(super) struct Zstd {
     frame_ended: bool,
     /// Whether a frame was complete.
     any_complete: bool,
-    /// Plain bytes of the current frame.
-    frame_plain_bytes: u64,
-    empty_frames: u32,
 }
 
 impl Zstd {
@@ -55,8 +48,6 @@ impl Zstd {
             output_pending: false,
             frame_ended: false,
             any_complete: false,
-            frame_plain_bytes: 0,
-            empty_frames: 0,
         })
     }
 
@@ -67,9 +58,13 @@ impl Zstd {
         let result = self.context.decompress_stream(&mut output, &mut input);
         let (consumed, produced) = (input.pos(), output.pos());
         self.output_pending = produced == room && result != Ok(0);
-        self.frame_plain_bytes += produced as u64;
         let next = match result {
-            Ok(0) => self.end_frame(),
+            Ok(0) => {
+                self.wanted = FRAME_START_BYTES;
+                self.frame_ended = true;
+                self.any_complete = true;
+                Next::More
+            }
             Ok(wanted) => {
                 self.wanted = match wanted.saturating_sub(BLOCK_HEADER_BYTES) {
                     0 => wanted,
@@ -81,19 +76,6 @@ impl Zstd {
             Err(code) => self.failure(code),
         };
         Step { consumed, produced, next }
-    }
-
-    fn end_frame(&mut self) -> Next {
-        self.wanted = FRAME_START_BYTES;
-        self.frame_ended = true;
-        self.any_complete = true;
-        self.empty_frames = if self.frame_plain_bytes == 0 { self.empty_frames + 1 } else { 0 };
-        self.frame_plain_bytes = 0;
-        if self.empty_frames > EMPTY_FRAMES_MAX {
-            let why = format!("more than {EMPTY_FRAMES_MAX} empty or skippable frames in a row");
-            return Next::Fail(ErrorKind::LimitExceeded, why);
-        }
-        Next::More
     }
 
     fn failure(&self, code: usize) -> Next {

@@ -212,8 +212,13 @@ fn bombs_stream_in_flat_memory() {
 
 #[test]
 fn streams_of_nothing_without_end_are_refused() {
-    for (codec, body) in [(Codec::Bz2, bz2(b"", 9)), (Codec::Zstd, zstd(b"", 3))] {
-        let mut decoder = decoder(codec, Object::endless(vec![], body)).unwrap();
+    let empty_blocks = vec![0x28, 0xb5, 0x2f, 0xfd, 0, 7 << 3];
+    for (codec, head, body) in [
+        (Codec::Bz2, vec![], bz2(b"", 9)),
+        (Codec::Zstd, vec![], zstd(b"", 3)),
+        (Codec::Zstd, empty_blocks, vec![0; 3]),
+    ] {
+        let mut decoder = decoder(codec, Object::endless(head, body)).unwrap();
         let error = decoder.read(&mut [0; 10]).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::LimitExceeded, "{error}");
     }
