@@ -1,8 +1,7 @@
 //! zlib objects: exactly one RFC 1950 stream.
 //!
-//! Cinder's restore calls `zlib.decompress`-like code that stops at the end of the first stream: what follows it, junk
-//! or another stream, is ignored, so it is ignored here. An RFC 1952 gzip file is refused by both, although `gzip` is
-//! another name of this codec.
+//! Cinder's restore stops at the end of the first stream: what follows it, junk or another stream, is ignored, so it
+//! is ignored here. An RFC 1952 gzip file is refused by both, although `gzip` is another name of this codec.
 //!
 //! The Adler-32 at the end is compared when a read reaches it. By then the bytes have been delivered; the block
 //! digests are what decides about them.

@@ -115,7 +115,7 @@ impl Stream for Zstd {
     }
 
     fn memory_bytes(&self) -> usize {
-        // libzstd counts its buffers, the window among them, from the moment a frame's header is read.
+        // libzstd counts its buffers, the window among them, as soon as a frame asks for them.
         self.context.sizeof()
     }
 }
