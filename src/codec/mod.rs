@@ -8,6 +8,8 @@
 //! bytes whole; its end is the stream's own end, as genuine Cinder sees it (bytes after a zlib stream are ignored, bz2
 //! streams are concatenated).
 
+mod input;
+mod stream;
 mod none;
 mod zlib;
 mod bz2;
@@ -16,6 +18,7 @@ mod zstd;
 use std::fmt;
 use std::sync::Arc;
 
+use self::stream::StreamDecoder;
 use crate::error::Result;
 use crate::store::ObjectSource;
 
@@ -64,19 +67,24 @@ impl fmt::Display for Codec {
 /// A cursor over the plain bytes of one object; it only moves forward.
 pub trait Decoder: Send {
     /// Decodes the next plain bytes into `out`; returns how many, 0 only at the end of the plain bytes (or for an empty
-    /// `out`). After an error the decoder is spent.
+    /// `out`). What was decoded before an error is returned first.
+    ///
+    /// Fails with [`ErrorKind::Truncated`](crate::ErrorKind::Truncated) when the object ends before its stream,
+    /// [`ErrorKind::Codec`](crate::ErrorKind::Codec) when the stream is damaged,
+    /// [`ErrorKind::LimitExceeded`](crate::ErrorKind::LimitExceeded) when it asks for more than the bounds, and with the
+    /// store's error when the object cannot be read. After an error the decoder is spent and gives the same error again.
     fn read(&mut self, out: &mut [u8]) -> Result<usize>;
 
     /// About how much memory this decoder holds, in bytes.
     fn memory_bytes(&self) -> usize;
 }
 
-/// A decoder at the start of an object.
+/// A decoder at the start of an object. Reads nothing yet.
 pub fn decoder(codec: Codec, source: Arc<dyn ObjectSource>) -> Result<Box<dyn Decoder>> {
     match codec {
         Codec::None => Ok(Box::new(none::NoneDecoder::new(source))),
-        Codec::Zlib => Ok(Box::new(zlib::ZlibDecoder::new(source))),
-        Codec::Bz2 => Ok(Box::new(bz2::Bz2Decoder::new(source))),
-        Codec::Zstd => Ok(Box::new(zstd::ZstdDecoder::new(source)?)),
+        Codec::Zlib => Ok(Box::new(StreamDecoder::new(zlib::Zlib::new(), source))),
+        Codec::Bz2 => Ok(Box::new(StreamDecoder::new(bz2::Bz2::new(), source))),
+        Codec::Zstd => Ok(Box::new(StreamDecoder::new(zstd::Zstd::new()?, source))),
     }
 }

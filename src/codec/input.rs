@@ -1,0 +1,62 @@
+//! The stored bytes of an object, in order, through one small buffer.
+//!
+//! Problem: codecs want input in slices, objects hold gigabytes. Idea: one buffer that is filled by positioned reads
+//! and handed out until it is empty. Invariant: the object is never read whole, and no byte is read twice.
+
+use std::sync::Arc;
+
+use crate::error::Result;
+use crate::store::ObjectSource;
+
+/// Stored bytes read at once: larger reads no longer gain speed from a page cache or a disk's readahead, and a pool of
+/// idle cursors pays for each one. It also holds a whole zstd block, which then decodes without a copy.
+const INPUT_BYTES_MAX: usize = 128 * 1024;
+
+/// Smallest buffer. Most objects of an incremental are tiny, so the buffer follows the object's size; this is for
+/// one that has grown since, or whose store reports no size.
+const INPUT_BYTES_MIN: usize = 4 * 1024;
+
+/// A forward cursor over an object's stored bytes.
+pub(super) struct StoredInput {
+    source: Arc<dyn ObjectSource>,
+    buffer: Box<[u8]>,
+    /// What is read and not consumed: `buffer[start..end]`.
+    start: usize,
+    end: usize,
+    /// Stored offset of `buffer[end]`, where the next read begins.
+    read_offset: u64,
+}
+
+impl StoredInput {
+    /// Starts at the object's first byte.
+    pub(super) fn new(source: Arc<dyn ObjectSource>) -> Self {
+        let stored = usize::try_from(source.stat().len_bytes).unwrap_or(usize::MAX);
+        let buffer = vec![0; stored.clamp(INPUT_BYTES_MIN, INPUT_BYTES_MAX)].into_boxed_slice();
+        Self { source, buffer, start: 0, end: 0, read_offset: 0 }
+    }
+
+    /// The next stored bytes; empty only at the object's end. Reads only when nothing is left of the last read.
+    pub(super) fn fill(&mut self) -> Result<&[u8]> {
+        if self.start == self.end {
+            let read = self.source.read_at(&mut self.buffer, self.read_offset)?;
+            (self.start, self.end) = (0, read);
+            self.read_offset += read as u64;
+        }
+        Ok(&self.buffer[self.start..self.end])
+    }
+
+    /// Takes the first `bytes` of what [`StoredInput::fill`] gave.
+    pub(super) fn consume(&mut self, bytes: usize) {
+        self.start = self.end.min(self.start + bytes);
+    }
+
+    /// Stored offset of the next byte that is not consumed.
+    pub(super) fn offset(&self) -> u64 {
+        self.read_offset - (self.end - self.start) as u64
+    }
+
+    /// The buffer's size in bytes.
+    pub(super) fn memory_bytes(&self) -> usize {
+        self.buffer.len()
+    }
+}

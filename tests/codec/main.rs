@@ -1,0 +1,13 @@
+//! Does each codec give exactly the plain bytes, and nothing else, whatever is stored?
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "clippy.toml allows them in tests but does not see that helpers are tests, too"
+)]
+
+mod damage;
+mod genuine;
+mod kit;
+mod streams;
