@@ -139,7 +139,8 @@ def write_digests(volume, backup, version):
 def make(args):
     volume = Volume(args.seed, args.size, args.object_size, args.block_size)
     volume_id = cinder.seeded_uuid(args.seed, args.size, "huge")
-    report = {"store": os.path.abspath(args.dir), "codec": "zlib", "volume_id": volume_id, "size": args.size, "backups": []}
+    report = {"store": os.path.abspath(args.dir), "codec": "zlib", "volume_id": volume_id, "size": args.size,
+              "block_size": args.block_size, "backups": []}
     parent_id, waiting = None, []
     with concurrent.futures.ProcessPoolExecutor(args.jobs) as pool:
         for version in range(INCREMENTALS + 1):
@@ -175,7 +176,7 @@ def make(args):
             backup.write_metadata()
 
     newest = INCREMENTALS
-    places = [("start of the volume", 0), ("middle of a 2 GB object", volume.written[0][len(volume.written[0]) // 2]),
+    places = [("start of the volume", 0), ("middle of an object of zeros", volume.written[0][len(volume.written[0]) // 2]),
               ("end of the volume", volume.blocks - 1), ("an incremental's extent", volume.written[newest][0]),
               ("zeros", volume.object_size // volume.block + 1)]
     report["probes"] = []
