@@ -8,6 +8,7 @@ import bz2
 import hashlib
 import json
 import os
+import re
 import subprocess
 import zlib
 
@@ -62,6 +63,7 @@ def shape(backup_path):
             raw = file.read()
         document = json.loads(raw)
         assert cinder.dumps(document) == raw, "%s is not serialised as Cinder does" % path
+        assert document["version"] == "1.0.0", path
         if suffix == "_metadata":
             row = json.loads(document.pop("volume_meta"))
             found["columns"] = list(row["volume-base-metadata"])
@@ -73,4 +75,24 @@ def shape(backup_path):
             assert prefix == "volume_%s_%s_backup_%s" % (document["volume_id"], stamp, document["backup_id"])
             document["objects"] = [facts for entry in document["objects"] for facts in entry.values()]
         found[suffix] = types_of(document)
+        found["created_at of " + suffix] = re.sub("[0-9]", "0", document["created_at"])
     return found
+
+
+def check_extents(metadata_path, object_size, parent_digests, digests, block):
+    """The rules by which Cinder cuts a volume into objects. Returns how many were stored plain since they did not shrink."""
+    with open(metadata_path, "rb") as file:
+        metadata = json.load(file)
+    folder, plain, before = os.path.dirname(metadata_path), 0, None
+    for entry in metadata["objects"]:
+        (name, facts), = entry.items()
+        start, end = facts["offset"], facts["offset"] + facts["length"]
+        assert start % block == 0 and start // object_size == (end - 1) // object_size, "%s crosses a window" % name
+        assert before is None or start > before or start == before and start % object_size == 0, "%s continues another" % name
+        stored = os.path.getsize(os.path.join(folder, name))
+        plain += facts["compression"] == "none"
+        assert stored < facts["length"] or (facts["compression"], stored) == ("none", facts["length"]), "%s grew" % name
+        for index in range(start // block, -(-end // block)) if parent_digests else ():
+            assert digests[index] != parent_digests[index], "block %d did not change" % index
+        before = end
+    return plain

@@ -314,7 +314,7 @@ def self_check(genuine):
                 args = parse([os.path.join(store, "s"), "--codec", codec, "--size", str(size), "--object-size",
                               str(object_size), "--block-size", str(block), "--incrementals", "3", "--change", "4%",
                               "--image-out", image_out])
-                report, chain, parent = make(args), [], None
+                report, chain, parent, before, plain = make(args), [], None, None, 0
                 for made in report["backups"]:
                     path = os.path.join(store, "s", made["container"], made["prefix"])
                     with open(path + "_metadata", "rb") as file:
@@ -327,7 +327,9 @@ def self_check(genuine):
                     with open(path + "_sha256file", "rb") as file:
                         digests = json.load(file)["sha256s"]
                     assert "".join(digests) == cinder.block_digests(image, block).hex(), "digests of %s" % path
-                    checked += 1
+                    plain += cinder_restore.check_extents(path + "_metadata", object_size, before, digests, block)
+                    before, checked = digests, checked + 1
+                assert plain or object_size > 1 << 20, "no object of random data was stored plain"
                 with open(image_out, "rb") as file:
                     assert file.read() == image, "--image-out differs"
     return checked
