@@ -1,0 +1,154 @@
+"""Daemons, clocks and facts for `bench.py`: start a FUSE daemon, know when it serves, stop it whatever happens."""
+
+import contextlib
+import os
+import platform
+import shutil
+import signal
+import statistics
+import subprocess
+import tempfile
+import time
+
+START_SECONDS_MAX = 60
+STOP_SECONDS_MAX = 30
+READ_SECONDS_MAX = 1200
+
+
+class Failed(Exception):
+    """A measurement that cannot be made, or one that read a wrong byte: the whole run is void."""
+
+
+class Daemon:
+    """A FUSE daemon in the foreground: ready on entry, unmounted and gone on exit. Stopped by its own pid only."""
+
+    def __init__(self, command, mountpoint, environment=None):
+        self.command, self.mountpoint, self.environment = command, mountpoint, environment
+        self.ready_seconds = None
+
+    def __enter__(self):
+        outside = os.stat(self.mountpoint).st_dev
+        self.log = tempfile.TemporaryFile()
+        started = time.monotonic()
+        self.process = subprocess.Popen(
+            self.command, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log,
+            env={**os.environ, **(self.environment or {})})
+        try:
+            while os.stat(self.mountpoint).st_dev == outside:
+                if self.process.poll() is not None:
+                    raise Failed("%s ended with %d: %s" % (self.command, self.process.returncode, self.output()))
+                if time.monotonic() - started > START_SECONDS_MAX:
+                    raise Failed("%s was not ready in %d s: %s" % (self.command, START_SECONDS_MAX, self.output()))
+                time.sleep(0.0005)
+        except BaseException:
+            self.__exit__()
+            raise
+        self.started, self.ready_seconds = started, time.monotonic() - started
+        return self
+
+    def __exit__(self, *_):
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(STOP_SECONDS_MAX)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        if os.path.ismount(self.mountpoint) or not reachable(self.mountpoint):
+            unmount = ["umount", "-l"] if os.geteuid() == 0 else ["fusermount3", "-u", "-z"]
+            subprocess.run([*unmount, self.mountpoint], check=False)
+            raise Failed("%s left its mount behind: %s" % (self.command, self.output()))
+
+    def output(self):
+        self.log.seek(0)
+        return self.log.read()[-2000:].decode(errors="replace").strip()
+
+    def peak_rss(self):
+        """Highest resident memory so far, in bytes, mapped files included."""
+        with open("/proc/%d/status" % self.process.pid) as status:
+            for line in status:
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) * 1024
+        raise Failed("no VmHWM for %d" % self.process.pid)
+
+
+def reachable(path):
+    try:
+        os.stat(path)
+        return True
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def folder(parent, prefix):
+    """A fresh directory, removed at the end unless something is still mounted on it."""
+    path = tempfile.mkdtemp(prefix=prefix, dir=parent)
+    try:
+        yield path
+    finally:
+        if not os.path.ismount(path):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def timed(command, **options):
+    """Seconds that a command takes; it must succeed."""
+    started = time.monotonic()
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=READ_SECONDS_MAX, **options)
+    seconds = time.monotonic() - started
+    if done.returncode != 0:
+        raise Failed("%s ended with %d: %s" % (command, done.returncode, done.stderr.decode(errors="replace").strip()))
+    return seconds
+
+
+def files_of(store):
+    return [os.path.join(here, name) for here, _, names in os.walk(store) for name in names]
+
+
+def warm(store):
+    """Reads a store into the page cache. Hard-linked objects are read once."""
+    seen = set()
+    for path in files_of(store):
+        inode = os.stat(path).st_ino
+        if inode not in seen:
+            seen.add(inode)
+            with open(path, "rb", buffering=0) as file:
+                while file.read(4 << 20):
+                    pass
+
+
+def chill(store, everything):
+    """Drops a store from the page cache; with `everything`, as root, also names and attributes. Says which."""
+    for path in files_of(store):
+        file = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(file)
+            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(file)
+    if not everything or os.geteuid() != 0:
+        return "pages dropped"
+    with open("/proc/sys/vm/drop_caches", "w") as knob:
+        knob.write("3")
+    return "drop_caches"
+
+
+def available_memory():
+    with open("/proc/meminfo") as lines:
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+
+
+def machine_facts():
+    with open("/proc/cpuinfo") as lines:
+        models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    with open("/proc/meminfo") as lines:
+        memory = int(next(iter(lines)).split()[1]) / (1 << 20)
+    return "%d x %s, %.0f GiB, Linux %s" % (
+        len(os.sched_getaffinity(0)), models[0] if models else platform.machine(), memory, platform.release())
+
+
+def spread(values, scale=1.0, form="%.0f"):
+    """Median, and in brackets the least and the greatest where there are several."""
+    values = sorted(value / scale for value in values)
+    middle = form % statistics.median(values)
+    return middle if len(values) == 1 else "%s (%s-%s)" % (middle, form % values[0], form % values[-1])
