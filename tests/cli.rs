@@ -1,5 +1,7 @@
 //! What does the user see? The real binary: words, streams, exit codes.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests, where a panic is the report")]
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;

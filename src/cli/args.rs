@@ -37,14 +37,15 @@ Environment:
 #[derive(Parser, Debug)]
 #[command(name = "cinderfs", version, after_long_help = EXAMPLES, disable_help_subcommand = true)]
 pub struct Cli {
-    #[command(flatten)]
-    pub(crate) global: Global,
     #[command(subcommand)]
     pub(crate) verb: Verb,
+    #[command(flatten)]
+    pub(crate) global: Global,
 }
 
 /// Words that every verb takes.
 #[derive(Args, Debug)]
+#[command(next_help_heading = "Global options")]
 pub(crate) struct Global {
     /// Log more: -v info, -vv debug, -vvv trace
     #[arg(short, long, global = true, action = ArgAction::Count)]

@@ -336,6 +336,19 @@ mod tests {
         text.lines().skip(5).map(str::to_owned).collect()
     }
 
+    /// The only test that raises a signal: a second one would end the process, as it should.
+    #[test]
+    fn a_signal_asks_for_an_end_and_becomes_the_exit_code() {
+        let signals = Signals::watch().unwrap();
+        let interrupted = || Failure::new(ErrorKind::Interrupted, "the restore was interrupted");
+        assert_eq!(signals.blame(interrupted()).code(), 130);
+        signal_hook::low_level::raise(SIGTERM).unwrap();
+        assert!(signals.cancel.load(Ordering::Relaxed));
+        assert_eq!(signals.blame(interrupted()).code(), 143);
+        // What failed by itself keeps its own code, signal or not.
+        assert_eq!(signals.blame(Failure::new(ErrorKind::Target, "disk full")).code(), 1);
+    }
+
     #[test]
     fn the_loss_map_is_a_ddrescue_mapfile() {
         assert_eq!(
