@@ -46,9 +46,9 @@ enum Shown {
 
 impl Reporter {
     /// `quiet` takes the bar away, but not what was asked for with `--progress json`.
-    pub(crate) fn new(mode: Mode, quiet: bool) -> Self {
+    pub(crate) fn new(mode: Mode, quiet: bool, total_bytes: u64) -> Self {
         let shown = match mode {
-            Mode::Auto if !quiet && io::stderr().is_terminal() => Shown::Bar(bar()),
+            Mode::Auto if !quiet && io::stderr().is_terminal() => Shown::Bar(bar(total_bytes)),
             Mode::Auto | Mode::None => Shown::Nothing,
             Mode::Json => Shown::Json { started: Instant::now(), meter: Mutex::default() },
         };
@@ -90,12 +90,13 @@ impl Drop for Reporter {
     }
 }
 
-fn bar() -> ProgressBar {
+fn bar(total_bytes: u64) -> ProgressBar {
     let style = ProgressStyle::with_template(
         "{wide_bar} {percent:>3}%  {binary_bytes} of {binary_total_bytes}  {binary_bytes_per_sec}  ETA {eta}",
     )
     .unwrap_or_else(|_| ProgressStyle::default_bar());
-    let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr()).with_style(style);
+    let bar =
+        ProgressBar::with_draw_target(Some(total_bytes), ProgressDrawTarget::stderr()).with_style(style);
     bar.enable_steady_tick(BAR_INTERVAL);
     bar
 }

@@ -113,7 +113,7 @@ pub(crate) fn run(args: &RestoreArgs, quiet: bool) -> Result<Outcome, Failure> {
         cancel: &signals.cancel,
     };
     let target = if to_stdout { Target::Stdout } else { Target::Path(args.target.clone()) };
-    let reporter = Reporter::new(args.progress, quiet);
+    let reporter = Reporter::new(args.progress, quiet, image.len_bytes());
     let started = Instant::now();
     let result = engine::restore(&image, target, &options, &|progress| {
         reporter.update(progress.done_bytes, progress.total_bytes);
@@ -130,11 +130,11 @@ pub(crate) fn run(args: &RestoreArgs, quiet: bool) -> Result<Outcome, Failure> {
         }
     };
     reporter.finish(|| summary_json(&report, seconds));
-    if let Some(map) = loss_map {
-        map.write(&report, entry.id.as_str())?;
-    }
     if !quiet && args.progress != Mode::Json {
         note(&summary(&report, seconds, args.loss_map.as_deref()));
+    }
+    if let Some(map) = loss_map {
+        map.write(&report, entry.id.as_str())?;
     }
     Ok(if report.damaged.is_empty() { Outcome::Done } else { Outcome::Damaged })
 }
