@@ -1,3 +1,7 @@
 //! The `cinderfs` command: parse, run, exit code.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cinderfs::cli::main()
+}

@@ -1,1 +1,66 @@
-//! (draft)
+//! The command line; the only module that prints.
+//!
+//! Results go to stdout, everything else (errors, hints, logs, progress) to stderr. One file per verb.
+
+mod args;
+mod exit;
+mod list;
+mod logging;
+#[cfg(feature = "fuse")]
+pub mod mount;
+mod progress;
+mod render;
+mod restore;
+mod select;
+mod show;
+#[cfg(feature = "fuse")]
+pub mod umount;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::Parser;
+
+pub use args::Cli;
+pub use exit::Outcome;
+
+use crate::error::{Error, ErrorKind};
+use args::Verb;
+use exit::Failure;
+
+/// Runs the command that the process was called with, and returns its exit code.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(usage) => {
+            // A reader that went away (`--help | head`) has seen what it wanted.
+            let _ = usage.print();
+            return ExitCode::from(u8::try_from(usage.exit_code()).unwrap_or(2));
+        }
+    };
+    exit::conclude(run(cli))
+}
+
+fn run(cli: Cli) -> Result<Outcome, Failure> {
+    let verbosity = cli.global.verbosity();
+    logging::start(verbosity)?;
+    match cli.verb {
+        #[cfg(feature = "fuse")]
+        Verb::Mount(args) => Ok(mount::run(args)?),
+        #[cfg(feature = "fuse")]
+        Verb::Umount(args) => Ok(umount::run(args)?),
+        Verb::List(args) => list::run(&args),
+        Verb::Show(args) => show::run(&args),
+        Verb::Restore(args) => restore::run(&args, verbosity < 0),
+    }
+}
+
+/// Prints a result on stdout. A reader that stops reading (`| head`) is no failure; a full disk is one.
+fn print(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), Failure> {
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    match write(&mut out).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        Err(error) => Err(Error::caused_by(ErrorKind::Target, "cannot write to stdout", error).into()),
+        Ok(()) => Ok(()),
+    }
+}

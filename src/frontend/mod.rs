@@ -1,1 +1,4 @@
-//! (draft)
+//! Consumers of images, side by side.
+
+pub mod document;
+pub mod restore;

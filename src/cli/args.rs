@@ -1,0 +1,242 @@
+//! The command line's grammar: the verbs, and the words that several of them share.
+//!
+//! Each verb's own words stand beside its code. Doc comments here are what `--help` prints.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, Parser, Subcommand};
+
+use super::exit::Failure;
+use super::render::Format;
+use crate::catalog::{self, Catalog, CatalogOptions};
+use crate::error::{Error, ErrorKind};
+
+const EXAMPLES: &str = "\
+Examples:
+  cinderfs list /backup_mount                             every backup, newest first
+  cinderfs mount /backup_mount /mnt                       every backup as a disk image
+  cinderfs show /backup_mount 52e81dfa -f json            one backup, for scripts
+  cinderfs restore /backup_mount db@latest /dev/vg/new    one backup to a device
+
+Exit codes:
+  0 done; 1 failed; 2 wrong usage; 3 finished, but some data is damaged or missing;
+  10 store not found; 12 access denied by the store; 130, 143 ended by SIGINT, SIGTERM
+
+Environment:
+  CINDERFS_LOG    what to log to stderr: error, warn (the default), info, debug, trace,
+                  or by module, as in cinderfs::object=trace,warn";
+
+/// Every OpenStack Cinder volume backup as a verified, read-only disk image
+///
+/// Reads the backups that Cinder's POSIX, NFS and GlusterFS drivers wrote, full and incremental, without OpenStack.
+/// Every block is compared with its digest before a byte of it is handed out. The store is only ever read.
+#[derive(Parser, Debug)]
+#[command(name = "cinderfs", version, after_long_help = EXAMPLES, disable_help_subcommand = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+    #[command(flatten)]
+    pub(crate) global: Global,
+}
+
+/// Words that every verb takes.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Global options")]
+pub(crate) struct Global {
+    /// Log more: -v info, -vv debug, -vvv trace
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    verbose: u8,
+    /// Log less and show no progress: -q errors only, -qq nothing
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    quiet: u8,
+}
+
+impl Global {
+    /// `-v` counted up and `-q` counted down from 0.
+    pub(crate) fn verbosity(&self) -> i16 {
+        i16::from(self.verbose) - i16::from(self.quiet)
+    }
+}
+
+/// What to do.
+#[derive(Subcommand, Debug)]
+pub(crate) enum Verb {
+    #[cfg(feature = "fuse")]
+    Mount(super::mount::MountArgs),
+    #[cfg(feature = "fuse")]
+    Umount(super::umount::UmountArgs),
+    List(super::list::ListArgs),
+    Show(super::show::ShowArgs),
+    Restore(super::restore::RestoreArgs),
+}
+
+/// How to print rows or fields, as in the OpenStack client.
+#[derive(Args, Debug)]
+pub(crate) struct OutputArgs {
+    /// How to print it
+    #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t = Format::Table)]
+    pub(crate) format: Format,
+    /// Print this column only; may be repeated
+    #[arg(short, long = "column", value_name = "COLUMN")]
+    columns: Vec<String>,
+}
+
+impl OutputArgs {
+    /// Which of the `known` columns to print, in their own order, as the OpenStack client does; all unless told.
+    pub(crate) fn choose(&self, known: &[&str]) -> Result<Vec<usize>, Failure> {
+        if self.columns.is_empty() {
+            return Ok((0..known.len()).collect());
+        }
+        let mut chosen =
+            self.columns.iter().map(|word| column(known, word)).collect::<Result<Vec<_>, _>>()?;
+        chosen.sort_unstable();
+        chosen.dedup();
+        Ok(chosen)
+    }
+}
+
+/// The column that a word names, whatever its case.
+pub(crate) fn column(known: &[&str], word: &str) -> Result<usize, Failure> {
+    known.iter().position(|title| title.eq_ignore_ascii_case(word)).ok_or_else(|| {
+        Failure::new(ErrorKind::Usage, format!("there is no column {word:?}"))
+            .hint(format!("the columns are {}", known.join(", ")))
+    })
+}
+
+/// The store: a directory that holds containers of backups (`backup_posix_path`, a mounted NFS share, or a copy of
+/// one), or a file:// URL of it
+#[derive(Args, Debug)]
+#[group(skip)]
+pub(crate) struct StoreArg {
+    /// Directory that holds the backups: Cinder's `backup_posix_path`, a mounted share, or a copy; or its file:// URL
+    #[arg(value_name = "STORE")]
+    location: std::ffi::OsString,
+}
+
+impl StoreArg {
+    /// The directory that the word names, which exists.
+    pub(crate) fn path(&self) -> Result<PathBuf, Failure> {
+        let path = directory_of(&self.location)?;
+        match fs::metadata(&path) {
+            Ok(meta) if meta.is_dir() => Ok(path),
+            Ok(meta) if meta.is_file() => Err(Failure::new(
+                ErrorKind::Usage,
+                format!(
+                    "{path:?} is a file; reading the store's place from a cinder.conf is not supported yet"
+                ),
+            )
+            .hint("give the directory itself: backup_posix_path, or where the share is mounted")),
+            Ok(_) => Err(Failure::new(ErrorKind::Usage, format!("{path:?} is not a directory"))),
+            Err(error) => {
+                let kind = match error.kind() {
+                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => ErrorKind::StoreNotFound,
+                    io::ErrorKind::PermissionDenied => ErrorKind::AccessDenied,
+                    _ => ErrorKind::StoreIo,
+                };
+                Err(Error::caused_by(kind, format!("cannot open the store {path:?}"), error).into())
+            }
+        }
+    }
+
+    /// Opens the store and reads which backups it holds.
+    pub(crate) fn catalog(&self) -> Result<Catalog, Failure> {
+        let store = catalog::open_store(&self.path()?)?;
+        Ok(Catalog::open(store, CatalogOptions { cache_bytes_max: CACHE_BYTES_MAX })?)
+    }
+}
+
+/// Bound on the block cache of one command, in bytes; the mount's default too.
+const CACHE_BYTES_MAX: u64 = 256 << 20;
+
+/// The path of a STORE word: itself, or that of its file:// URL.
+fn directory_of(word: &OsStr) -> Result<PathBuf, Failure> {
+    let Some((scheme, rest)) = scheme_of(word.as_bytes()) else { return Ok(word.into()) };
+    if scheme != "file" {
+        return Err(Failure::new(ErrorKind::Usage, format!("{scheme}: stores are not supported yet"))
+            .hint("copy or mount the bucket, then give its directory; object names with slashes are fine"));
+    }
+    let usage = |why: &str| Failure::new(ErrorKind::Usage, format!("{word:?} {why}"));
+    let path = rest.strip_prefix(b"//").ok_or_else(|| usage("is no file URL; expected file:///path"))?;
+    let path = path.strip_prefix(b"localhost").filter(|path| path.starts_with(b"/")).unwrap_or(path);
+    if !path.starts_with(b"/") {
+        return Err(usage("names another host; mount its share and give the directory"));
+    }
+    let path = percent_decoded(path).ok_or_else(|| usage("has a '%' without two hexadecimal digits"))?;
+    Ok(std::ffi::OsString::from_vec(path).into())
+}
+
+/// Splits a URL after its scheme. `x://…` is always one, `x:…` for the schemes of stores only: colons are legal in
+/// directory names, and `./` before such a name makes it a path again.
+fn scheme_of(word: &[u8]) -> Option<(&str, &[u8])> {
+    let colon = word.iter().position(|&b| b == b':')?;
+    let (scheme, rest) = (std::str::from_utf8(&word[..colon]).ok()?, &word[colon + 1..]);
+    let is_scheme = scheme.starts_with(|c: char| c.is_ascii_alphabetic())
+        && scheme.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'-' | b'.'));
+    let is_store = matches!(scheme, "file" | "swift" | "s3" | "gs");
+    (is_scheme && (is_store || rest.starts_with(b"//"))).then_some((scheme, rest))
+}
+
+fn percent_decoded(text: &[u8]) -> Option<Vec<u8>> {
+    let mut decoded = Vec::with_capacity(text.len());
+    let mut rest = text.iter();
+    while let Some(&byte) = rest.next() {
+        if byte == b'%' {
+            let mut digit = || (*rest.next()? as char).to_digit(16);
+            let value = digit()? << 4 | digit()?;
+            decoded.push(u8::try_from(value).ok()?);
+        } else {
+            decoded.push(byte);
+        }
+    }
+    Some(decoded)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_grammar_holds_together() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn stores_are_directories_and_file_urls() {
+        let path = |word: &str| directory_of(OsStr::new(word)).map_err(|failure| failure.code());
+        assert_eq!(path("/backup_mount"), Ok("/backup_mount".into()));
+        assert_eq!(path("./swift:x"), Ok("./swift:x".into()));
+        assert_eq!(path("host:dir"), Ok("host:dir".into()));
+        assert_eq!(path("file:///srv/a%20b%2f"), Ok("/srv/a b/".into()));
+        assert_eq!(path("file://localhost/srv"), Ok("/srv".into()));
+        for bad in [
+            "swift://c",
+            "swift:c",
+            "s3://bucket",
+            "gs://b",
+            "https://x/y",
+            "file://host/x",
+            "file:x",
+            "file:///%2",
+            "file:///%zz",
+        ] {
+            assert_eq!(path(bad), Err(2), "{bad}");
+        }
+    }
+
+    #[test]
+    fn columns_keep_their_order_and_ignore_case() {
+        let output = |columns: &[&str]| OutputArgs {
+            format: Format::Table,
+            columns: columns.iter().map(|&word| word.to_owned()).collect(),
+        };
+        let known = ["ID", "Name", "Created At"];
+        assert_eq!(output(&[]).choose(&known).unwrap(), [0, 1, 2]);
+        assert_eq!(output(&["created at", "ID", "ID"]).choose(&known).unwrap(), [0, 2]);
+        assert_eq!(output(&["ID", "Sise"]).choose(&known).unwrap_err().code(), 2);
+    }
+}

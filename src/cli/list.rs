@@ -1,0 +1,189 @@
+//! `cinderfs list`: the backups of a store, one row each.
+
+use std::cmp::Ordering;
+use std::sync::Arc;
+
+use clap::{Args, ValueEnum};
+use serde_json::{Value, json};
+
+use super::args::{self, OutputArgs, StoreArg};
+use super::exit::{Failure, Outcome};
+use super::{print, render, select};
+use crate::catalog::{Catalog, Entry};
+use crate::frontend::document::{self, STATUS_AVAILABLE, STATUS_ERROR};
+use crate::image::Image;
+
+const EXAMPLES: &str = "\
+Examples:
+  cinderfs list /backup_mount --volume db --status available
+  cinderfs list /backup_mount --long -f json
+  cinderfs list /backup_mount -f value -c ID | xargs -n1 cinderfs show /backup_mount";
+
+/// List the backups of a store, newest first
+///
+/// A backup is `available` when its whole chain is there and fits together, and `error` otherwise; `show` tells the
+/// reason. Listing opens the backups, and reads none of their data.
+#[derive(Args, Debug)]
+#[command(after_long_help = EXAMPLES)]
+pub(crate) struct ListArgs {
+    #[command(flatten)]
+    store: StoreArg,
+    /// Also print the volume and the container of each backup
+    #[arg(long)]
+    long: bool,
+    /// Only backups of this volume: its id, a unique prefix of it, or its display name
+    #[arg(long, value_name = "VOLUME")]
+    volume: Option<String>,
+    /// Only backups of exactly this name
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// Only backups of this status
+    #[arg(long, value_enum, value_name = "STATUS")]
+    status: Option<Status>,
+    #[command(flatten)]
+    output: OutputArgs,
+    /// Sort by this column; may be repeated, the first one counts most
+    #[arg(long = "sort-column", value_name = "COLUMN")]
+    sort_columns: Vec<String>,
+    /// Sort downwards instead of upwards
+    #[arg(long, requires = "sort_columns")]
+    sort_descending: bool,
+}
+
+/// What a backup's Status column can say.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+enum Status {
+    Available,
+    Error,
+}
+
+/// Titles in the OpenStack client's order; `--long` adds those from [`SHORT_COLUMNS`] on.
+const COLUMNS: [&str; 9] =
+    ["ID", "Name", "Description", "Status", "Size", "Incremental", "Created At", "Volume", "Container"];
+const SHORT_COLUMNS: usize = 7;
+const STATUS: usize = 3;
+const SIZE: usize = 4;
+
+/// Runs `list`.
+pub(crate) fn run(args: &ListArgs) -> Result<Outcome, Failure> {
+    let known = &COLUMNS[..if args.long { COLUMNS.len() } else { SHORT_COLUMNS }];
+    // Wrong words are refused before the store is read, which can take a while.
+    let chosen = args.output.choose(known)?;
+    let sort =
+        args.sort_columns.iter().map(|word| args::column(known, word)).collect::<Result<Vec<_>, _>>()?;
+    // Opening an image reads its whole chain's metadata; not for those who ask only for ids.
+    let wants = |column| chosen.contains(&column) || sort.contains(&column);
+    let wants_status = wants(STATUS) || args.status.is_some();
+
+    let catalog = args.store.catalog()?;
+    let entries = select::newest_first(&catalog.snapshot());
+    let volume = args.volume.as_deref().map(|words| select::volume(&entries, words)).transpose()?;
+    let mut rows: Vec<Vec<Value>> = entries
+        .iter()
+        .filter(|entry| volume.is_none() || entry.volume_id == volume)
+        .filter(|entry| args.name.is_none() || entry.name == args.name)
+        .map(|entry| {
+            let wants_image = wants_status || wants(SIZE) && entry.volume_size_gib.is_none();
+            let image = wants_image.then(|| open(&catalog, entry)).flatten();
+            row(entry, image.as_deref())
+        })
+        .filter(|row| match args.status {
+            None => true,
+            Some(Status::Available) => row[STATUS] == STATUS_AVAILABLE,
+            Some(Status::Error) => row[STATUS] == STATUS_ERROR,
+        })
+        .collect();
+    sort_rows(&mut rows, &sort, args.sort_descending);
+
+    let titles: Vec<&str> = chosen.iter().map(|&column| known[column]).collect();
+    let rows: Vec<Vec<Value>> =
+        rows.iter().map(|row| chosen.iter().map(|&column| row[column].clone()).collect()).collect();
+    print(|out| render::list(out, args.output.format, &titles, &rows))?;
+    Ok(Outcome::Done)
+}
+
+/// The image, or nothing and a word in the log.
+fn open(catalog: &Catalog, entry: &Arc<Entry>) -> Option<Arc<Image>> {
+    let error = match &entry.problem {
+        Some(problem) => problem.clone(),
+        None => match catalog.image(entry) {
+            Ok(image) => return Some(image),
+            Err(error) => error,
+        },
+    };
+    tracing::info!(backup = %entry.id, %error, "the backup is unusable");
+    None
+}
+
+fn row(entry: &Entry, image: Option<&Image>) -> Vec<Value> {
+    vec![
+        json!(entry.id.as_str()),
+        json!(entry.name),
+        json!(entry.description),
+        json!(if image.is_some() { STATUS_AVAILABLE } else { STATUS_ERROR }),
+        json!(document::size_gib(entry, image.map(Image::len_bytes))),
+        json!(document::is_incremental(entry)),
+        json!(entry.created_at.map(|time| time.to_string())),
+        json!(entry.volume_id.as_ref().map(|id| id.as_str())),
+        json!(entry.container),
+    ]
+}
+
+/// Sorts by the first of `columns`, ties by the next. What has no value comes last in either direction.
+fn sort_rows(rows: &mut [Vec<Value>], columns: &[usize], descending: bool) {
+    rows.sort_by(|a, b| {
+        columns.iter().fold(Ordering::Equal, |order, &column| {
+            order.then_with(|| match (&a[column], &b[column]) {
+                (Value::Null, Value::Null) => Ordering::Equal,
+                (Value::Null, _) => Ordering::Greater,
+                (_, Value::Null) => Ordering::Less,
+                (a, b) if descending => compare(b, a),
+                (a, b) => compare(a, b),
+            })
+        })
+    });
+}
+
+/// One column holds values of one type, besides null.
+fn compare(a: &Value, b: &Value) -> Ordering {
+    match (a, b) {
+        (Value::Number(a), Value::Number(b)) => a.as_u64().cmp(&b.as_u64()),
+        (Value::Bool(a), Value::Bool(b)) => a.cmp(b),
+        (Value::String(a), Value::String(b)) => a.cmp(b),
+        _ => Ordering::Equal,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_sort_by_several_columns_with_nothing_last() {
+        let mut rows = vec![
+            vec![json!("b"), json!(10)],
+            vec![json!("a"), json!(9)],
+            vec![json!(null), json!(1)],
+            vec![json!("a"), json!(10)],
+        ];
+        let mut shown = |columns: &[usize], descending| {
+            sort_rows(&mut rows, columns, descending);
+            rows.iter()
+                .map(|row| format!("{}{}", row[0].as_str().unwrap_or("-"), row[1]))
+                .collect::<Vec<_>>()
+                .join(" ")
+        };
+        assert_eq!(shown(&[0, 1], false), "a9 a10 b10 -1");
+        assert_eq!(shown(&[0, 1], true), "b10 a10 a9 -1");
+        assert_eq!(shown(&[1], false), "-1 a9 b10 a10");
+        // Without columns the order stays.
+        assert_eq!(shown(&[], false), "-1 a9 b10 a10");
+    }
+
+    #[test]
+    fn columns_stand_where_the_code_looks_for_them() {
+        assert_eq!(COLUMNS[STATUS], "Status");
+        assert_eq!(COLUMNS[SIZE], "Size");
+        assert_eq!(COLUMNS[..SHORT_COLUMNS].last(), Some(&"Created At"));
+    }
+}

@@ -1,0 +1,67 @@
+//! What the log shows and where it goes: stderr, filtered by `CINDERFS_LOG`, `-v` and `-q`.
+
+use std::env;
+use std::io::{self, IsTerminal};
+
+use tracing_subscriber::EnvFilter;
+
+use super::exit::Failure;
+use crate::error::{Error, ErrorKind};
+
+/// The environment variable that holds a filter: `debug`, `cinderfs::object=trace,warn`, ….
+const FILTER_VARIABLE: &str = "CINDERFS_LOG";
+
+/// Starts logging. `verbosity` counts `-v` up and `-q` down from 0.
+pub(crate) fn start(verbosity: i16) -> Result<(), Failure> {
+    let from_environment = env::var(FILTER_VARIABLE).unwrap_or_default();
+    let words = filter_words(&from_environment, verbosity);
+    let filter = EnvFilter::try_new(&words).map_err(|error| {
+        Failure::from(Error::caused_by(ErrorKind::Usage, format!("{FILTER_VARIABLE} is no filter"), error))
+            .hint(format!(
+                "{FILTER_VARIABLE}=debug, or by module: {FILTER_VARIABLE}=cinderfs::object=trace,warn"
+            ))
+    })?;
+    let colours = io::stderr().is_terminal() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    // A caller of the library may have a subscriber already; then that one stays.
+    let _ = tracing_subscriber::fmt()
+        .with_writer(io::stderr)
+        .with_ansi(colours)
+        .with_env_filter(filter)
+        .try_init();
+    Ok(())
+}
+
+/// The filter: what the environment says, then what the flags say, where the later word on one target counts.
+fn filter_words(from_environment: &str, verbosity: i16) -> String {
+    let from_flags = match verbosity {
+        ..=-2 => "off",
+        -1 => "error",
+        0 => "warn",
+        1 => "info",
+        2 => "debug",
+        3.. => "trace",
+    };
+    match (from_environment.trim(), verbosity) {
+        ("", _) => from_flags.to_owned(),
+        (words, 0) => words.to_owned(),
+        (words, _) => format!("{words},{from_flags}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_raise_and_lower_and_keep_the_modules_of_the_environment() {
+        assert_eq!(filter_words("", 0), "warn");
+        assert_eq!(filter_words("", 1), "info");
+        assert_eq!(filter_words("", 9), "trace");
+        assert_eq!(filter_words("", -1), "error");
+        assert_eq!(filter_words(" ", -5), "off");
+        assert_eq!(filter_words("debug", 0), "debug");
+        // The filter keeps one level per target, the last: here `info` for everything but one module.
+        let filter = EnvFilter::try_new(filter_words("cinderfs::object=trace,debug", 1)).unwrap();
+        assert_eq!(filter.to_string(), "cinderfs::object=trace,info");
+    }
+}

@@ -1,0 +1,182 @@
+//! How far a long command is: a bar on a terminal, NDJSON for programs, nothing in a log file.
+//!
+//! Everything goes to stderr, because stdout may be the image itself.
+
+use std::io::{self, IsTerminal};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use clap::ValueEnum;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::{Value, json};
+
+use super::exit::note;
+
+/// How progress is shown.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub(crate) enum Mode {
+    /// A bar if stderr is a terminal, else nothing.
+    Auto,
+    /// A JSON object per line, about two per second, and one with a summary at the end.
+    Json,
+    /// Nothing.
+    None,
+}
+
+/// Between two JSON lines. Fast enough to draw a bar from, slow enough not to fill a journal.
+const JSON_INTERVAL: Duration = Duration::from_millis(500);
+
+/// The bar redraws this often even when nothing arrives, so that a stalled store shows as a falling rate.
+const BAR_INTERVAL: Duration = Duration::from_millis(500);
+
+/// How much of the past the rate remembers, in seconds.
+const RATE_SECONDS: f64 = 8.0;
+
+/// Shows the progress of one command. Dropping it takes the bar away.
+pub(crate) struct Reporter {
+    shown: Shown,
+    mode: Mode,
+}
+
+enum Shown {
+    Nothing,
+    Bar(ProgressBar),
+    Json { started: Instant, meter: Mutex<Meter> },
+}
+
+impl Reporter {
+    /// `quiet` takes the bar away, but not what was asked for with `--progress json`.
+    pub(crate) fn new(mode: Mode, quiet: bool, total_bytes: u64) -> Self {
+        let shown = match mode {
+            Mode::Auto if !quiet && io::stderr().is_terminal() => Shown::Bar(bar(total_bytes)),
+            Mode::Auto | Mode::None => Shown::Nothing,
+            Mode::Json => Shown::Json { started: Instant::now(), meter: Mutex::default() },
+        };
+        Self { shown, mode }
+    }
+
+    /// Tells how many bytes of how many are done. Cheap enough to call for every block.
+    pub(crate) fn update(&self, done_bytes: u64, total_bytes: u64) {
+        match &self.shown {
+            Shown::Nothing => {}
+            Shown::Bar(bar) => {
+                if bar.length() != Some(total_bytes) {
+                    bar.set_length(total_bytes);
+                }
+                bar.set_position(done_bytes);
+            }
+            Shown::Json { started, meter } => {
+                let mut meter = meter.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Some(line) = meter.line(started.elapsed(), done_bytes, total_bytes) {
+                    note(&format!("{line}\n"));
+                }
+            }
+        }
+    }
+
+    /// Ends the display; in JSON mode with the summary as last line.
+    pub(crate) fn finish(self, summary: impl FnOnce() -> Value) {
+        if self.mode == Mode::Json {
+            note(&format!("{}\n", json!({ "summary": summary() })));
+        }
+    }
+}
+
+impl Drop for Reporter {
+    fn drop(&mut self) {
+        if let Shown::Bar(bar) = &self.shown {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+fn bar(total_bytes: u64) -> ProgressBar {
+    let style = ProgressStyle::with_template(
+        "{wide_bar} {percent:>3}%  {binary_bytes} of {binary_total_bytes}  {binary_bytes_per_sec}  ETA {eta}",
+    )
+    .unwrap_or_else(|_| ProgressStyle::default_bar());
+    let bar =
+        ProgressBar::with_draw_target(Some(total_bytes), ProgressDrawTarget::stderr()).with_style(style);
+    bar.enable_steady_tick(BAR_INTERVAL);
+    bar
+}
+
+/// When a line is due and what it says; knows no clock.
+#[derive(Default)]
+struct Meter {
+    /// When the last line was due, since the start, and how many bytes were done then.
+    last: Option<(Duration, u64)>,
+    bytes_per_second: f64,
+}
+
+impl Meter {
+    fn line(&mut self, elapsed: Duration, done_bytes: u64, total_bytes: u64) -> Option<Value> {
+        let (last_elapsed, last_done) = self.last.unwrap_or_default();
+        let step = elapsed.saturating_sub(last_elapsed);
+        if step < JSON_INTERVAL {
+            return None;
+        }
+        let seconds = step.as_secs_f64();
+        let now = done_bytes.saturating_sub(last_done) as f64 / seconds;
+        // Exponential forgetting, by time and not by number of lines; the first line has no past.
+        let weight = if self.last.is_none() { 1.0 } else { 1.0 - (-seconds / RATE_SECONDS).exp() };
+        self.bytes_per_second += weight * (now - self.bytes_per_second);
+        self.last = Some((elapsed, done_bytes));
+        let left = total_bytes.saturating_sub(done_bytes);
+        let eta = (left as f64 / self.bytes_per_second).ceil();
+        Some(json!({
+            "bytes_done": done_bytes,
+            "bytes_total": total_bytes,
+            "bytes_per_second": self.bytes_per_second.round() as u64,
+            // Not known while nothing moves.
+            "eta_seconds": if eta.is_finite() { json!(eta as u64) } else { json!(if left == 0 { Some(0) } else { None }) },
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(meter: &mut Meter, milliseconds: u64, done: u64) -> Option<String> {
+        meter.line(Duration::from_millis(milliseconds), done, 10_000).map(|line| line.to_string())
+    }
+
+    #[test]
+    fn a_line_every_half_second() {
+        let mut meter = Meter::default();
+        assert_eq!(line(&mut meter, 0, 0), None);
+        assert_eq!(line(&mut meter, 499, 900), None);
+        assert_eq!(
+            line(&mut meter, 500, 1000).unwrap(),
+            r#"{"bytes_done":1000,"bytes_total":10000,"bytes_per_second":2000,"eta_seconds":5}"#
+        );
+        assert_eq!(line(&mut meter, 999, 1500), None);
+        assert_eq!(
+            line(&mut meter, 1000, 2000).unwrap(),
+            r#"{"bytes_done":2000,"bytes_total":10000,"bytes_per_second":2000,"eta_seconds":4}"#
+        );
+    }
+
+    #[test]
+    fn a_stall_lowers_the_rate_and_raises_the_time_left() {
+        let mut meter = Meter::default();
+        line(&mut meter, 1000, 1000).unwrap();
+        // One memory span of silence leaves 1/e of the rate.
+        assert_eq!(
+            line(&mut meter, 9000, 1000).unwrap(),
+            r#"{"bytes_done":1000,"bytes_total":10000,"bytes_per_second":368,"eta_seconds":25}"#
+        );
+    }
+
+    #[test]
+    fn the_time_left_is_unknown_before_anything_moves_and_zero_at_the_end() {
+        let mut meter = Meter::default();
+        assert_eq!(
+            line(&mut meter, 600, 0).unwrap(),
+            r#"{"bytes_done":0,"bytes_total":10000,"bytes_per_second":0,"eta_seconds":null}"#
+        );
+        let mut empty = Meter::default();
+        assert!(empty.line(Duration::from_secs(1), 0, 0).unwrap()["eta_seconds"] == 0);
+    }
+}

@@ -1,0 +1,440 @@
+//! `cinderfs restore`: one backup to a file, a block device or stdout.
+//!
+//! The engine is [`crate::frontend::restore`]; here are the words, the signals, the summary and the loss map.
+
+use std::ffi::OsStr;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, IsTerminal, Write};
+use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::Instant;
+
+use clap::{Args, ValueEnum};
+use indicatif::BinaryBytes;
+use serde_json::{Value, json};
+use signal_hook::consts::{SIGINT, SIGTERM};
+
+use super::args::StoreArg;
+use super::exit::{Failure, Outcome, note};
+use super::progress::{Mode, Reporter};
+use super::{render, select};
+use crate::error::{Error, ErrorKind, ResultExt};
+use crate::frontend::restore::{self as engine, Report, RestoreOptions, Target};
+
+const EXAMPLES: &str = "\
+Examples:
+  cinderfs restore /backup_mount db@latest /dev/vg/new --force
+  cinderfs restore /backup_mount 52e81dfa volume.img
+  cinderfs restore /backup_mount 52e81dfa - | qemu-img convert -f raw -O qcow2 /dev/stdin volume.qcow2
+  cinderfs restore /backup_mount 52e81dfa rescued.img --on-damage zero --loss-map rescued.map
+
+The loss map is a mapfile of GNU ddrescue: `+` marks what was restored, `-` what was replaced by zeros.";
+
+/// Most threads that may be asked for; beyond the number of processors they only cost memory.
+const THREADS_MAX: u64 = 256;
+
+/// How many damaged ranges the summary names when there is no loss map to name them all.
+const RANGES_SHOWN_MAX: usize = 8;
+
+/// Restore one backup to a file, a block device or stdout
+///
+/// Every block is verified before it is written. Damage stops the restore, unless --on-damage zero replaces what is
+/// damaged by zeros; then the exit code is 3.
+#[derive(Args, Debug)]
+#[command(after_long_help = EXAMPLES)]
+pub(crate) struct RestoreArgs {
+    #[command(flatten)]
+    store: StoreArg,
+    /// Which backup: an id, a unique name, a unique prefix of an id, `latest`, or VOLUME@latest
+    #[arg(value_name = "BACKUP")]
+    backup: String,
+    /// Where to: a file, a block device, or `-` for stdout
+    #[arg(value_name = "TARGET")]
+    target: PathBuf,
+    /// Overwrite a target that exists
+    #[arg(long)]
+    force: bool,
+    /// What to do about a block that is damaged or missing
+    #[arg(long, value_enum, value_name = "ACTION", default_value_t = OnDamage::Stop)]
+    on_damage: OnDamage,
+    /// Look among the backups of this volume: its id, a unique prefix of it, or its display name
+    #[arg(long, value_name = "VOLUME")]
+    volume: Option<String>,
+    /// Decode on this many threads; one per processor unless told
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=THREADS_MAX))]
+    threads: Option<u64>,
+    /// Write to FILE which ranges were restored and which were replaced by zeros
+    #[arg(long, value_name = "FILE")]
+    loss_map: Option<PathBuf>,
+    /// How to show progress, on stderr
+    #[arg(long, value_enum, value_name = "HOW", default_value_t = Mode::Auto)]
+    progress: Mode,
+}
+
+/// What to do about damage.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+enum OnDamage {
+    /// Stop, exit code 1.
+    Stop,
+    /// Write zeros instead and go on, exit code 3.
+    Zero,
+}
+
+/// Runs `restore`. `quiet` takes away the bar and the summary.
+pub(crate) fn run(args: &RestoreArgs, quiet: bool) -> Result<Outcome, Failure> {
+    let to_stdout = args.target.as_os_str() == OsStr::new("-");
+    if to_stdout && io::stdout().is_terminal() {
+        return Err(Failure::new(ErrorKind::Usage, "a disk image does not belong on a terminal")
+            .hint("redirect stdout, or name a file"));
+    }
+    let catalog = args.store.catalog()?;
+    let entries = select::newest_first(&catalog.snapshot());
+    let usable = |entry: &_| catalog.image(entry).is_ok();
+    let entry = select::backup(&entries, &args.backup, args.volume.as_deref(), &usable)?;
+    let image = catalog.image(&entry).context(|| format!("backup {}", entry.id))?;
+
+    let signals = Signals::watch()?;
+    // Before the hours of restoring, not after them.
+    let loss_map = args.loss_map.as_deref().map(|path| LossMap::create(path, &args.target)).transpose()?;
+    let options = RestoreOptions {
+        force: args.force,
+        on_damage: match args.on_damage {
+            OnDamage::Stop => engine::OnDamage::Stop,
+            OnDamage::Zero => engine::OnDamage::Zero,
+        },
+        threads: match args.threads {
+            Some(threads) => usize::try_from(threads).unwrap_or(1),
+            None => thread::available_parallelism().map_or(1, usize::from),
+        },
+        cancel: &signals.cancel,
+    };
+    let target = if to_stdout { Target::Stdout } else { Target::Path(args.target.clone()) };
+    let reporter = Reporter::new(args.progress, quiet, image.len_bytes());
+    let started = Instant::now();
+    let result = engine::restore(&image, target, &options, &|progress| {
+        reporter.update(progress.done_bytes, progress.total_bytes);
+    });
+    let seconds = started.elapsed().as_secs_f64();
+    let report = match result {
+        Ok(report) => report,
+        Err(error) => {
+            drop(reporter);
+            if let Some(map) = loss_map {
+                map.discard();
+            }
+            return Err(signals.blame(error.into()));
+        }
+    };
+    reporter.finish(|| summary_json(&report, seconds));
+    if !quiet && args.progress != Mode::Json {
+        note(&summary(&report, seconds, args.loss_map.as_deref()));
+    }
+    if let Some(map) = loss_map {
+        map.write(&report, entry.id.as_str())?;
+    }
+    Ok(if report.damaged.is_empty() { Outcome::Done } else { Outcome::Damaged })
+}
+
+/// SIGINT and SIGTERM as a flag: the first asks for an orderly end, the second ends the process at once.
+struct Signals {
+    cancel: Arc<AtomicBool>,
+    /// The last signal, 0 for none.
+    number: Arc<AtomicUsize>,
+}
+
+impl Signals {
+    fn watch() -> Result<Self, Failure> {
+        let signals = Self { cancel: Arc::default(), number: Arc::default() };
+        for signal in [SIGINT, SIGTERM] {
+            signals.register(signal).map_err(|error| {
+                Error::caused_by(ErrorKind::Target, format!("cannot watch for signal {signal}"), error)
+            })?;
+        }
+        Ok(signals)
+    }
+
+    fn register(&self, signal: i32) -> io::Result<()> {
+        // In this order: the first action sees the flag as it was before this signal.
+        signal_hook::flag::register_conditional_default(signal, self.cancel.clone())?;
+        signal_hook::flag::register_usize(signal, self.number.clone(), usize::try_from(signal).unwrap_or(0))?;
+        signal_hook::flag::register(signal, self.cancel.clone())?;
+        Ok(())
+    }
+
+    /// Notes the signal on a failure that it caused.
+    fn blame(&self, failure: Failure) -> Failure {
+        match (failure.kind(), u8::try_from(self.number.load(Ordering::Relaxed))) {
+            (ErrorKind::Interrupted, Ok(signal @ 1..)) => failure.by_signal(signal),
+            _ => failure,
+        }
+    }
+}
+
+/// The file of `--loss-map`, opened before the restore and written after it.
+struct LossMap {
+    path: PathBuf,
+    file: File,
+    is_new: bool,
+}
+
+impl LossMap {
+    fn create(path: &Path, target: &Path) -> Result<Self, Failure> {
+        let failed = |error| {
+            Failure::from(Error::caused_by(
+                ErrorKind::Target,
+                format!("cannot write the loss map {path:?}"),
+                error,
+            ))
+        };
+        let same = || Failure::new(ErrorKind::Usage, format!("the loss map {path:?} is the target itself"));
+        if path == target {
+            return Err(same());
+        }
+        // Not truncated yet: it may turn out to be the target, and it stays as it was when the restore fails.
+        let (file, is_new) = match OpenOptions::new().write(true).create_new(true).open(path) {
+            Ok(file) => (file, true),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                (OpenOptions::new().write(true).open(path).map_err(failed)?, false)
+            }
+            Err(error) => return Err(failed(error)),
+        };
+        let map = Self { path: path.to_owned(), file, is_new };
+        let ours = map.file.metadata().map_err(failed)?;
+        if fs::metadata(target).is_ok_and(|other| (other.dev(), other.ino()) == (ours.dev(), ours.ino())) {
+            map.discard();
+            return Err(same());
+        }
+        Ok(map)
+    }
+
+    fn write(mut self, report: &Report, backup_id: &str) -> Result<(), Failure> {
+        let text = loss_map_text(report, backup_id);
+        // A pipe or a terminal has no length to set.
+        let _ = self.file.set_len(0);
+        self.file.write_all(text.as_bytes()).map_err(|error| {
+            Failure::from(Error::caused_by(
+                ErrorKind::Target,
+                format!("the restore is complete, but its loss map {:?} is not", self.path),
+                error,
+            ))
+        })
+    }
+
+    /// Leaves no empty map behind, which could be read as "nothing lost".
+    fn discard(self) {
+        if self.is_new {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// A mapfile as GNU ddrescue reads it: comments, the current state, then position, size and status of each range.
+fn loss_map_text(report: &Report, backup_id: &str) -> String {
+    use std::fmt::Write as _;
+    let mut text = format!(
+        "# Mapfile. Created by cinderfs version {}\n# Backup: {backup_id}\n# current_pos  current_status  \
+         current_pass\n0x{:08X}     +               1\n#      pos        size  status\n",
+        env!("CARGO_PKG_VERSION"),
+        report.image_bytes,
+    );
+    let mut line = |range: Range<u64>, status| {
+        if !range.is_empty() {
+            _ = writeln!(text, "0x{:08X}  0x{:08X}  {status}", range.start, range.end - range.start);
+        }
+    };
+    let mut done = 0;
+    for range in merged(&report.damaged, report.image_bytes) {
+        line(done..range.start, '+');
+        done = range.end;
+        line(range, '-');
+    }
+    line(done..report.image_bytes, '+');
+    text
+}
+
+/// The ranges sorted, disjoint, within the image; neighbours joined. A mapfile must not overlap or leave gaps.
+fn merged(ranges: &[Range<u64>], image_bytes: u64) -> Vec<Range<u64>> {
+    let mut sorted: Vec<Range<u64>> = ranges
+        .iter()
+        .map(|range| range.start..range.end.min(image_bytes))
+        .filter(|range| !range.is_empty())
+        .collect();
+    sorted.sort_by_key(|range| range.start);
+    let mut merged: Vec<Range<u64>> = Vec::with_capacity(sorted.len());
+    for range in sorted {
+        match merged.last_mut() {
+            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
+            _ => merged.push(range),
+        }
+    }
+    merged
+}
+
+fn summary_json(report: &Report, seconds: f64) -> Value {
+    json!({
+        "image_bytes": report.image_bytes,
+        "data_bytes": report.data_bytes,
+        "hole_bytes": report.hole_bytes,
+        "damaged_bytes": report.damaged_bytes,
+        "damaged_ranges": merged(&report.damaged, report.image_bytes).len(),
+        "seconds": (seconds * 1000.0).round() / 1000.0,
+    })
+}
+
+fn summary(report: &Report, seconds: f64, loss_map: Option<&Path>) -> String {
+    let mut text = format!(
+        "restored {} in {seconds:.1} s: {} of data, {} of holes\n",
+        BinaryBytes(report.image_bytes),
+        BinaryBytes(report.data_bytes),
+        BinaryBytes(report.hole_bytes),
+    );
+    let damaged = merged(&report.damaged, report.image_bytes);
+    if damaged.is_empty() {
+        return text;
+    }
+    text.push_str(&format!(
+        "damaged: {} bytes in {} ranges were replaced by zeros",
+        report.damaged_bytes,
+        damaged.len()
+    ));
+    match loss_map {
+        Some(path) => text.push_str(&format!("; see {}\n", render::visible(&path.to_string_lossy()))),
+        None => {
+            for range in damaged.iter().take(RANGES_SHOWN_MAX) {
+                text.push_str(&format!("\n  offset {} length {}", range.start, range.end - range.start));
+            }
+            if damaged.len() > RANGES_SHOWN_MAX {
+                text.push_str("\n  and more; --loss-map FILE writes them all");
+            }
+            text.push('\n');
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+#[expect(clippy::single_range_in_vec_init, reason = "lists of damaged ranges, some of them short")]
+mod tests {
+    use super::*;
+
+    fn report(image_bytes: u64, damaged: &[Range<u64>]) -> Report {
+        Report {
+            image_bytes,
+            data_bytes: image_bytes,
+            hole_bytes: 0,
+            damaged: damaged.to_vec(),
+            damaged_bytes: damaged.iter().map(|range| range.end - range.start).sum(),
+        }
+    }
+
+    fn map_lines(image_bytes: u64, damaged: &[Range<u64>]) -> Vec<String> {
+        let text = loss_map_text(&report(image_bytes, damaged), "b1");
+        text.lines().skip(5).map(str::to_owned).collect()
+    }
+
+    /// The only test that raises a signal: a second one would end the process, as it should.
+    #[test]
+    fn a_signal_asks_for_an_end_and_becomes_the_exit_code() {
+        let signals = Signals::watch().unwrap();
+        let interrupted = || Failure::new(ErrorKind::Interrupted, "the restore was interrupted");
+        assert_eq!(signals.blame(interrupted()).code(), 130);
+        signal_hook::low_level::raise(SIGTERM).unwrap();
+        assert!(signals.cancel.load(Ordering::Relaxed));
+        assert_eq!(signals.blame(interrupted()).code(), 143);
+        // What failed by itself keeps its own code, signal or not.
+        assert_eq!(signals.blame(Failure::new(ErrorKind::Target, "disk full")).code(), 1);
+    }
+
+    #[test]
+    fn the_loss_map_is_a_ddrescue_mapfile() {
+        assert_eq!(
+            loss_map_text(&report(0x1_0000_0000, &[0x8000..0x1_0000]), "b1"),
+            format!(
+                "# Mapfile. Created by cinderfs version {}\n\
+                 # Backup: b1\n\
+                 # current_pos  current_status  current_pass\n\
+                 0x100000000     +               1\n\
+                 #      pos        size  status\n\
+                 0x00000000  0x00008000  +\n\
+                 0x00008000  0x00008000  -\n\
+                 0x00010000  0xFFFF0000  +\n",
+                env!("CARGO_PKG_VERSION")
+            )
+        );
+    }
+
+    #[test]
+    fn the_loss_map_covers_the_image_without_overlap() {
+        assert_eq!(map_lines(0x20, &[]), ["0x00000000  0x00000020  +"]);
+        assert_eq!(map_lines(0, &[]), Vec::<String>::new());
+        assert_eq!(map_lines(0x20, &[0..0x20]), ["0x00000000  0x00000020  -"]);
+        // Out of order, touching, overlapping, past the end, empty.
+        assert_eq!(
+            map_lines(0x20, &[0x18..0x40, 4..6, 2..5, 6..8, 9..9, 0x30..0x40]),
+            [
+                "0x00000000  0x00000002  +",
+                "0x00000002  0x00000006  -",
+                "0x00000008  0x00000010  +",
+                "0x00000018  0x00000008  -",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_loss_map_is_never_the_target() {
+        let directory = tempfile::tempdir().unwrap();
+        let (target, link) = (directory.path().join("target"), directory.path().join("link"));
+        fs::write(&target, "precious").unwrap();
+        fs::hard_link(&target, &link).unwrap();
+        for path in [&target, &link] {
+            assert_eq!(LossMap::create(path, &target).map(|_| ()).unwrap_err().code(), 2);
+        }
+        assert_eq!(fs::read(&target).unwrap(), b"precious");
+    }
+
+    #[test]
+    fn a_failed_restore_leaves_no_new_map_and_an_old_one_as_it_was() {
+        let directory = tempfile::tempdir().unwrap();
+        let (map, target) = (directory.path().join("map"), directory.path().join("target"));
+        LossMap::create(&map, &target).unwrap().discard();
+        assert!(!map.exists());
+        fs::write(&map, "an old map, longer than the new one".repeat(100)).unwrap();
+        LossMap::create(&map, &target).unwrap().discard();
+        assert!(map.exists());
+        LossMap::create(&map, &target).unwrap().write(&report(1, &[]), "b1").unwrap();
+        assert_eq!(fs::read_to_string(&map).unwrap(), loss_map_text(&report(1, &[]), "b1"));
+        assert_eq!(
+            LossMap::create(&directory.path().join("no/map"), &target).map(|_| ()).unwrap_err().code(),
+            1
+        );
+    }
+
+    #[test]
+    fn the_summary_names_what_was_lost() {
+        assert_eq!(
+            summary(&report(3 << 30, &[]), 12.0, None),
+            "restored 3.00 GiB in 12.0 s: 3.00 GiB of data, 0 B of holes\n"
+        );
+        let damaged: Vec<Range<u64>> = (0..9).map(|n| n * 100..n * 100 + 10).collect();
+        let text = summary(&report(1000, &damaged), 1.0, None);
+        assert!(
+            text.contains("damaged: 90 bytes in 9 ranges were replaced by zeros\n  offset 0 length 10\n"),
+            "{text}"
+        );
+        assert!(
+            text.ends_with("  offset 700 length 10\n  and more; --loss-map FILE writes them all\n"),
+            "{text}"
+        );
+        assert!(
+            summary(&report(1000, &damaged), 1.0, Some(Path::new("a\nb"))).ends_with("zeros; see a\\nb\n")
+        );
+        assert_eq!(
+            summary_json(&report(1000, &damaged), 1.23456).to_string(),
+            r#"{"image_bytes":1000,"data_bytes":1000,"hole_bytes":0,"damaged_bytes":90,"damaged_ranges":9,"seconds":1.235}"#
+        );
+    }
+}
