@@ -78,9 +78,14 @@ impl Beneath {
         self.resolution
     }
 
-    /// The root, opened for reading its entries.
+    /// The root, opened for reading its entries. `ENOENT` when it has been removed.
     pub(super) fn read_root(&self) -> Result<OwnedFd, Errno> {
-        rustix::fs::openat(&self.root, ".", OFlags::RDONLY | DIRECTORY, Mode::empty())
+        let root = rustix::fs::openat(&self.root, ".", OFlags::RDONLY | DIRECTORY, Mode::empty())?;
+        // A removed directory can still be opened by its descriptor, and reads as empty: that would be a lie.
+        match rustix::fs::fstat(&root)?.st_nlink {
+            0 => Err(Errno::NOENT),
+            _ => Ok(root),
+        }
     }
 
     /// Opens the file of that relative name. `EXDEV` when it leads out, `ELOOP` when a link may not be followed.
@@ -133,6 +138,13 @@ fn open_by_component(root: BorrowedFd<'_>, name: &Path, flags: OFlags) -> Result
         let opened = rustix::io::retry_on_intr(|| rustix::fs::openat(at, component, flags, Mode::empty()));
         let opened = opened.map_err(|errno| link_or(at, component, errno))?;
         if last {
+            // Without following, `O_PATH` opens a link itself where other opens refuse it.
+            let may_be_link = flags.contains(PATH_ONLY);
+            if may_be_link
+                && FileType::from_raw_mode(rustix::fs::fstat(&opened)?.st_mode) == FileType::Symlink
+            {
+                return Err(Errno::LOOP);
+            }
             return Ok(opened);
         }
         folder = Some(opened);

@@ -317,3 +317,60 @@ fn stamp(stat: &Stat) -> Stamp {
     let ctime = (stat.st_ctime as i64, stat.st_ctime_nsec as u64);
     (stat.st_dev as u64, stat.st_ino as u64, mtime, ctime)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::store::posix::Resolution;
+
+    #[test]
+    fn vanished_folders_and_old_suffixes_leave_the_memory() {
+        let folder = tempfile::tempdir().unwrap();
+        for container in ["a/b", "c"] {
+            fs::create_dir_all(folder.path().join(container)).unwrap();
+        }
+        let root = Beneath::open(folder.path(), Resolution::detect()).unwrap();
+        let cache = FolderCache::default();
+        let remembered = |suffix: &str| {
+            cache.list(&root, suffix, "test").unwrap();
+            let all = cache.by_suffix.lock().unwrap();
+            let mut names: Vec<_> = all[0].1.keys().map(|name| name.to_string()).collect();
+            names.sort_unstable();
+            (all.len(), names.join(" "))
+        };
+        assert_eq!(remembered("x"), (1, " a a/b c".into()));
+        fs::remove_dir_all(folder.path().join("a")).unwrap();
+        assert_eq!(remembered("x"), (1, " c".into()));
+        for suffix in ["1", "2", "3", "4", "5", "6", "6"] {
+            remembered(suffix);
+        }
+        assert_eq!(remembered("7").0, SUFFIXES_MAX);
+    }
+
+    #[test]
+    fn only_a_reading_of_settled_times_is_trusted() {
+        let Some(now) = Instant::now().checked_sub(Duration::from_millis(1)) else {
+            panic!("the clock began now")
+        };
+        let stamp: Stamp = (1, 2, (1_700_000_000, 5), (1_700_000_000, 5));
+        let (seen, just_before) = (now - SETTLED_AFTER, now - SETTLED_AFTER + Duration::from_nanos(1));
+        assert!(Folder::new(stamp, seen, now).is_trusted(stamp));
+        assert!(!Folder::new(stamp, just_before, now).is_trusted(stamp), "read before the times settled");
+        assert!(!Folder { complete: false, ..Folder::new(stamp, seen, now) }.is_trusted(stamp));
+        for other in [
+            (9, 2, stamp.2, stamp.3),
+            (1, 9, stamp.2, stamp.3),
+            (1, 2, (stamp.2.0, 6), stamp.3),
+            (1, 2, stamp.2, (stamp.3.0, 6)),
+        ] {
+            assert!(!Folder::new(stamp, seen, now).is_trusted(other));
+        }
+        let timeless = (1, 2, (0, 0), (0, 0));
+        assert!(!Folder::new(timeless, seen, now).is_trusted(timeless));
+        if let Some(long_ago) = now.checked_sub(TRUSTED_FOR + SETTLED_AFTER) {
+            assert!(!Folder::new(stamp, long_ago, long_ago + SETTLED_AFTER).is_trusted(stamp), "too old");
+        }
+    }
+}
