@@ -91,10 +91,10 @@ class Cinder:
         if parent:
             volume_id = volume_id or self.known(parent).volume_id
         volume_id = volume_id or str(uuid.uuid4())
-        self.put_volume(volume_id, size_gib, volume_name)
         when = timeutils.normalize_time(timeutils.parse_isotime(created_at)) if created_at else timeutils.utcnow()
         timeutils.set_time_override(when)
         try:
+            self.put_volume(volume_id, size_gib, volume_name)
             backup = self.put_backup(
                 id=backup_id, volume_id=volume_id, parent_id=parent, container=container, status='creating',
                 size=size_gib, display_name=name, display_description=description, created_at=when)
