@@ -1,0 +1,220 @@
+#!/usr/bin/env python3
+"""Genuine Cinder's POSIX backup driver as a command: back an image file up, restore a backup into a file.
+
+Every byte that enters or leaves a container passes through Cinder's own code (PosixBackupDriver and the chunked driver
+under it) and its own database layer. This file supplies what the API, the scheduler and the volume service would: a
+volume's row, a backup's row and an opened file in place of the device.
+
+The database is an sqlite file that lives as long as the process. The store is the only state: a backup that the database
+does not know gets its row from its `_metadata` document, ancestors first, as an administrator would import it.
+
+Run it with the interpreter that setup.sh prints. `batch` reads one job a line from stdin, because a cold start of Cinder
+takes 1.5 s, and answers each with one line as soon as it is done:
+
+    {"command": "backup", "image": "vol.img", "container": "team/one", "compression": "zstd"}
+    {"command": "restore", "backup_id": "...", "output": "out.img", "bytes": 3000000}
+
+The keys are the parameters of Cinder.backup and Cinder.restore below; the single commands take them as --options.
+"""
+import argparse
+import json
+import logging
+import os
+import pathlib
+import sys
+import tempfile
+import uuid
+import warnings
+
+MIB, GIB = 1 << 20, 1 << 30
+PROJECT = USER = VOLUME_TYPE = '00000000-0000-0000-0000-00000000000f'
+# What an existing volume holds before a restore. A range that no object covers keeps it, and so shows.
+OLD_DATA = b'\xa5'
+
+
+CONFIGURATION = """
+[DEFAULT]
+transport_url = fake:/
+state_path = {scratch}
+backup_posix_path = {store}
+backup_enable_progress_timer = false
+[database]
+connection = sqlite:///{scratch}/cinder.sqlite
+sqlite_synchronous = false
+"""
+
+
+def load_cinder(configuration):
+    """Import Cinder and start it as far as the cinder-backup process would, without a message queue."""
+    warnings.simplefilter('ignore')
+    logging.basicConfig(level=logging.ERROR)
+    sys.path.remove(os.path.dirname(os.path.realpath(__file__)))  # else `cinder` would be this file
+    os.environ['OS_CINDER_DISABLE_EVENTLET_PATCHING'] = '1'
+    from cinder import monkey_patch
+    monkey_patch.patch()
+    from cinder import objects, rpc
+    from cinder.common import config
+    from cinder.db import api, models
+    objects.register_all()
+    config.CONF(['--config-file', str(configuration)], project='cinder')
+    rpc.init(config.CONF)
+    api.configure(config.CONF)
+    models.BASE.metadata.create_all(api.get_engine())
+    return config.CONF
+
+
+class Cinder:
+    """One store, with a database of its own in `scratch`."""
+
+    def __init__(self, store, scratch):
+        self.store = pathlib.Path(store).absolute()
+        self.store.mkdir(parents=True, exist_ok=True)
+        configuration = pathlib.Path(scratch, 'cinder.conf')
+        configuration.write_text(CONFIGURATION.format(scratch=scratch, store=self.store), encoding='utf-8')
+        self.conf = load_cinder(configuration)
+        from cinder import context, exception
+        from cinder.db import api
+        self.db, self.exception = api, exception
+        self.context = context.RequestContext(user_id=USER, project_id=PROJECT, is_admin=True)
+
+    def backup(self, image, backup_id=None, volume_id=None, parent=None, compression='zlib', object_size=None,
+               hash_block=None, container=None, name=None, description=None, volume_name=None, created_at=None):
+        """Back `image` up: in full, or the changes since the backup `parent`.
+
+        `object_size` and `hash_block` are bytes and default to Cinder's own; `created_at` (ISO 8601, UTC) is also what
+        Cinder takes the time to be.
+        """
+        from oslo_utils import timeutils
+        backup_id = backup_id or str(uuid.uuid4())
+        image_bytes = os.path.getsize(image)
+        size_gib = max(1, -(-image_bytes // GIB))
+        if parent:
+            volume_id = volume_id or self.known(parent).volume_id
+        volume_id = volume_id or str(uuid.uuid4())
+        when = timeutils.normalize_time(timeutils.parse_isotime(created_at)) if created_at else timeutils.utcnow()
+        timeutils.set_time_override(when)
+        try:
+            self.put_volume(volume_id, size_gib, volume_name)
+            backup = self.put_backup(
+                id=backup_id, volume_id=volume_id, parent_id=parent, container=container, status='creating',
+                size=size_gib, display_name=name, display_description=description, created_at=when)
+            with open(image, 'rb') as device:
+                self.driver(compression, object_size, hash_block).backup(backup, device)
+        finally:
+            timeutils.clear_time_override()
+        backup.status = 'available'
+        backup.save()
+        return {'backup_id': backup_id, 'volume_id': volume_id, 'parent_id': parent, 'container': backup.container,
+                'prefix': backup.service_metadata, 'objects': backup.object_count, 'bytes': image_bytes}
+
+    def restore(self, backup_id, output, bytes=0):
+        """Restore a backup into `output`, which stands for an existing volume of `bytes` bytes full of old data.
+
+        The file ends up longer where the chain's objects reach further.
+        """
+        backup = self.known(backup_id)
+        target = str(uuid.uuid4())
+        self.put_volume(target, max(1, -(-bytes // GIB)), None)
+        with open(output, 'wb') as device:
+            for at in range(0, bytes, MIB):
+                device.write(OLD_DATA * min(MIB, bytes - at))
+        backup.status = 'restoring'
+        backup.save()
+        try:
+            with open(output, 'r+b') as device:
+                self.driver().restore(backup, target, device, volume_is_new=False)
+        finally:
+            backup.status = 'available'
+            backup.save()
+        return {'backup_id': backup_id, 'bytes': os.path.getsize(output)}
+
+    def driver(self, compression='zlib', object_size=None, hash_block=None):
+        """A driver as one that the service starts with these settings."""
+        from cinder.backup.drivers import posix
+        for option, value in [('backup_compression_algorithm', compression), ('backup_file_size', object_size),
+                              ('backup_sha_block_size_bytes', hash_block)]:
+            self.conf.clear_override(option)
+            if value is not None:
+                self.conf.set_override(option, value)
+        return posix.PosixBackupDriver(self.context)
+
+    # The rows that the API and the volume service would have made.
+
+    def put_volume(self, volume_id, size_gib, name):
+        try:
+            self.db.volume_get(self.context, volume_id)
+            self.db.volume_update(self.context, volume_id, {'size': size_gib})
+        except self.exception.VolumeNotFound:
+            self.db.volume_create(self.context, {
+                'id': volume_id, 'size': size_gib, 'display_name': name, 'status': 'backing-up',
+                'attach_status': 'detached', 'host': 'gate@lvm#lvm', 'availability_zone': 'nova',
+                'user_id': USER, 'project_id': PROJECT, 'volume_type_id': VOLUME_TYPE})
+
+    def put_backup(self, **row):
+        from cinder import objects
+        self.db.backup_create(self.context, {
+            'user_id': USER, 'project_id': PROJECT, 'host': 'gate', 'availability_zone': 'nova', 'metadata': {},
+            'service': 'cinder.backup.drivers.posix.PosixBackupDriver', **row})
+        return objects.Backup.get_by_id(self.context, row['id'])
+
+    def known(self, backup_id):
+        """The backup's row; made from the store, with its ancestors', where the database has none."""
+        from cinder import objects
+        try:
+            return objects.Backup.get_by_id(self.context, backup_id)
+        except self.exception.BackupNotFound:
+            container, prefix, metadata = self.find(backup_id)
+        if metadata['parent_id']:
+            self.known(metadata['parent_id'])
+        base = json.loads(metadata['volume_meta'] or '{}').get('volume-base-metadata', {})
+        return self.put_backup(
+            id=backup_id, volume_id=metadata['volume_id'], parent_id=metadata['parent_id'], container=container,
+            service_metadata=prefix, object_count=len(metadata['objects']), size=base.get('size', 1),
+            status='available', display_name=metadata['backup_name'],
+            display_description=metadata['backup_description'])
+
+    def find(self, backup_id):
+        """Container, prefix and `_metadata` document of a backup in the store."""
+        for path in self.store.rglob('*_metadata'):
+            metadata = json.loads(path.read_text(encoding='utf-8'))
+            if metadata['backup_id'] == backup_id:
+                return str(path.parent.relative_to(self.store)), path.name.removesuffix('_metadata'), metadata
+        raise LookupError(f'no backup {backup_id} in {self.store}')
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('store', help='the backup repository, made when missing (backup_posix_path)')
+    commands = parser.add_subparsers(dest='command', required=True)
+    backup = commands.add_parser('backup', help='back an image file up')
+    backup.add_argument('image')
+    for option in ['backup-id', 'volume-id', 'parent', 'compression', 'container', 'name', 'description',
+                   'volume-name', 'created-at']:
+        backup.add_argument(f'--{option}')
+    for option in ['object-size', 'hash-block']:
+        backup.add_argument(f'--{option}', type=int, help='bytes')
+    restore = commands.add_parser('restore', help='restore a backup into a file, as into an existing volume')
+    restore.add_argument('backup_id')
+    restore.add_argument('output')
+    restore.add_argument('--bytes', type=int, help="the volume's length")
+    commands.add_parser('batch', help='run jobs from stdin, one JSON object a line')
+    return {key: value for key, value in vars(parser.parse_args()).items() if value is not None}
+
+
+def main():
+    job = parse_arguments()
+    failed = False
+    with tempfile.TemporaryDirectory(prefix='genuine-cinder-') as scratch:
+        cinder = Cinder(job.pop('store'), scratch)
+        commands = {'backup': cinder.backup, 'restore': cinder.restore}
+        for job in map(json.loads, sys.stdin) if job['command'] == 'batch' else [job]:
+            try:
+                answer = commands[job.pop('command')](**job)
+            except Exception as error:  # whatever Cinder raises is the answer to this job, and ends no other
+                answer, failed = {'error': f'{type(error).__name__}: {error}'}, True
+            print(json.dumps(answer), flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
