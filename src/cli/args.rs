@@ -7,13 +7,15 @@ use std::fs;
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use super::exit::Failure;
 use super::render::Format;
-use crate::catalog::{self, Catalog, CatalogOptions};
+use crate::catalog::{Catalog, CatalogOptions};
 use crate::error::{Error, ErrorKind};
+use crate::store::posix::PosixStore;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -144,7 +146,7 @@ impl StoreArg {
 
     /// Opens the store and reads which backups it holds.
     pub(crate) fn catalog(&self) -> Result<Catalog, Failure> {
-        let store = catalog::open_store(&self.path()?)?;
+        let store = Arc::new(PosixStore::open(&self.path()?)?);
         Ok(Catalog::open(store, CatalogOptions { cache_bytes_max: CACHE_BYTES_MAX })?)
     }
 }

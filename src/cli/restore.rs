@@ -22,6 +22,7 @@ use super::args::StoreArg;
 use super::exit::{Failure, Outcome, note};
 use super::progress::{Mode, Reporter};
 use super::{render, select};
+use crate::catalog::Entry;
 use crate::error::{Error, ErrorKind, ResultExt};
 use crate::frontend::restore::{self as engine, Report, RestoreOptions, Target};
 
@@ -93,7 +94,7 @@ pub(crate) fn run(args: &RestoreArgs, quiet: bool) -> Result<Outcome, Failure> {
     }
     let catalog = args.store.catalog()?;
     let entries = select::newest_first(&catalog.snapshot());
-    let usable = |entry: &_| catalog.image(entry).is_ok();
+    let usable = |entry: &Arc<Entry>| catalog.image(entry).is_ok();
     let entry = select::backup(&entries, &args.backup, args.volume.as_deref(), &usable)?;
     let image = catalog.image(&entry).context(|| format!("backup {}", entry.id))?;
 

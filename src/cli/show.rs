@@ -1,11 +1,14 @@
 //! `cinderfs show`: everything that is known about one backup.
 
+use std::sync::Arc;
+
 use clap::Args;
 use serde_json::{Map, Value};
 
 use super::args::{OutputArgs, StoreArg};
 use super::exit::{Failure, Outcome};
 use super::{print, render, select};
+use crate::catalog::Entry;
 use crate::frontend::document;
 
 const EXAMPLES: &str = "\
@@ -37,10 +40,13 @@ pub(crate) struct ShowArgs {
 pub(crate) fn run(args: &ShowArgs) -> Result<Outcome, Failure> {
     let catalog = args.store.catalog()?;
     let entries = select::newest_first(&catalog.snapshot());
-    let usable = |entry: &_| catalog.image(entry).is_ok();
+    let usable = |entry: &Arc<Entry>| catalog.image(entry).is_ok();
     let entry = select::backup(&entries, &args.backup, args.volume.as_deref(), &usable)?;
     let image = catalog.image(&entry);
-    let document = document::backup_document(&entry, image.as_deref());
+    if let Ok(image) = &image {
+        image.count_data(); // a mount counts in the background; here there is nothing to do meanwhile
+    }
+    let document = document::backup_document(&entry, image.as_ref());
 
     let known: Vec<&str> = document.keys().map(String::as_str).collect();
     let chosen = args.output.choose(&known)?;

@@ -5,6 +5,8 @@
 //!
 //! Invariants: every key is always there, `null` where nothing is known; keys are sorted.
 
+use std::sync::Arc;
+
 use serde_json::{Map, Value, json};
 
 use crate::catalog::Entry;
@@ -34,11 +36,11 @@ pub fn is_incremental(entry: &Entry) -> Option<bool> {
 ///
 /// `image` is what the catalog answered for `entry`: the opened image, or why there is none. Sizes are in bytes, except
 /// `size`, which is in GiB as everywhere in Cinder.
-pub fn backup_document(entry: &Entry, image: Result<&Image, &Error>) -> Map<String, Value> {
+pub fn backup_document(entry: &Entry, image: Result<&Arc<Image>, &Error>) -> Map<String, Value> {
     // What the catalog knew before it tried is the better reason: it does not change from one open to the next.
     let fail_reason = entry.problem.as_ref().or(image.err());
     let image = if fail_reason.is_none() { image.ok() } else { None };
-    let damage = image.map(Image::damage).unwrap_or_default();
+    let damage = image.map(|image| image.damage()).unwrap_or_default();
     let ranges: Vec<Value> = damage
         .ranges
         .iter()
@@ -51,22 +53,22 @@ pub fn backup_document(entry: &Entry, image: Result<&Image, &Error>) -> Map<Stri
     let mut put = |key: &str, value: Value| {
         document.insert(key.to_owned(), value);
     };
-    put("block_bytes", json!(image.map(Image::block_bytes)));
+    put("block_bytes", json!(image.map(|image| image.block_bytes())));
     put("chain", json!(chain));
     put("container", json!(entry.container));
     put("created_at", json!(entry.created_at.map(|time| time.to_string())));
     put("damage", json!({ "blocks": damage.blocks, "ranges": ranges }));
-    put("data_bytes", json!(image.and_then(Image::data_bytes)));
+    put("data_bytes", json!(image.and_then(|image| image.data_bytes())));
     put("description", json!(entry.description));
     put("fail_reason", json!(fail_reason.map(Error::to_string)));
     put("id", json!(entry.id.as_str()));
-    put("image_bytes", json!(image.map(Image::len_bytes)));
+    put("image_bytes", json!(image.map(|image| image.len_bytes())));
     put("is_incremental", json!(is_incremental(entry)));
     put("name", json!(entry.name));
     put("object_count", json!(entry.object_count));
     put("object_prefix", json!(entry.prefix));
     put("parent_id", json!(entry.parent_id.as_ref().map(|id| id.as_str())));
-    put("size", json!(size_gib(entry, image.map(Image::len_bytes))));
+    put("size", json!(size_gib(entry, image.map(|image| image.len_bytes()))));
     put("status", json!(if fail_reason.is_none() { STATUS_AVAILABLE } else { STATUS_ERROR }));
     put("verification", json!(image.map(|image| verification_word(image.verification()))));
     put("volume_id", json!(entry.volume_id.as_ref().map(|id| id.as_str())));

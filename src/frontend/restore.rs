@@ -1,13 +1,31 @@
 //! An image to a file, a block device or stdout.
-//! (interface draft)
+//!
+//! Problem: Cinder restores object by object, each wholly in memory, on one core, and checks nothing. Idea: the image is
+//! cut into groups of ranges, one for each object; threads take a group each, read it through the image in order
+//! (verified, zeros known from the digests) and write where the bytes belong. A thread that finds no untouched group
+//! helps with one that has much left, so that decoding, hashing and writing of a single large object overlap. A target
+//! that cannot seek is fed in order by the same threads.
+//!
+//! Invariants: nothing is written that was not verified, unless [`OnDamage::Zero`] asked for zeros in its place; what was
+//! in the target before cannot show through: a blank file stays sparse, anything else gets its zeros written; a new file
+//! has its final name only when it is complete; memory does not depend on the image's size.
+
+mod plan;
+mod sink;
 
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::time::Duration;
 
+use self::plan::Plan;
+use self::sink::Sink;
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::Image;
+use crate::image::{Image, Part};
+
+/// How often the observer is told.
+const TICK: Duration = Duration::from_millis(100);
 
 /// Where the bytes go.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -66,12 +84,211 @@ pub struct Report {
     pub damaged_bytes: u64,
 }
 
+/// What all threads of one restore share.
+struct Work<'a> {
+    image: &'a Image,
+    options: &'a RestoreOptions<'a>,
+    /// Set by the first thread that fails.
+    stop: AtomicBool,
+    done_bytes: AtomicU64,
+    hole_bytes: AtomicU64,
+    damaged: Mutex<Vec<Range<u64>>>,
+}
+
 /// Writes `image` to `target`, and tells `observer` how far it is.
+///
+/// [`ErrorKind::Usage`] when the target exists and `force` is not set, [`ErrorKind::Target`] when it is too small or
+/// cannot be written. On any error a new file is removed again; an existing target is left as far as it was written.
 pub fn restore(
-    _image: &Arc<Image>,
-    _target: Target,
-    _options: &RestoreOptions<'_>,
-    _observer: &dyn Fn(Progress),
+    image: &Arc<Image>,
+    target: Target,
+    options: &RestoreOptions<'_>,
+    observer: &dyn Fn(Progress),
 ) -> Result<Report> {
-    Err(Error::new(ErrorKind::Unsupported, "draft"))
+    let sink = Sink::open(&target, image.len_bytes(), options.force)?;
+    let work = Work {
+        image,
+        options,
+        stop: AtomicBool::new(false),
+        done_bytes: AtomicU64::new(0),
+        hole_bytes: AtomicU64::new(0),
+        damaged: Mutex::default(),
+    };
+    let result =
+        if sink.seeks() { work.in_parallel(&sink, observer) } else { work.in_order(&sink, observer) };
+    match result {
+        Ok(()) => sink.finish()?,
+        Err(error) => {
+            sink.abandon();
+            return Err(error);
+        }
+    }
+    observer(work.progress());
+    Ok(work.report())
+}
+
+impl Work<'_> {
+    fn in_parallel(&self, sink: &Sink, observer: &dyn Fn(Progress)) -> Result<()> {
+        let plan = Plan::new(self.image.groups());
+        let run = || -> Result<()> {
+            let mut group = None;
+            while let Some(range) = plan.next(&mut group) {
+                self.check_stop()?;
+                self.pass_on(range, &mut |part, bytes| match bytes {
+                    Some(bytes) => sink.write(part.start, bytes),
+                    None => sink.write_zeros(part),
+                })?;
+            }
+            Ok(())
+        };
+        std::thread::scope(|scope| {
+            let (tell, results) = mpsc::channel();
+            for _ in 0..self.options.threads.max(1) {
+                let (tell, run) = (tell.clone(), &run);
+                scope.spawn(move || {
+                    let result = run();
+                    if result.is_err() {
+                        self.stop.store(true, Ordering::Relaxed);
+                    }
+                    // The receiver outlives the scope's threads.
+                    let _ = tell.send(result);
+                });
+            }
+            drop(tell);
+            self.first_error(&results, observer)
+        })
+    }
+
+    /// For a target that cannot seek: threads read ahead by a few windows, one writes them in order.
+    fn in_order(&self, sink: &Sink, observer: &dyn Fn(Progress)) -> Result<()> {
+        let windows = plan::windows(0..self.image.len_bytes());
+        let readers = self.options.threads.clamp(1, plan::GROUP_THREADS_MAX);
+        std::thread::scope(|scope| {
+            let (tell, results) = mpsc::channel();
+            // One slot for each reader, given out in turn, keeps the windows in order and their number bounded.
+            let (senders, receivers): (Vec<_>, Vec<_>) =
+                (0..readers).map(|_| mpsc::sync_channel::<Result<Vec<u8>>>(1)).unzip();
+            for (reader, sender) in senders.into_iter().enumerate() {
+                let mut mine = windows.clone().skip(reader).step_by(readers);
+                scope.spawn(move || {
+                    for range in &mut mine {
+                        let mut bytes = vec![0; (range.end - range.start) as usize];
+                        let read = self.check_stop().and_then(|()| {
+                            let start = range.start;
+                            self.pass_on(range, &mut |part, data| {
+                                if let Some(data) = data {
+                                    bytes[(part.start - start) as usize..(part.end - start) as usize]
+                                        .copy_from_slice(data);
+                                }
+                                Ok(())
+                            })
+                        });
+                        let failed = read.is_err();
+                        if sender.send(read.map(|()| bytes)).is_err() || failed {
+                            break;
+                        }
+                    }
+                });
+            }
+            scope.spawn(move || {
+                let write = || -> Result<()> {
+                    for (range, receiver) in
+                        windows.zip((0..readers).cycle().map(|reader| &receivers[reader]))
+                    {
+                        let Ok(bytes) = receiver.recv() else {
+                            return Err(Error::new(
+                                ErrorKind::Interrupted,
+                                "a reader of the image ended early",
+                            ));
+                        };
+                        sink.write(range.start, &bytes?)?;
+                    }
+                    Ok(())
+                };
+                let result = write();
+                if result.is_err() {
+                    self.stop.store(true, Ordering::Relaxed);
+                }
+                drop(receivers); // whoever waits for room gives up
+                let _ = tell.send(result);
+            });
+            self.first_error(&results, observer)
+        })
+    }
+
+    /// Waits for all results, telling the observer meanwhile.
+    fn first_error(&self, results: &mpsc::Receiver<Result<()>>, observer: &dyn Fn(Progress)) -> Result<()> {
+        let mut first: Result<()> = Ok(());
+        loop {
+            match results.recv_timeout(TICK) {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    // What a thread says that another's failure has stopped is not the reason.
+                    let known = first.as_ref().err().map(Error::kind);
+                    if known.is_none_or(|kind| kind == ErrorKind::Interrupted) {
+                        first = Err(error);
+                    }
+                }
+                Err(mpsc::RecvTimeoutError::Timeout) => observer(self.progress()),
+                Err(mpsc::RecvTimeoutError::Disconnected) => return first,
+            }
+        }
+    }
+
+    /// Reads a range and gives its parts to `write`: bytes, or `None` for zeros.
+    fn pass_on(
+        &self,
+        range: Range<u64>,
+        write: &mut dyn FnMut(Range<u64>, Option<&[u8]>) -> Result<()>,
+    ) -> Result<()> {
+        self.image.visit(range, &mut |part, what| {
+            let len = part.end - part.start;
+            match what {
+                Part::Data(bytes) => write(part, Some(bytes))?,
+                Part::Zeros => {
+                    write(part, None)?;
+                    self.hole_bytes.fetch_add(len, Ordering::Relaxed);
+                }
+                Part::Lost(error) if self.options.on_damage == OnDamage::Stop => {
+                    return Err(error.clone().context(format!("image bytes {} to {}", part.start, part.end)));
+                }
+                Part::Lost(_) => {
+                    write(part.clone(), None)?;
+                    self.damaged.lock().unwrap_or_else(PoisonError::into_inner).push(part);
+                }
+            }
+            self.done_bytes.fetch_add(len, Ordering::Relaxed);
+            Ok(())
+        })
+    }
+
+    fn check_stop(&self) -> Result<()> {
+        if self.options.cancel.load(Ordering::Relaxed) || self.stop.load(Ordering::Relaxed) {
+            return Err(Error::new(ErrorKind::Interrupted, "interrupted"));
+        }
+        Ok(())
+    }
+
+    fn progress(&self) -> Progress {
+        Progress {
+            done_bytes: self.done_bytes.load(Ordering::Relaxed),
+            total_bytes: self.image.len_bytes(),
+            hole_bytes: self.hole_bytes.load(Ordering::Relaxed),
+        }
+    }
+
+    fn report(self) -> Report {
+        let mut lost = self.damaged.into_inner().unwrap_or_else(PoisonError::into_inner);
+        lost.sort_by_key(|range| range.start);
+        let mut damaged: Vec<Range<u64>> = Vec::new();
+        for range in lost {
+            match damaged.last_mut() {
+                Some(last) if last.end == range.start => last.end = range.end,
+                _ => damaged.push(range),
+            }
+        }
+        let damaged_bytes = damaged.iter().map(|range| range.end - range.start).sum();
+        let (image_bytes, hole_bytes) = (self.image.len_bytes(), self.hole_bytes.into_inner());
+        Report { image_bytes, data_bytes: image_bytes - hole_bytes, hole_bytes, damaged, damaged_bytes }
+    }
 }

@@ -182,6 +182,7 @@ impl View {
                         image: &image,
                         object_offset,
                         extent_object_offset,
+                        begun: Vec::new(),
                         meanwhile: None,
                     };
                     let read = open_object(&self.engine, &self.layers, object)
@@ -252,6 +253,20 @@ impl View {
         }
     }
 
+    /// Files a whole block that was decoded on the way to another, if it is right; if not, whoever asks for it will say so.
+    fn file(&self, block: BlockIndex, bytes: &[u8]) {
+        if block.0 >= self.table.count() {
+            return;
+        }
+        let Some(Ok(hash)) = self.table.get(block.0..block.0 + 1).pop() else { return };
+        if hash == *self.zero_hash(block) || self.engine.cache().get(&hash).is_some() {
+            return;
+        }
+        if let Ok(verified) = VerifiedBlock::verify(bytes, &hash) {
+            self.engine.cache().insert(hash, Arc::new(verified));
+        }
+    }
+
     /// Where the bytes of a range come from, for a message.
     fn sources(
         &self,
@@ -296,6 +311,8 @@ struct Neighbours<'v, 'w, 'l> {
     image: &'w Range<u64>,
     object_offset: u64,
     extent_object_offset: u64,
+    /// The beginning of a block of which more is to be passed.
+    begun: Vec<u8>,
     meanwhile: Option<Vec<Arc<VerifiedBlock>>>,
 }
 
@@ -310,24 +327,26 @@ impl Passing for Neighbours<'_, '_, '_> {
     }
 
     fn passed(&mut self, offset: u64, bytes: &[u8]) {
-        let view = self.view;
-        let block_bytes = view.table.block_bytes();
-        let start = self.image.start - (self.object_offset - offset);
-        let end = start + bytes.len() as u64;
-        let blocks = start.div_ceil(block_bytes)..(end / block_bytes).min(view.table.count());
-        if blocks.is_empty() {
-            return;
-        }
-        for (index, hash) in blocks.clone().zip(view.table.get(blocks)) {
-            let Ok(hash) = hash else { continue };
-            let range = view.range_of(BlockIndex(index));
-            if hash == *view.zero_hash(BlockIndex(index)) || view.engine.cache().get(&hash).is_some() {
-                continue;
+        let (view, block_bytes) = (self.view, self.view.table.block_bytes());
+        let mut at = self.image.start - (self.object_offset - offset);
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let into = at % block_bytes;
+            let (now, later) = rest.split_at(rest.len().min((block_bytes - into) as usize));
+            // A block whose beginning was not passed is of no use.
+            if into == self.begun.len() as u64 {
+                if self.begun.is_empty() && now.len() as u64 == block_bytes {
+                    view.file(BlockIndex(at / block_bytes), now);
+                } else {
+                    self.begun.extend_from_slice(now);
+                    if self.begun.len() as u64 == block_bytes {
+                        view.file(BlockIndex(at / block_bytes), &self.begun);
+                        self.begun.clear();
+                    }
+                }
             }
-            let block = &bytes[(range.start - start) as usize..(range.end - start) as usize];
-            if let Ok(verified) = VerifiedBlock::verify(block, &hash) {
-                view.engine.cache().insert(hash, Arc::new(verified));
-            }
+            at += now.len() as u64;
+            rest = later;
         }
     }
 }

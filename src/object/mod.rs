@@ -27,12 +27,12 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::store::ObjectSource;
 use crate::types::ObjectName;
 
-/// How far before the wanted bytes passed bytes are worth offering. The kernel's read-ahead keeps no more than a few
-/// requests of at most 1 MiB in flight, so what arrives out of order lies within this.
-const OFFER_BYTES_MAX: u64 = 4 << 20;
+/// How far before the wanted bytes passed bytes are worth offering. Requests of at most 1 MiB are taken up in order, each
+/// by one of at most 16 threads, so what is then read out of order lies within this.
+const OFFER_BYTES_MAX: u64 = 16 << 20;
 
-/// Decoded at once while skipping.
-const SKIP_BYTES: usize = 256 << 10;
+/// Decoded at once on the way to the wanted bytes.
+const STEP_BYTES: u64 = 256 << 10;
 
 /// For how long a failure of an object is believed without looking again. Long enough that the kernel's page by page
 /// retry after a failed large read costs nothing, short enough that a repaired object is soon noticed.
@@ -65,7 +65,9 @@ pub trait Passing {
         u64::MAX
     }
 
-    /// Plain bytes from `offset` up to the wanted ones, as far as they are of use.
+    /// The next plain bytes on the way, from `offset`; the first call's `offset` is not below
+    /// [`useful_from`](Self::useful_from), each later call goes on where the one before ended, and the last one ends at the
+    /// wanted bytes.
     fn passed(&mut self, _offset: u64, _bytes: &[u8]) {}
 }
 
@@ -221,22 +223,15 @@ impl ObjectReader {
     fn skip_to(&self, cursor: &mut Cursor, offset: u64, passing: &mut dyn Passing) -> Result<()> {
         let offer_from =
             passing.useful_from().max(offset.saturating_sub(OFFER_BYTES_MAX)).max(cursor.at).min(offset);
-        let mut scratch = vec![0; SKIP_BYTES.min((offset - cursor.at) as usize)];
-        while cursor.at < offer_from {
-            let most = scratch.len().min((offer_from - cursor.at) as usize);
-            let n = self.decode_some(cursor, &mut scratch[..most])?;
+        let mut step = vec![0; STEP_BYTES.min(offset - cursor.at) as usize];
+        while cursor.at < offset {
+            let border = if cursor.at < offer_from { offer_from } else { offset };
+            let most = STEP_BYTES.min(border - cursor.at) as usize;
+            let n = self.decode_some(cursor, &mut step[..most])?;
+            if cursor.at >= offer_from {
+                passing.passed(cursor.at, &step[..n]);
+            }
             cursor.at += n as u64;
-        }
-        drop(scratch);
-        let mut offer = vec![0; (offset - offer_from) as usize];
-        let mut filled = 0;
-        while filled < offer.len() {
-            let n = self.decode_some(cursor, &mut offer[filled..])?;
-            filled += n;
-            cursor.at += n as u64;
-        }
-        if !offer.is_empty() {
-            passing.passed(offer_from, &offer);
         }
         Ok(())
     }

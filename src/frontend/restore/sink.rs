@@ -1,0 +1,192 @@
+//! Targets of a restore: what may be overwritten, and what is known to be zeros already.
+
+use std::fs::{File, Metadata, OpenOptions};
+use std::io::{self, Write as _};
+use std::ops::Range;
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::{FileExt as _, FileTypeExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use rustix::fs::{FallocateFlags, RenameFlags};
+
+use super::Target;
+use crate::error::{Error, ErrorKind, Result};
+
+/// Zeros written at once where a target cannot be told to have a hole.
+const ZEROS: &[u8] = &[0; 128 << 10];
+
+/// Added to the name of a new file until it is complete.
+const PARTIAL_SUFFIX: &str = ".partial";
+
+/// An opened target.
+pub(super) enum Sink {
+    /// A regular file that reads as zeros where nothing was written.
+    Blank { file: File, path: PathBuf, partial: Option<PathBuf> },
+    /// A block device, of which nothing is known.
+    Device { file: File, path: PathBuf },
+    /// Something that takes bytes in order.
+    Stream { file: Mutex<File>, path: PathBuf },
+}
+
+impl Sink {
+    pub(super) fn open(target: &Target, len_bytes: u64, force: bool) -> Result<Self> {
+        let path = match target {
+            Target::Stdout => {
+                // A duplicate, so that nobody's buffer lies between: the bytes are large, and binary.
+                let stdout = io::stdout().as_fd().try_clone_to_owned();
+                let file =
+                    Mutex::new(stdout.map_err(|error| failed("open", Path::new("stdout"), error))?.into());
+                return Ok(Self::Stream { file, path: "stdout".into() });
+            }
+            Target::Path(path) => path,
+        };
+        match std::fs::metadata(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Self::create(path, len_bytes),
+            Err(error) => Err(failed("look at", path, error)),
+            Ok(metadata) => Self::open_existing(path, &metadata, len_bytes, force),
+        }
+    }
+
+    fn create(path: &Path, len_bytes: u64) -> Result<Self> {
+        let mut partial = path.as_os_str().to_owned();
+        partial.push(PARTIAL_SUFFIX);
+        let partial = PathBuf::from(partial);
+        // What a killed restore left is ours to replace; nobody else's file has this name.
+        let opened = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&partial);
+        let file = opened.map_err(|error| failed("create", &partial, error))?;
+        let sink = Self::Blank { file, path: path.into(), partial: Some(partial) };
+        sink.set_len(len_bytes)?;
+        Ok(sink)
+    }
+
+    fn open_existing(path: &Path, metadata: &Metadata, len_bytes: u64, force: bool) -> Result<Self> {
+        let kind = metadata.file_type();
+        if kind.is_char_device() || kind.is_fifo() {
+            let file =
+                OpenOptions::new().write(true).open(path).map_err(|error| failed("open", path, error))?;
+            return Ok(Self::Stream { file: Mutex::new(file), path: path.into() });
+        }
+        if !kind.is_file() && !kind.is_block_device() {
+            return Err(Error::new(
+                ErrorKind::Usage,
+                format!("target {path:?} is neither a file nor a block device"),
+            ));
+        }
+        if !force {
+            return Err(Error::new(
+                ErrorKind::Usage,
+                format!("target {path:?} exists; --force overwrites it"),
+            ));
+        }
+        if kind.is_file() {
+            let opened = OpenOptions::new().write(true).truncate(true).open(path);
+            let file = opened.map_err(|error| failed("open", path, error))?;
+            let sink = Self::Blank { file, path: path.into(), partial: None };
+            sink.set_len(len_bytes)?;
+            return Ok(sink);
+        }
+        // O_EXCL on a block device fails when it is mounted or otherwise in use.
+        let exclusive = i32::try_from(rustix::fs::OFlags::EXCL.bits()).unwrap_or(0);
+        let opened = OpenOptions::new().write(true).custom_flags(exclusive).open(path);
+        let mut file = opened.map_err(|error| failed("open for exclusive use", path, error))?;
+        let device_bytes =
+            io::Seek::seek(&mut file, io::SeekFrom::End(0)).map_err(|e| failed("measure", path, e))?;
+        if device_bytes < len_bytes {
+            let message = format!("device {path:?} has {device_bytes} bytes, the image {len_bytes}");
+            return Err(Error::new(ErrorKind::Target, message));
+        }
+        Ok(Self::Device { file, path: path.into() })
+    }
+
+    /// Whether ranges may be written in any order.
+    pub(super) fn seeks(&self) -> bool {
+        match self {
+            Self::Blank { .. } | Self::Device { .. } => true,
+            Self::Stream { .. } => false,
+        }
+    }
+
+    pub(super) fn write(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        let written = match self {
+            Self::Blank { file, .. } | Self::Device { file, .. } => file.write_all_at(bytes, offset),
+            Self::Stream { file, .. } => file.lock().unwrap_or_else(PoisonError::into_inner).write_all(bytes),
+        };
+        written.map_err(|error| failed("write to", self.path(), error))
+    }
+
+    /// Makes a range read as zeros.
+    pub(super) fn write_zeros(&self, range: Range<u64>) -> Result<()> {
+        if let Self::Blank { .. } = self {
+            return Ok(());
+        }
+        if let Self::Device { file, .. } = self {
+            // Zeroes the range, and gives thin storage its space back, where the device can; else we write.
+            let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            if rustix::fs::fallocate(file, flags, range.start, range.end - range.start).is_ok() {
+                return Ok(());
+            }
+        }
+        let mut at = range.start;
+        while at < range.end {
+            let part = ZEROS.len().min((range.end - at) as usize);
+            self.write(at, &ZEROS[..part])?;
+            at += part as u64;
+        }
+        Ok(())
+    }
+
+    /// Makes what was written durable, and gives a new file its name.
+    pub(super) fn finish(self) -> Result<()> {
+        match &self {
+            Self::Stream { .. } => Ok(()),
+            Self::Device { file, path } | Self::Blank { file, path, partial: None } => {
+                file.sync_all().map_err(|error| failed("sync", path, error))
+            }
+            Self::Blank { file, path, partial: Some(partial) } => {
+                let finished = file.sync_all().and_then(|()| {
+                    let cwd = rustix::fs::CWD;
+                    match rustix::fs::renameat_with(cwd, partial, cwd, path, RenameFlags::NOREPLACE) {
+                        // Not every file system knows the flag; who creates the target meanwhile loses it then.
+                        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
+                            std::fs::rename(partial, path)
+                        }
+                        other => other.map_err(io::Error::from),
+                    }
+                });
+                finished.map_err(|error| {
+                    let _ = std::fs::remove_file(partial);
+                    failed("finish", path, error)
+                })
+            }
+        }
+    }
+
+    /// Removes a new file; leaves anything else as it is.
+    pub(super) fn abandon(self) {
+        if let Self::Blank { partial: Some(partial), .. } = &self
+            && let Err(error) = std::fs::remove_file(partial)
+        {
+            tracing::warn!("cannot remove {partial:?}: {error}");
+        }
+    }
+
+    fn set_len(&self, len_bytes: u64) -> Result<()> {
+        match self {
+            Self::Blank { file, path, .. } => {
+                file.set_len(len_bytes).map_err(|error| failed("size", path, error))
+            }
+            Self::Device { .. } | Self::Stream { .. } => Ok(()),
+        }
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            Self::Blank { path, .. } | Self::Device { path, .. } | Self::Stream { path, .. } => path,
+        }
+    }
+}
+
+fn failed(what: &str, path: &Path, error: io::Error) -> Error {
+    Error::caused_by(ErrorKind::Target, format!("cannot {what} {path:?}"), error)
+}
