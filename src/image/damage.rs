@@ -89,7 +89,7 @@ impl Lost {
 }
 
 /// Whether a failure says something about the backup, and not about the store's health at this moment.
-fn is_damage(kind: ErrorKind) -> bool {
+pub(super) fn is_damage(kind: ErrorKind) -> bool {
     match kind {
         ErrorKind::ObjectNotFound
         | ErrorKind::UnsafeName

@@ -7,12 +7,14 @@
 //! - [`view`]: a range of blocks with digests, read through extents, objects and the cache.
 //! - [`unproven`]: backups without `_sha256file`; each object becomes such a view once its md5 is right.
 //! - [`holes`]: where data begins and ends, from the digests alone.
+//! - [`ending`]: the exact length, where only the last block's digest can tell.
 //! - [`damage`]: what was lost so far.
 //!
 //! Invariants: no byte leaves an image that was not compared with a digest; damage costs the blocks it hits, not the
 //! object around them; an image never changes, so whoever has read a byte may keep it.
 
 mod damage;
+mod ending;
 mod engine;
 mod holes;
 mod unproven;
@@ -108,6 +110,10 @@ impl Image {
             table.as_ref().map(|table| (table.count(), table.block_bytes())),
             size_bytes,
         )?;
+        let len_bytes = match &table {
+            Some(table) => ending::settle(engine, &layers, table, len_bytes)?,
+            None => len_bytes,
+        };
         let id = tip.summary.id.clone();
         let chain = layers.iter().rev().map(|layer| layer.summary.id.clone()).collect();
         let map = ExtentMap::paint(extents(&layers), len_bytes);
