@@ -100,7 +100,8 @@ impl Packing {
         match self {
             Self::Plain(_) => plain.to_vec(),
             Self::Zlib { level, junk } => {
-                let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::new(level));
+                let mut encoder =
+                    flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::new(level));
                 encoder.write_all(plain).unwrap();
                 let mut packed = encoder.finish().unwrap();
                 packed.resize(packed.len() + junk, 0xA5);
