@@ -22,7 +22,7 @@ Examples:
   cinderfs list /backup_mount                             every backup, newest first
   cinderfs mount /backup_mount /mnt                       every backup as a disk image
   cinderfs show /backup_mount 52e81dfa -f json            one backup, for scripts
-  cinderfs restore /backup_mount db@latest /dev/vg/new    one backup to a device
+  cinderfs restore /backup_mount db@latest disk.img       one backup to a file
 
 Exit codes:
   0 done; 1 failed; 2 wrong usage; 3 finished, but some data is damaged or missing;
