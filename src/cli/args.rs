@@ -151,8 +151,9 @@ impl StoreArg {
     }
 }
 
-/// Bound on the block cache of one command, in bytes; the mount's default too.
-const CACHE_BYTES_MAX: u64 = 256 << 20;
+/// Bound on the block cache of one command, in bytes. Each block is read once, so it only has to hold what threads
+/// decode for each other.
+const CACHE_BYTES_MAX: u64 = 32 << 20;
 
 /// The path of a STORE word: itself, or that of its file:// URL.
 fn directory_of(word: &OsStr) -> Result<PathBuf, Failure> {
