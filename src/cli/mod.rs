@@ -1,1 +1,6 @@
 //! (draft)
+
+#[cfg(feature = "fuse")]
+pub mod mount;
+#[cfg(feature = "fuse")]
+pub mod umount;
