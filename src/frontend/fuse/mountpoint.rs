@@ -67,8 +67,7 @@ fn usage(message: String) -> Error {
 fn unusable(mountpoint: &Path, error: io::Error) -> Error {
     let message = match error.raw_os_error() {
         Some(libc::ENOTCONN) => format!(
-            "mountpoint {mountpoint:?} holds a mount whose daemon died; take it away with: cinderfs umount {}",
-            mountpoint.display()
+            "mountpoint {mountpoint:?} holds a mount whose daemon died; take it away with: cinderfs umount {mountpoint:?}"
         ),
         _ => format!("cannot use mountpoint {mountpoint:?}"),
     };
@@ -120,6 +119,6 @@ mod tests {
     #[test]
     fn a_dead_mount_is_told_how_to_leave() {
         let error = unusable(Path::new("/mnt"), io::Error::from_raw_os_error(libc::ENOTCONN));
-        assert!(error.to_string().contains("cinderfs umount /mnt"), "{error}");
+        assert!(error.to_string().contains("cinderfs umount \"/mnt\""), "{error}");
     }
 }

@@ -216,7 +216,7 @@ impl Namespace {
         }
     }
 
-    /// The names in the folder `parent` with their nodes, sorted by name; `None` when there is no such folder.
+    /// The names in the folder `parent` with their nodes, in an order that stays; `None` when there is no such folder.
     pub fn children(&self, parent: &Node, opens: &dyn Fn(&BackupId) -> Opens) -> Option<Vec<(String, Node)>> {
         let children = match parent {
             Node::Root => vec![

@@ -59,7 +59,7 @@ const IGNORED: [&str; 38] = [
     "sync",
     "user",
     "users",
-    "nogroup",
+    "noowner",
 ];
 
 /// How to mount.
