@@ -2,7 +2,6 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 use std::sync::Arc;
 
 use crate::catalog::{Catalog, CatalogOptions, open_store};
@@ -42,7 +41,10 @@ pub struct MountArgs {
 }
 
 /// Mounts; returns when the mount answers, or in the foreground when it has ended.
-pub fn run(args: &MountArgs) -> Result<ExitCode> {
+///
+/// `global_words` are words of the command line that the background process should see too, such as `-v`. Returns the exit
+/// code: 0, or that of the background process, which has told its error itself.
+pub fn run(args: &MountArgs, global_words: &[OsString]) -> Result<u8> {
     let options = MountOptions::parse(&args.options)?;
     if args.daemon {
         let child = Child::begin(options.log.as_deref())?;
@@ -50,9 +52,9 @@ pub fn run(args: &MountArgs) -> Result<ExitCode> {
     } else if args.foreground {
         serve(args, &options, None)?;
     } else {
-        return daemon::start(child_arguments(args)).map(ExitCode::from);
+        return daemon::start(global_words.iter().cloned().chain(child_arguments(args)));
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(0)
 }
 
 fn serve(args: &MountArgs, options: &MountOptions, child: Option<Child>) -> Result<()> {
@@ -132,7 +134,7 @@ mod tests {
     #[test]
     fn wrong_options_are_refused_before_anything_is_started() {
         let error =
-            run(&parse(&["mount", "-o", "cache_sise=1", "/nonexistent", "/nonexistent"])).unwrap_err();
+            run(&parse(&["mount", "-o", "cache_sise=1", "/nonexistent", "/nonexistent"]), &[]).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Usage, "{error}");
     }
 }

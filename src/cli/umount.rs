@@ -1,7 +1,6 @@
 //! `cinderfs umount MOUNTPOINT`.
 
 use std::path::PathBuf;
-use std::process::ExitCode;
 
 use crate::error::Result;
 use crate::frontend::fuse::unmount::unmount;
@@ -19,7 +18,6 @@ pub struct UmountArgs {
 }
 
 /// Takes a mount away, also one whose daemon died.
-pub fn run(args: &UmountArgs) -> Result<ExitCode> {
-    unmount(&args.mountpoint, args.lazy)?;
-    Ok(ExitCode::SUCCESS)
+pub fn run(args: &UmountArgs) -> Result<()> {
+    unmount(&args.mountpoint, args.lazy)
 }

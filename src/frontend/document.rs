@@ -1,91 +1,85 @@
-//! One backup as a document: what `show` prints and what `metadata.json` in a mount holds.
+//! A backup as a JSON document: what `show` prints and what `metadata.json` in a mount holds.
 //!
-//! Keys are snake_case and sorted, as in the OpenStack client; every key is always there, `null` where its value is
-//! unknown, so that scripts need not ask twice. Strings are what the store says, unescaped; JSON carries them safely.
+//! Problem: people and programs look at one backup through two doors, and must see the same words.
+//! Idea: one function makes the document; front-ends choose only how it is printed.
+//!
+//! Invariants: every key is always there, `null` where nothing is known; keys are sorted.
 
-use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
 use crate::catalog::Entry;
 use crate::error::Error;
 use crate::image::{Image, Verification};
 
-/// `created_at` as people and file names have it: `2024-03-01T01:01:07Z`, UTC, whole seconds.
-pub fn timestamp_text(created_at: Timestamp) -> String {
-    Timestamp::from_second(created_at.as_second()).unwrap_or(created_at).to_string()
+/// The `status` of a backup that can be read.
+pub const STATUS_AVAILABLE: &str = "available";
+
+/// The `status` of a backup that cannot be read; `fail_reason` says why.
+pub const STATUS_ERROR: &str = "error";
+
+/// Bytes of a GiB, the unit of Cinder's volume sizes.
+const GIB_BYTES: u64 = 1 << 30;
+
+/// The volume's size in GiB: what the metadata says, else the image's length rounded up; `None` when neither is known.
+pub fn size_gib(entry: &Entry, image_bytes: Option<u64>) -> Option<u64> {
+    entry.volume_size_gib.or_else(|| image_bytes.map(|bytes| bytes.div_ceil(GIB_BYTES)))
 }
 
-/// The name of what proves an image's bytes: `sha256` or `md5`.
-pub fn verification_text(verification: Verification) -> &'static str {
+/// Whether the backup stores changes only; `None` when its metadata could not be read.
+pub fn is_incremental(entry: &Entry) -> Option<bool> {
+    entry.parent_id.as_ref().map(|_| true).or_else(|| entry.volume_id.as_ref().map(|_| false))
+}
+
+/// The document of one backup, with snake_case keys in sorted order.
+///
+/// `image` is what the catalog answered for `entry`: the opened image, or why there is none. Sizes are in bytes, except
+/// `size`, which is in GiB as everywhere in Cinder.
+pub fn backup_document(entry: &Entry, image: Result<&Image, &Error>) -> Map<String, Value> {
+    // What the catalog knew before it tried is the better reason: it does not change from one open to the next.
+    let fail_reason = entry.problem.as_ref().or(image.err());
+    let image = if fail_reason.is_none() { image.ok() } else { None };
+    let damage = image.map(Image::damage).unwrap_or_default();
+    let ranges: Vec<Value> = damage
+        .ranges
+        .iter()
+        .map(|range| json!({ "length": range.end.saturating_sub(range.start), "offset": range.start }))
+        .collect();
+    let chain: Vec<&str> =
+        image.map(|image| image.chain().iter().map(|id| id.as_str()).collect()).unwrap_or_default();
+
+    let mut document = Map::new();
+    let mut put = |key: &str, value: Value| {
+        document.insert(key.to_owned(), value);
+    };
+    put("block_bytes", json!(image.map(Image::block_bytes)));
+    put("chain", json!(chain));
+    put("container", json!(entry.container));
+    put("created_at", json!(entry.created_at.map(|time| time.to_string())));
+    put("damage", json!({ "blocks": damage.blocks, "ranges": ranges }));
+    put("data_bytes", json!(image.and_then(Image::data_bytes)));
+    put("description", json!(entry.description));
+    put("fail_reason", json!(fail_reason.map(Error::to_string)));
+    put("id", json!(entry.id.as_str()));
+    put("image_bytes", json!(image.map(Image::len_bytes)));
+    put("is_incremental", json!(is_incremental(entry)));
+    put("name", json!(entry.name));
+    put("object_count", json!(entry.object_count));
+    put("object_prefix", json!(entry.prefix));
+    put("parent_id", json!(entry.parent_id.as_ref().map(|id| id.as_str())));
+    put("size", json!(size_gib(entry, image.map(Image::len_bytes))));
+    put("status", json!(if fail_reason.is_none() { STATUS_AVAILABLE } else { STATUS_ERROR }));
+    put("verification", json!(image.map(|image| verification_word(image.verification()))));
+    put("volume_id", json!(entry.volume_id.as_ref().map(|id| id.as_str())));
+    put("volume_name", json!(entry.volume_name));
+    document
+}
+
+/// How documents and xattrs spell a [`Verification`].
+pub fn verification_word(verification: Verification) -> &'static str {
     match verification {
         Verification::Sha256 => "sha256",
         Verification::Md5 => "md5",
     }
-}
-
-/// A backup, and either its opened image or the reason why it has none.
-pub fn backup_document(entry: &Entry, image: Result<&Image, &Error>) -> Value {
-    let facts = image.map(|image| Facts {
-        chain: image.chain().iter().map(ToString::to_string).collect(),
-        image_bytes: image.len_bytes(),
-        block_bytes: image.block_bytes(),
-        data_bytes: image.data_bytes(),
-        verification: verification_text(image.verification()),
-        damaged_blocks: image.damage().blocks,
-        damaged_ranges: image.damage().ranges,
-    });
-    document(entry, facts)
-}
-
-/// What only an opened image knows.
-struct Facts {
-    chain: Vec<String>,
-    image_bytes: u64,
-    block_bytes: u64,
-    data_bytes: Option<u64>,
-    verification: &'static str,
-    damaged_blocks: u64,
-    damaged_ranges: Vec<std::ops::Range<u64>>,
-}
-
-fn document(entry: &Entry, facts: Result<Facts, &Error>) -> Value {
-    let (facts, failure) = match facts {
-        Ok(facts) => (Some(facts), None),
-        // What the metadata itself shows to be wrong says more than the failure to open that follows from it.
-        Err(error) => (None, Some(entry.problem.as_ref().unwrap_or(error).to_string())),
-    };
-    let facts = facts.as_ref();
-    let ranges = facts.map_or(&[][..], |facts| &facts.damaged_ranges).iter();
-    let ranges: Vec<_> =
-        ranges.map(|range| json!({"length": range.end - range.start, "offset": range.start})).collect();
-    let keys = [
-        ("block_bytes", json!(facts.map(|facts| facts.block_bytes))),
-        ("chain", json!(facts.map(|facts| &facts.chain))),
-        ("container", json!(entry.container)),
-        ("created_at", json!(entry.created_at.map(timestamp_text))),
-        ("damage", json!({"blocks": facts.map_or(0, |facts| facts.damaged_blocks), "ranges": ranges})),
-        ("data_bytes", json!(facts.and_then(|facts| facts.data_bytes))),
-        ("description", json!(entry.description)),
-        ("fail_reason", json!(failure)),
-        ("id", json!(entry.id.as_str())),
-        ("image_bytes", json!(facts.map(|facts| facts.image_bytes))),
-        ("is_incremental", json!(entry.parent_id.is_some())),
-        ("name", json!(entry.name)),
-        ("object_count", json!(entry.object_count)),
-        ("object_prefix", json!(entry.prefix)),
-        ("parent_id", json!(entry.parent_id.as_ref().map(|id| id.as_str()))),
-        ("size", json!(entry.volume_size_gib)),
-        ("status", json!(if facts.is_some() { "available" } else { "error" })),
-        ("verification", json!(facts.map(|facts| facts.verification))),
-        ("volume_id", json!(entry.volume_id.as_ref().map(|id| id.as_str()))),
-        ("volume_name", json!(entry.volume_name)),
-    ];
-    Value::Object(keys.into_iter().map(|(key, value)| (key.to_owned(), value)).collect::<Map<_, _>>())
-}
-
-/// The document's text, indented, one line break at the end.
-pub fn document_text(document: &Value) -> String {
-    format!("{document:#}\n")
 }
 
 #[cfg(test)]
@@ -100,98 +94,66 @@ mod tests {
             id: BackupId::parse("b2").unwrap(),
             volume_id: Some(VolumeId::parse("v1").unwrap()),
             parent_id: Some(BackupId::parse("b1").unwrap()),
-            created_at: Some("2024-03-01T01:01:07.5Z".parse().unwrap()),
-            name: Some("nightly \"\u{1b}[31m\n".to_owned()),
+            created_at: Some("2024-03-01T01:01:07Z".parse().unwrap()),
+            name: Some("nightly".into()),
             description: None,
-            volume_name: Some("wéb".to_owned()),
-            volume_size_gib: Some(1),
-            container: "2c/d1/b2".to_owned(),
-            prefix: "backup".to_owned(),
+            volume_name: Some("db".into()),
+            volume_size_gib: Some(7),
+            container: "b2/xx/b2".into(),
+            prefix: "backup".into(),
             object_count: 3,
-            metadata_name: ObjectName::parse("2c/d1/b2/backup_metadata").unwrap(),
+            metadata_name: ObjectName::parse("b2/xx/b2/backup_metadata").unwrap(),
             metadata_stat: ObjectStat {
                 len_bytes: 1,
                 version: ObjectVersion("1".into()),
                 modified: None,
-                owner: Ownership { mode: 0o660, uid: 1, gid: 2 },
+                owner: Ownership { mode: 0o640, uid: 0, gid: 0 },
             },
             problem: None,
         }
     }
 
-    fn facts() -> Facts {
-        Facts {
-            chain: vec!["b2".to_owned(), "b1".to_owned()],
-            image_bytes: 1 << 30,
-            block_bytes: 32768,
-            data_bytes: None,
-            verification: "md5",
-            damaged_blocks: 2,
-            damaged_ranges: vec![0..512, 32768..98304],
-        }
-    }
-
     #[test]
-    fn times_are_whole_utc_seconds() {
-        let time: Timestamp = "2024-03-01T02:01:07.999+01:00".parse().unwrap();
-        assert_eq!(timestamp_text(time), "2024-03-01T01:01:07Z");
-        assert_eq!(timestamp_text(Timestamp::UNIX_EPOCH), "1970-01-01T00:00:00Z");
-        for extreme in [Timestamp::MIN, Timestamp::MAX] {
-            assert!(!timestamp_text(extreme).contains(['/', '\0']));
-        }
-    }
-
-    #[test]
-    fn every_key_is_there_and_sorted() {
-        for document in [document(&entry(), Ok(facts())), document(&entry(), Err(&damage()))] {
-            let keys: Vec<_> = document.as_object().unwrap().keys().cloned().collect();
-            assert_eq!(
-                keys.join(" "),
-                "block_bytes chain container created_at damage data_bytes description fail_reason id image_bytes \
-                 is_incremental name object_count object_prefix parent_id size status verification volume_id \
-                 volume_name"
-            );
-            assert!(keys.is_sorted());
-        }
-    }
-
-    fn damage() -> Error {
-        Error::new(ErrorKind::Malformed, "the digests are torn")
-    }
-
-    #[test]
-    fn an_opened_backup_tells_what_its_image_knows() {
-        let document = document(&entry(), Ok(facts()));
-        assert_eq!(document["status"], "available");
-        assert_eq!(document["fail_reason"], Value::Null);
-        assert_eq!(document["chain"], json!(["b2", "b1"]));
-        assert_eq!(document["created_at"], "2024-03-01T01:01:07Z");
-        assert_eq!(document["verification"], "md5");
+    fn an_unusable_backup_has_every_key_and_its_reason() {
+        let error = Error::new(ErrorKind::ChainBroken, "parent b1 is not in the store");
+        let document = backup_document(&entry(), Err(&error));
         assert_eq!(
-            document["damage"],
-            json!({"blocks": 2, "ranges": [{"length": 512, "offset": 0}, {"length": 65536, "offset": 32768}]})
+            serde_json::to_string(&document).unwrap(),
+            r#"{"block_bytes":null,"chain":[],"container":"b2/xx/b2","created_at":"2024-03-01T01:01:07Z","#
+                .to_owned()
+                + r#""damage":{"blocks":0,"ranges":[]},"data_bytes":null,"description":null,"#
+                + r#""fail_reason":"parent b1 is not in the store","id":"b2","image_bytes":null,"#
+                + r#""is_incremental":true,"name":"nightly","object_count":3,"object_prefix":"backup","#
+                + r#""parent_id":"b1","size":7,"status":"error","verification":null,"volume_id":"v1","#
+                + r#""volume_name":"db"}"#
         );
-        assert_eq!((&document["size"], &document["image_bytes"]), (&json!(1), &json!(1u64 << 30)));
+        assert!(document.keys().is_sorted());
     }
 
     #[test]
-    fn an_unusable_backup_tells_its_reason() {
+    fn the_problem_of_the_listing_comes_before_that_of_opening() {
         let mut entry = entry();
-        let told = document(&entry, Err(&damage()));
-        assert_eq!(
-            (&told["status"], &told["fail_reason"]),
-            (&json!("error"), &json!("the digests are torn"))
-        );
-        assert_eq!(told["chain"], Value::Null);
-        entry.problem = Some(Error::new(ErrorKind::ChainBroken, "parent b1 is missing"));
-        assert_eq!(document(&entry, Err(&damage()))["fail_reason"], "parent b1 is missing");
+        entry.problem = Some(Error::new(ErrorKind::Malformed, "torn JSON"));
+        let opening = Error::new(ErrorKind::BackupNotFound, "unusable");
+        assert_eq!(backup_document(&entry, Err(&opening))["fail_reason"], "torn JSON");
     }
 
     #[test]
-    fn hostile_text_stays_inside_its_string() {
-        let text = document_text(&document(&entry(), Ok(facts())));
-        assert!(text.ends_with("}\n") && !text.contains('\u{1b}'));
-        let read: Value = serde_json::from_str(&text).unwrap();
-        assert_eq!(read["name"], "nightly \"\u{1b}[31m\n");
+    fn sizes_are_rounded_up_to_gib() {
+        let mut entry = entry();
+        assert_eq!(size_gib(&entry, Some(1)), Some(7));
+        entry.volume_size_gib = None;
+        assert_eq!(size_gib(&entry, Some(GIB_BYTES)), Some(1));
+        assert_eq!(size_gib(&entry, Some(GIB_BYTES + 1)), Some(2));
+        assert_eq!(size_gib(&entry, None), None);
+    }
+
+    #[test]
+    fn an_unread_backup_is_neither_full_nor_incremental() {
+        let mut entry = entry();
+        entry.parent_id = None;
+        assert_eq!(is_incremental(&entry), Some(false));
+        entry.volume_id = None;
+        assert_eq!(is_incremental(&entry), None);
     }
 }

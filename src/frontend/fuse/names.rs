@@ -8,6 +8,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use jiff::Timestamp;
+
 /// Longest component of a path, in bytes (`NAME_MAX`).
 pub const NAME_BYTES_MAX: usize = 255;
 
@@ -16,6 +18,11 @@ const SHORT_ID_CHARS: usize = 8;
 
 /// How much longer an appended id gets when it was not enough.
 const SHORT_ID_STEP: usize = 4;
+
+/// `created_at` as names and attributes have it: `2024-03-01T01:01:07Z`, UTC, whole seconds.
+pub fn timestamp(created_at: Timestamp) -> String {
+    Timestamp::from_second(created_at.as_second()).unwrap_or(created_at).to_string()
+}
 
 /// A display name as one path component: `/`, NUL and other control characters become `_`, `.` and `..` become `_` and
 /// `__`, and the name is cut at a character so that it fits [`NAME_BYTES_MAX`]. `None` when nothing is left to show.
@@ -100,6 +107,16 @@ mod tests {
 
     fn named(items: &[(&str, &str)]) -> Vec<String> {
         unique(&wanted(items)).into_iter().map(Option::unwrap).collect()
+    }
+
+    #[test]
+    fn times_are_whole_utc_seconds() {
+        let time: Timestamp = "2024-03-01T02:01:07.999+01:00".parse().unwrap();
+        assert_eq!(timestamp(time), "2024-03-01T01:01:07Z");
+        assert_eq!(timestamp(Timestamp::UNIX_EPOCH), "1970-01-01T00:00:00Z");
+        for extreme in [Timestamp::MIN, Timestamp::MAX] {
+            assert!(!timestamp(extreme).contains(['/', '\0']));
+        }
     }
 
     #[test]

@@ -20,7 +20,6 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 
 use super::names::{self, Wanted};
-use crate::frontend::document::timestamp_text;
 use crate::store::ObjectVersion;
 use crate::types::{BackupId, VolumeId};
 
@@ -309,7 +308,7 @@ impl VolumeNode {
         let wanted: Vec<_> = newest_first
             .iter()
             .map(|row| Wanted {
-                base: row.created_at.map_or_else(|| "undated".to_owned(), timestamp_text),
+                base: row.created_at.map_or_else(|| "undated".to_owned(), names::timestamp),
                 id: row.id.as_str(),
                 with_id: row.created_at.is_none(),
             })

@@ -17,10 +17,11 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::errno::{self, Errno};
 use super::inodes::Inodes;
+use super::names::{NAME_BYTES_MAX, timestamp};
 use super::namespace::{Kind, Namespace, Node, Opens, Row};
 use crate::catalog::{Catalog, Entry, Snapshot};
 use crate::error::{Error, ErrorKind};
-use crate::frontend::document::{backup_document, document_text, timestamp_text, verification_text};
+use crate::frontend::document::{backup_document, verification_word};
 use crate::image::Image;
 use crate::store::{ObjectVersion, Ownership};
 use crate::types::BackupId;
@@ -162,7 +163,7 @@ impl Tree {
 
     /// Finds `name` in a folder and takes a reference for the kernel, which gives it back with [`Tree::forget`].
     pub fn lookup(&self, parent: u64, name: &str) -> Answer<Attr> {
-        if name.len() > super::names::NAME_BYTES_MAX {
+        if name.len() > NAME_BYTES_MAX {
             return Err(Errno(libc::ENAMETOOLONG));
         }
         let parent = self.node(parent)?;
@@ -348,8 +349,8 @@ impl Tree {
             ("backup_id", Some(entry.id.to_string())),
             ("volume_id", entry.volume_id.as_ref().map(ToString::to_string)),
             ("parent_id", entry.parent_id.as_ref().map(ToString::to_string)),
-            ("created_at", entry.created_at.map(timestamp_text)),
-            ("verified", image.map(|image| verification_text(image.verification()).to_owned())),
+            ("created_at", entry.created_at.map(timestamp)),
+            ("verified", image.map(|image| verification_word(image.verification()).to_owned())),
         ];
         let present = values.into_iter().filter_map(|(name, value)| Some((name, value?)));
         Ok(present.map(|(name, value)| (format!("{XATTR_PREFIX}{name}"), value)).collect())
@@ -449,7 +450,8 @@ impl Tree {
 
     fn document(&self, entry: &Arc<Entry>) -> String {
         let image = self.image(entry);
-        document_text(&backup_document(entry, image.as_deref()))
+        let document = serde_json::Value::Object(backup_document(entry, image.as_deref()));
+        format!("{document:#}\n")
     }
 
     fn handle_attr(&self, view: &View, handle: &Handle) -> Answer<Attr> {
