@@ -6,12 +6,13 @@ use std::sync::Arc;
 
 use crate::catalog::{Catalog, CatalogOptions, open_store};
 use crate::error::Result;
+use crate::frontend::fuse::attr::OwnerOverride;
 use crate::frontend::fuse::daemon::{self, Child};
 use crate::frontend::fuse::fs::CinderFs;
 use crate::frontend::fuse::mount::mount;
 use crate::frontend::fuse::mountpoint;
 use crate::frontend::fuse::options::MountOptions;
-use crate::frontend::fuse::tree::{OwnerOverride, Tree};
+use crate::frontend::fuse::tree::Tree;
 
 /// Where the index cache lies, if the user says so; a mountpoint must keep away from it.
 const CACHE_DIR_VARIABLE: &str = "CINDERFS_CACHE_DIR";

@@ -16,9 +16,10 @@ use fuser::{
     ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
+use super::attr::Attr;
 use super::errno::Errno;
 use super::namespace::Kind;
-use super::tree::{Answer, Attr, Caching, Tree};
+use super::tree::{Answer, Caching, Tree};
 
 /// How long the kernel may believe a name and its attributes. Names that are missing are not believed at all, so that a
 /// new backup shows at once.

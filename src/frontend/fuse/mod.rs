@@ -4,7 +4,7 @@
 //!   kernel -> fs        requests and replies, panics caught; thin
 //!               tree    what a request means: catalog and images on one side, names and inodes on the other
 //!               |  \
-//!    namespace names inodes    pure: which names stand where, which number a node has
+//!    namespace names inodes attr    pure: which names stand where, which number a node has, what stat shows
 //!
 //!   mount       the options given to the kernel, signals, the end
 //!   mountpoint  where a mount may stand        unmount  taking it away, alive or dead
@@ -15,6 +15,8 @@
 //! another inode. Every request is answered, also when serving it panics. What a mount promises to its users stands in
 //! `docs/SEMANTICS.md`.
 
+/// What `stat` shows.
+pub mod attr;
 /// The process that serves a mount in the background.
 pub mod daemon;
 /// Which errno a failure becomes.

@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use super::attr::{Attr, OwnerOverride, strictest, time_of};
 use super::errno::{self, Errno};
 use super::inodes::Inodes;
 use super::names::{NAME_BYTES_MAX, timestamp};
@@ -41,46 +42,6 @@ const XATTR_PREFIX: &str = "user.cinder.";
 
 /// A request's outcome.
 pub type Answer<T> = Result<T, Errno>;
-
-/// Owner and group that `-o uid=,gid=` put on everything.
-#[derive(Clone, Copy, Default, Debug)]
-pub struct OwnerOverride {
-    /// Owner of everything.
-    pub uid: Option<u32>,
-    /// Group of everything.
-    pub gid: Option<u32>,
-}
-
-/// What `stat` shows.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Attr {
-    /// The kernel's number of it; 0 where the caller sets it.
-    pub ino: u64,
-    /// Kind of file.
-    pub kind: Kind,
-    /// Length in bytes.
-    pub size_bytes: u64,
-    /// Allocated units of 512 bytes.
-    pub blocks_512: u64,
-    /// Every one of its times.
-    pub time: SystemTime,
-    /// Permission bits, no write bit among them.
-    pub mode: u16,
-    /// Links: 1 for files, 2 and one per folder in it for folders.
-    pub nlink: u32,
-    /// Owner.
-    pub uid: u32,
-    /// Group.
-    pub gid: u32,
-}
-
-impl Attr {
-    /// A stand-in for attributes that cannot be had just now.
-    pub fn unknown(ino: u64, kind: Kind) -> Self {
-        let time = SystemTime::UNIX_EPOCH;
-        Self { ino, kind, size_bytes: 0, blocks_512: 0, time, mode: 0, nlink: 1, uid: 0, gid: 0 }
-    }
-}
 
 /// One entry of a listing with its attributes.
 #[derive(Clone, Debug)]
@@ -456,10 +417,10 @@ impl Tree {
 
     fn handle_attr(&self, view: &View, handle: &Handle) -> Answer<Attr> {
         match handle {
-            Handle::Image { entry, image, .. } => Ok(self.image_attr(entry, image)),
+            Handle::Image { entry, image, .. } => Ok(self.owner.image(entry, image)),
             Handle::Document { node: node @ Node::Document(id), text } => {
                 let entry = view.entry_of(node, id)?;
-                Ok(self.file_attr(&entry, text.len() as u64))
+                Ok(self.owner.file(&entry, text.len() as u64))
             }
             Handle::Document { node, .. } | Handle::Folder { node, .. } => self.attr(view, node),
         }
@@ -467,13 +428,15 @@ impl Tree {
 
     fn attr(&self, view: &View, node: &Node) -> Answer<Attr> {
         match node {
-            Node::Root | Node::Backups | Node::Volumes => {
-                Ok(self.folder_attr(view, node, view.changed_at, Ownership { mode: 0o444, uid: 0, gid: 0 }))
-            }
+            Node::Root | Node::Backups | Node::Volumes => Ok(self.owner.folder(
+                view.namespace.subfolders(node),
+                view.changed_at,
+                Ownership { mode: 0o444, uid: 0, gid: 0 },
+            )),
             // The names come out of the metadata, so whoever may not read that of all backups may not read them.
             Node::Names => {
                 let owner = strictest(view.snapshot.entries().map(|entry| entry.metadata_stat.owner));
-                Ok(self.folder_attr(view, node, view.changed_at, owner))
+                Ok(self.owner.folder(view.namespace.subfolders(node), view.changed_at, owner))
             }
             Node::Volume(id) => {
                 let backups = view.namespace.backups_of(id);
@@ -481,63 +444,38 @@ impl Tree {
                     backups.iter().filter_map(|id| view.snapshot.get(id.as_str())).collect();
                 let newest = entries.first().ok_or(Errno(libc::ESTALE))?;
                 let owner = strictest(entries.iter().map(|entry| entry.metadata_stat.owner));
-                Ok(self.folder_attr(view, node, time_of(newest), owner))
+                Ok(self.owner.folder(view.namespace.subfolders(node), time_of(newest), owner))
             }
             Node::Backup(id) => {
                 let entry = view.entry_of(node, id)?;
-                Ok(self.folder_attr(view, node, time_of(&entry), entry.metadata_stat.owner))
+                Ok(self.owner.folder(
+                    view.namespace.subfolders(node),
+                    time_of(&entry),
+                    entry.metadata_stat.owner,
+                ))
             }
             Node::Image(id, _) => {
                 // An open image keeps its attributes, also when the store has lost it by now.
                 if let Some(Handle::Image { entry, image, .. }) = self.opened(node).as_deref() {
-                    return Ok(self.image_attr(entry, image));
+                    return Ok(self.owner.image(entry, image));
                 }
                 let entry = view.entry_of(node, id)?;
-                Ok(self.image_attr(&entry, &*self.image(&entry)?))
+                Ok(self.owner.image(&entry, &*self.image(&entry)?))
             }
             Node::Document(id) => {
                 let entry = view.entry_of(node, id)?;
-                Ok(self.file_attr(&entry, self.document(&entry).len() as u64))
+                Ok(self.owner.file(&entry, self.document(&entry).len() as u64))
             }
             Node::BackupLink { backup, .. } => {
                 let entry = view.entry_of(node, backup)?;
-                Ok(self.link_attr(node, time_of(&entry), entry.metadata_stat.owner))
+                Ok(self.owner.link(node, time_of(&entry), entry.metadata_stat.owner))
             }
             Node::NameLink { volume, .. } => {
                 let newest = view.namespace.backups_of(volume).first().ok_or(Errno(libc::ESTALE))?;
                 let entry = view.entry_of(node, newest)?;
-                Ok(self.link_attr(node, time_of(&entry), entry.metadata_stat.owner))
+                Ok(self.owner.link(node, time_of(&entry), entry.metadata_stat.owner))
             }
         }
-    }
-
-    fn image_attr(&self, entry: &Entry, image: &Image) -> Attr {
-        let allocated_bytes = image.data_bytes().unwrap_or(image.len_bytes());
-        let attr = self.file_attr(entry, image.len_bytes());
-        Attr { blocks_512: allocated_bytes.div_ceil(512), ..attr }
-    }
-
-    fn file_attr(&self, entry: &Entry, size_bytes: u64) -> Attr {
-        let owner = entry.metadata_stat.owner;
-        let mode = (owner.mode & 0o444) as u16;
-        let blocks_512 = size_bytes.div_ceil(512);
-        Attr { kind: Kind::File, size_bytes, blocks_512, mode, nlink: 1, ..self.blank(time_of(entry), owner) }
-    }
-
-    fn folder_attr(&self, view: &View, node: &Node, time: SystemTime, owner: Ownership) -> Attr {
-        let readable = (owner.mode & 0o444) as u16;
-        let nlink = u32::try_from(2 + view.namespace.subfolders(node)).unwrap_or(u32::MAX);
-        Attr { kind: Kind::Directory, mode: readable | readable >> 2, nlink, ..self.blank(time, owner) }
-    }
-
-    fn link_attr(&self, node: &Node, time: SystemTime, owner: Ownership) -> Attr {
-        let size_bytes = node.target().map_or(0, |target| target.len() as u64);
-        Attr { kind: Kind::Link, size_bytes, mode: 0o777, nlink: 1, ..self.blank(time, owner) }
-    }
-
-    fn blank(&self, time: SystemTime, owner: Ownership) -> Attr {
-        let (uid, gid) = (self.owner.uid.unwrap_or(owner.uid), self.owner.gid.unwrap_or(owner.gid));
-        Attr { time, uid, gid, ..Attr::unknown(0, Kind::File) }
     }
 }
 
@@ -579,37 +517,7 @@ fn child_index(index: u64) -> usize {
     usize::try_from(index.saturating_sub(2)).unwrap_or(usize::MAX)
 }
 
-fn time_of(entry: &Entry) -> SystemTime {
-    let created_at = entry.created_at.map(SystemTime::from);
-    created_at.or(entry.metadata_stat.modified).unwrap_or(SystemTime::UNIX_EPOCH)
-}
-
-/// Who may read all of these: only the bits that all have, and root where owners differ.
-fn strictest(owners: impl Iterator<Item = Ownership>) -> Ownership {
-    let root_where_unequal = |a: u32, b: u32| if a == b { a } else { 0 };
-    owners
-        .reduce(|a, b| Ownership {
-            mode: a.mode & b.mode,
-            uid: root_where_unequal(a.uid, b.uid),
-            gid: root_where_unequal(a.gid, b.gid),
-        })
-        .unwrap_or(Ownership { mode: 0o444, uid: 0, gid: 0 })
-}
-
 /// Locks; a panic elsewhere left the tables usable, for each is changed by single calls.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_folder_shows_only_what_everything_in_it_shows() {
-        let owner = |mode, uid, gid| Ownership { mode, uid, gid };
-        let all = [owner(0o640, 7, 8), owner(0o644, 7, 9)];
-        assert_eq!(strictest(all.into_iter()), owner(0o640, 7, 0));
-        assert_eq!(strictest([].into_iter()), owner(0o444, 0, 0));
-    }
 }
