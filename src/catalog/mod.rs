@@ -137,6 +137,8 @@ pub struct Catalog {
 
 struct Current {
     snapshot: Arc<Snapshot>,
+    /// Why the last scan failed, if it did.
+    failure: Option<Error>,
     scanned: Instant,
     interval: Duration,
 }
@@ -170,23 +172,31 @@ impl Catalog {
         self.engine.store()
     }
 
-    /// The current state, from a new scan when the last one is older than a moment. While the store cannot be listed, or
-    /// another thread is at it, the last known state.
-    pub fn refresh(&self) -> Arc<Snapshot> {
-        let (snapshot, is_current) = {
+    /// The current state, from a new scan when the last one is older than a moment; while another thread is at it, the
+    /// last known state. The error when the store cannot be listed; [`snapshot`](Self::snapshot) still knows what it held.
+    pub fn refresh(&self) -> Result<Arc<Snapshot>> {
+        let (known, is_current) = {
             let current = lock(&self.current);
-            (current.snapshot.clone(), current.scanned.elapsed() < current.interval)
+            let known = current.failure.clone().map_or_else(|| Ok(current.snapshot.clone()), Err);
+            (known, current.scanned.elapsed() < current.interval)
         };
         if is_current {
-            return snapshot;
+            return known;
         }
-        let Ok(mut scan) = self.scanning.try_lock() else { return snapshot };
+        let Ok(mut scan) = self.scanning.try_lock() else { return known };
         let started = Instant::now();
-        let scanned = scan.run(&**self.store()).unwrap_or_else(|error| {
-            tracing::warn!("cannot list the store, showing what is known: {error}");
-            snapshot
-        });
-        *lock(&self.current) = Current::new(scanned.clone(), started);
+        let scanned = scan.run(&**self.store());
+        let mut current = lock(&self.current);
+        match &scanned {
+            Ok(snapshot) => *current = Current::new(snapshot.clone(), started),
+            Err(error) => {
+                if current.failure.is_none() {
+                    tracing::warn!("cannot list the store: {error}");
+                }
+                let snapshot = current.snapshot.clone();
+                *current = Current { failure: Some(error.clone()), ..Current::new(snapshot, started) };
+            }
+        }
         scanned
     }
 
@@ -248,7 +258,7 @@ impl Catalog {
 impl Current {
     fn new(snapshot: Arc<Snapshot>, started: Instant) -> Self {
         let interval = (started.elapsed() * SCAN_SHARE).clamp(SCAN_INTERVAL, SCAN_INTERVAL_MAX);
-        Self { snapshot, scanned: Instant::now(), interval }
+        Self { snapshot, failure: None, scanned: Instant::now(), interval }
     }
 }
 

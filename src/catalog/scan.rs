@@ -100,9 +100,8 @@ fn snapshot_of(documents: &HashMap<ObjectName, Document>) -> Snapshot {
         let parent_id = summary.parent_id.clone();
         Some((id.clone(), Link { volume_id: summary.volume_id.clone(), parent_id, problem: problem.clone() }))
     });
-    let torn = chosen.iter().filter_map(|(id, (document, problem))| {
-        document.summary.is_err().then(|| (id.clone(), problem.clone()))
-    });
+    let is_torn = |(_, (document, _)): &(&BackupId, &(&Document, Option<Error>))| document.summary.is_err();
+    let torn = chosen.iter().filter(is_torn).map(|(id, (_, problem))| (id.clone(), problem.clone()));
     let chains = resolve_all(&links.collect(), &torn.collect());
     let entries = chosen.into_iter().map(|(id, (document, problem))| {
         let problem = problem.or_else(|| chains.get(&id).and_then(|chain| chain.clone().err()));

@@ -82,6 +82,7 @@ fn does_not_fit(count: u64, block_bytes: u64, extents_end: u64) -> Error {
 }
 
 #[cfg(test)]
+#[expect(clippy::single_range_in_vec_init, reason = "a backup with one extent is a list of one range")]
 mod tests {
     use super::*;
 
@@ -118,7 +119,8 @@ mod tests {
     #[test]
     fn an_incremental_that_stored_the_last_block_tells_the_end() {
         let full = 0..1070; // ten blocks of 100 and 70 bytes
-        let cases: [(&[&[Range<u64>]], u64, u64); 8] = [
+        type Case<'a> = (&'a [&'a [Range<u64>]], u64, u64);
+        let cases: [Case<'_>; 8] = [
             (&[std::slice::from_ref(&full), &[]], 11, 1070),
             (&[std::slice::from_ref(&full), &[0..100]], 11, 1070),
             (&[std::slice::from_ref(&full), &[1000..1050]], 11, 1050), // shrank within the last block

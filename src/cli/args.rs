@@ -22,7 +22,7 @@ Examples:
   cinderfs list /backup_mount                             every backup, newest first
   cinderfs mount /backup_mount /mnt                       every backup as a disk image
   cinderfs show /backup_mount 52e81dfa -f json            one backup, for scripts
-  cinderfs restore /backup_mount db@latest /dev/vg/new    one backup to a device
+  cinderfs restore /backup_mount db@latest disk.img       one backup to a file
 
 Exit codes:
   0 done; 1 failed; 2 wrong usage; 3 finished, but some data is damaged or missing;
@@ -151,8 +151,9 @@ impl StoreArg {
     }
 }
 
-/// Bound on the block cache of one command, in bytes; the mount's default too.
-const CACHE_BYTES_MAX: u64 = 256 << 20;
+/// Bound on the block cache of one command, in bytes. Each block is read once, so it only has to hold what threads
+/// decode for each other.
+const CACHE_BYTES_MAX: u64 = 32 << 20;
 
 /// The path of a STORE word: itself, or that of its file:// URL.
 fn directory_of(word: &OsStr) -> Result<PathBuf, Failure> {

@@ -30,14 +30,17 @@ pub enum Outcome {
     Done,
     /// Everything was done, except that some data is damaged or missing.
     Damaged,
+    /// Another process did the work, has told its error itself, and ended with this code.
+    Child(u8),
 }
 
 impl Outcome {
-    /// The exit code: 0 or 3.
+    /// The exit code: 0, 3, or that of the other process.
     pub(crate) fn code(self) -> u8 {
         match self {
             Self::Done => 0,
             Self::Damaged => DAMAGED,
+            Self::Child(code) => code,
         }
     }
 }

@@ -7,14 +7,14 @@ mod exit;
 mod list;
 mod logging;
 #[cfg(feature = "fuse")]
-pub mod mount;
+mod mount;
 mod progress;
 mod render;
 mod restore;
 mod select;
 mod show;
 #[cfg(feature = "fuse")]
-pub mod umount;
+mod umount;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -46,9 +46,9 @@ fn run(cli: Cli) -> Result<Outcome, Failure> {
     logging::start(verbosity)?;
     match cli.verb {
         #[cfg(feature = "fuse")]
-        Verb::Mount(args) => Ok(mount::run(args)?),
+        Verb::Mount(args) => mount::run(&args, verbosity),
         #[cfg(feature = "fuse")]
-        Verb::Umount(args) => Ok(umount::run(args)?),
+        Verb::Umount(args) => umount::run(&args),
         Verb::List(args) => list::run(&args),
         Verb::Show(args) => show::run(&args),
         Verb::Restore(args) => restore::run(&args, verbosity < 0),

@@ -1,14 +1,161 @@
-//! `cinderfs mount`.
-//! (placeholder)
+//! `cinderfs mount STORE MOUNTPOINT`.
 
-use super::exit::Outcome;
-use crate::error::{Error, ErrorKind, Result};
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-/// The words of `mount`.
+use super::args::StoreArg;
+use super::exit::{Failure, Outcome};
+use crate::catalog::{Catalog, CatalogOptions};
+use crate::frontend::fuse::attr::OwnerOverride;
+use crate::frontend::fuse::daemon::{self, Child};
+use crate::frontend::fuse::fs::CinderFs;
+use crate::frontend::fuse::mount::mount;
+use crate::frontend::fuse::mountpoint;
+use crate::frontend::fuse::options::MountOptions;
+use crate::frontend::fuse::tree::Tree;
+use crate::store::Store;
+use crate::store::posix::PosixStore;
+
+/// Where the index cache lies, if the user says so; a mountpoint must keep away from it.
+const CACHE_DIR_VARIABLE: &str = "CINDERFS_CACHE_DIR";
+
+const EXAMPLES: &str = "\
+Examples:
+  cinderfs mount /backup_mount /mnt
+  ls /mnt/volumes/VOLUME-ID/
+  dd if=/mnt/backups/BACKUP-ID/volume.img of=/dev/vg/new bs=1M
+  mount -o loop,ro,noload /mnt/backups/BACKUP-ID/volume.img /rec
+  cinderfs umount /mnt
+
+Options for -o:
+  cache_size=SIZE  bound on the cache of verified blocks, as in 64M or 1G; 256M unless told
+  threads=N        how many requests are served at once
+  allow_other      let other users in; each sees what the store's own permissions allow
+  allow_root       let root in
+  uid=N, gid=N     show everything as owned by this user, this group
+  log=FILE         where the background process logs; syslog unless told
+  nonempty         mount over a directory that is not empty";
+
+/// Show every backup of a store as a read-only disk image
+///
+/// Returns when the mount answers and goes on in the background. Backups that appear or vanish in the store do so in
+/// the mount.
 #[derive(clap::Args, Debug)]
-pub struct MountArgs {}
+#[command(after_long_help = EXAMPLES)]
+pub(crate) struct MountArgs {
+    #[command(flatten)]
+    store: StoreArg,
 
-/// Runs `mount`.
-pub fn run(_args: MountArgs) -> Result<Outcome> {
-    Err(Error::new(ErrorKind::Unsupported, "mount is a placeholder"))
+    /// Empty directory to show them at
+    #[arg(value_name = "MOUNTPOINT")]
+    mountpoint: PathBuf,
+
+    /// Mount options: allow_other, allow_root, uid=N, gid=N, cache_size=SIZE, threads=N, log=FILE, nonempty
+    #[arg(short = 'o', value_name = "OPTION,...")]
+    options: Vec<String>,
+
+    /// Stay in the foreground; Ctrl-C unmounts
+    #[arg(short = 'f', long)]
+    foreground: bool,
+
+    /// Serve as the background process of another `cinderfs mount`, which waits at the other end of stdin
+    #[arg(long, hide = true)]
+    daemon: bool,
+}
+
+/// Mounts; returns when the mount answers, or in the foreground when it has ended.
+pub(crate) fn run(args: &MountArgs, verbosity: i16) -> Result<Outcome, Failure> {
+    let options = MountOptions::parse(&args.options)?;
+    if args.daemon {
+        let child = Child::begin(options.log.as_deref())?;
+        serve(args, &options, Some(child))?;
+    } else if args.foreground {
+        serve(args, &options, None)?;
+    } else {
+        return Ok(Outcome::Child(daemon::start(child_arguments(args, verbosity)?)?));
+    }
+    Ok(Outcome::Done)
+}
+
+fn serve(args: &MountArgs, options: &MountOptions, child: Option<Child>) -> Result<(), Failure> {
+    let path = args.store.path()?;
+    let store = Arc::new(PosixStore::open(&path)?);
+    let location = store.location().to_owned();
+    let cache_dir = std::env::var_os(CACHE_DIR_VARIABLE).map(PathBuf::from);
+    let mut keep_away = vec![("store", Path::new(&location)), ("store", &path)];
+    keep_away.extend(cache_dir.as_deref().map(|dir| ("cache", dir)));
+    // Before the store is scanned, which may take a while.
+    let mountpoint = mountpoint::check(&args.mountpoint, &keep_away, options.nonempty)?;
+
+    let catalog = Catalog::open(store, CatalogOptions { cache_bytes_max: options.cache_bytes_max })?;
+    let owner = OwnerOverride { uid: options.uid, gid: options.gid };
+    let tree = Tree::new(Arc::new(catalog), owner);
+    let mounted = mount(CinderFs::new(tree), &location, &mountpoint, options)?;
+    if let Some(child) = child
+        && let Err(error) = child.ready()
+    {
+        mounted.end()?;
+        return Err(error.into());
+    }
+    Ok(mounted.serve()?)
+}
+
+/// The arguments that make the background process do what these ask for.
+fn child_arguments(args: &MountArgs, verbosity: i16) -> Result<Vec<OsString>, Failure> {
+    let word = if verbosity < 0 { "-q" } else { "-v" };
+    let mut arguments: Vec<OsString> = vec![word.into(); usize::from(verbosity.unsigned_abs())];
+    arguments.extend(["mount".into(), "--daemon".into()]);
+    for options in &args.options {
+        arguments.extend(["-o".into(), options.into()]);
+    }
+    // Both may begin with a dash. They are made absolute because the child leaves this working directory.
+    arguments.extend(["--".into(), absolute(&args.store.path()?), absolute(&args.mountpoint)]);
+    Ok(arguments)
+}
+
+/// A path from the root, or as it is where that cannot be told.
+fn absolute(path: &Path) -> OsString {
+    std::path::absolute(path).unwrap_or_else(|_| path.into()).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        mount: MountArgs,
+    }
+
+    fn parse(words: &[&str]) -> MountArgs {
+        Cli::try_parse_from(words).unwrap().mount
+    }
+
+    #[test]
+    fn the_child_gets_the_same_call_with_absolute_paths() {
+        let args = parse(&["mount", "-o", "ro,uid=1", "src", "-o", "log=l", "--", "-mnt"]);
+        let cwd = std::env::current_dir().unwrap();
+        let expected: Vec<OsString> =
+            ["-v", "-v", "mount", "--daemon", "-o", "ro,uid=1", "-o", "log=l", "--"]
+                .into_iter()
+                .map(OsString::from)
+                .chain([cwd.join("src").into(), cwd.join("-mnt").into()])
+                .collect();
+        assert_eq!(child_arguments(&args, 2).unwrap(), expected);
+        let again = parse(&expected[2..].iter().map(|word| word.to_str().unwrap()).collect::<Vec<_>>());
+        assert!(again.daemon && !again.foreground);
+        assert_eq!(again.options, args.options);
+        assert_eq!(child_arguments(&args, -1).unwrap()[0], "-q");
+    }
+
+    #[test]
+    fn wrong_options_are_refused_before_anything_is_started() {
+        let failure =
+            run(&parse(&["mount", "-o", "cache_sise=1", "/nonexistent", "/nonexistent"]), 0).unwrap_err();
+        assert_eq!(failure.kind(), ErrorKind::Usage, "{failure:?}");
+    }
 }

@@ -105,7 +105,10 @@ impl Place {
             .map(|c| if c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.') { c } else { '_' })
             .take(128)
             .collect();
-        if safe.starts_with('.') { format!("_{}", &safe[1..]) } else { safe }
+        match safe.strip_prefix('.') {
+            Some(rest) => format!("_{rest}"),
+            None => safe,
+        }
     }
 }
 

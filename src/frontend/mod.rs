@@ -1,4 +1,6 @@
 //! Consumers of images, side by side.
 
 pub mod document;
+#[cfg(feature = "fuse")]
+pub mod fuse;
 pub mod restore;

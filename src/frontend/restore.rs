@@ -84,6 +84,9 @@ pub struct Report {
     pub damaged_bytes: u64,
 }
 
+/// Takes a range of the image and its bytes, `None` for zeros.
+type Write<'w> = dyn FnMut(Range<u64>, Option<&[u8]>) -> Result<()> + 'w;
+
 /// What all threads of one restore share.
 struct Work<'a> {
     image: &'a Image,
@@ -235,12 +238,8 @@ impl Work<'_> {
         }
     }
 
-    /// Reads a range and gives its parts to `write`: bytes, or `None` for zeros.
-    fn pass_on(
-        &self,
-        range: Range<u64>,
-        write: &mut dyn FnMut(Range<u64>, Option<&[u8]>) -> Result<()>,
-    ) -> Result<()> {
+    /// Reads a range and gives its parts to `write`.
+    fn pass_on(&self, range: Range<u64>, write: &mut Write<'_>) -> Result<()> {
         self.image.visit(range, &mut |part, what| {
             let len = part.end - part.start;
             match what {

@@ -1,0 +1,72 @@
+#!/usr/bin/env bash
+# Runs every test of cinderfs on this machine: formatting, lints, unit, property and damage tests, real mounts, loop
+# mounts, the comparison with genuine Cinder, the quick start and a short benchmark run.
+#
+#   scripts/test.sh            everything; needs root (mounts, loop devices), /dev/fuse and Debian or Ubuntu
+#   scripts/test.sh STEP ...   some steps: packages fmt lint unit release quickstart cinder bench
+#
+# Nothing is skipped: what a step needs and does not find makes it fail.
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit 1
+
+export CARGO_TERM_COLOR=never
+target=${CARGO_TARGET_DIR:-target}
+passed=()
+failed=()
+
+# packages: what the tests use beside Rust. Installed only where missing.
+packages() {
+    local missing=() pair
+    for pair in fusermount3:fuse3 qemu-img:qemu-utils mkfs.ext4:e2fsprogs losetup:mount python3:python3 zstd:zstd \
+        setpriv:util-linux getfattr:attr; do
+        command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
+    done
+    python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
+    [ ${#missing[@]} -eq 0 ] && return 0
+    echo "installing ${missing[*]}"
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update -qq && apt-get install -y -qq --no-install-recommends "${missing[@]}"
+}
+
+fmt() { cargo fmt --check; }
+
+lint() {
+    cargo clippy --locked --all-targets -- -D warnings &&
+        cargo clippy --locked --lib --no-default-features -- -D warnings # the core needs no FUSE
+}
+
+unit() { cargo test --locked --no-fail-fast; }
+
+release() { cargo build --locked --release; }
+
+quickstart() { CINDERFS=$target/release/cinderfs scripts/quickstart.sh; }
+
+cinder() { CINDERFS=$target/release/cinderfs scripts/genuine-cinder/gate.sh; }
+
+bench() { scripts/bench.sh --quick; }
+
+steps=("$@")
+[ ${#steps[@]} -gt 0 ] || steps=(packages fmt lint unit release quickstart cinder bench)
+for step in "${steps[@]}"; do
+    case $step in
+    packages | fmt | lint | unit | release | quickstart | cinder | bench) ;;
+    *)
+        echo "unknown step $step" >&2
+        exit 2
+        ;;
+    esac
+    echo "=== $step"
+    start=$SECONDS
+    if "$step"; then passed+=("$step"); else failed+=("$step"); fi
+    echo "=== $step took $((SECONDS - start)) s"
+done
+
+leftover=$(grep -c ' - fuse.cinderfs ' /proc/self/mountinfo)
+if [ "$leftover" -gt 0 ]; then
+    echo "$leftover cinderfs mounts were left behind:" >&2
+    grep ' - fuse.cinderfs ' /proc/self/mountinfo >&2
+    failed+=(leftover-mounts)
+fi
+[ ${#failed[@]} -eq 0 ] || echo "failed steps: ${failed[*]}"
+echo "steps: ${#passed[@]} passed, ${#failed[@]} failed"
+[ ${#failed[@]} -eq 0 ]

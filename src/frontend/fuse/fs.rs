@@ -1,0 +1,482 @@
+//! FUSE requests, answered from the [`Tree`]: types in, types out, and no request left without an answer.
+//!
+//! Each request runs inside [`guarded`], so a bug in one answers EIO and leaves the mount standing. Everything that would
+//! change something is EROFS; the kernel mostly says so itself, because the mount is `ro`.
+
+use std::cell::RefCell;
+use std::ffi::OsStr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use fuser::{
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
+    Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr,
+    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl,
+    ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+
+use super::attr::Attr;
+use super::errno::Errno;
+use super::namespace::Kind;
+use super::tree::{Answer, Caching, Tree};
+
+/// How long the kernel may believe a name and its attributes. Names that are missing are not believed at all, so that a
+/// new backup shows at once.
+const TTL: Duration = Duration::from_secs(1);
+
+/// Nodes carry their identity in the inode number, and no number is given twice while the kernel knows it.
+const GENERATION: Generation = Generation(0);
+
+/// Largest request, in bytes: 256 pages, the most the kernel allows by default.
+const REQUEST_BYTES_MAX: u32 = 1 << 20;
+
+/// Read-ahead requests in flight. The kernel's default of 12 stops growing a sequential reader before the threads are busy.
+const BACKGROUND_REQUESTS_MAX: u16 = 64;
+
+/// `f_bsize` and `st_blksize`. Programs such as cp and dd size their buffers by it; a page would cost many calls, and a
+/// block of the image (32 KiB) is fetched whole anyway.
+const IO_BYTES: u32 = 128 << 10;
+
+/// Unit of `statfs`, in bytes.
+const STATFS_UNIT_BYTES: u32 = 4096;
+
+thread_local! {
+    /// Each serving thread reads into its own buffer, which is not zeroed again for each request.
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The file system that the kernel talks to.
+pub struct CinderFs {
+    tree: Tree,
+}
+
+impl CinderFs {
+    /// Serves a tree.
+    pub fn new(tree: Tree) -> Self {
+        Self { tree }
+    }
+
+    fn list(
+        &self,
+        handle: FileHandle,
+        offset: u64,
+        mut add: impl FnMut(&Tree, u64) -> Answer<bool>,
+    ) -> Answer<()> {
+        let mut index = offset;
+        while self.tree.entry(handle.0, index)?.is_some() && !add(&self.tree, index)? {
+            index += 1;
+        }
+        Ok(())
+    }
+}
+
+/// Runs what a request asks for; a panic in it becomes EIO, and is logged by the panic hook and here.
+fn guarded<T>(request: &'static str, work: impl FnOnce() -> Answer<T>) -> Result<T, fuser::Errno> {
+    // Unwind safety: the tree's tables are changed by single calls, and its locks outlive a panic.
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(Errno(errno))) => Err(fuser::Errno::from_i32(errno)),
+        Err(_) => {
+            tracing::error!(request, "a bug stopped this request; it is answered with EIO");
+            Err(fuser::Errno::EIO)
+        }
+    }
+}
+
+/// Sends what `guarded` returned, one way or the other.
+macro_rules! answer {
+    ($reply:ident, $request:literal, $work:expr, |$value:pat_param| $send:expr) => {
+        match guarded($request, || $work) {
+            Ok($value) => $send,
+            Err(errno) => $reply.error(errno),
+        }
+    };
+}
+
+fn file_type(kind: Kind) -> FileType {
+    match kind {
+        Kind::Directory => FileType::Directory,
+        Kind::File => FileType::RegularFile,
+        Kind::Link => FileType::Symlink,
+    }
+}
+
+fn file_attr(attr: &Attr) -> FileAttr {
+    FileAttr {
+        ino: INodeNo(attr.ino),
+        size: attr.size_bytes,
+        blocks: attr.blocks_512,
+        atime: attr.time,
+        mtime: attr.time,
+        ctime: attr.time,
+        crtime: attr.time,
+        kind: file_type(attr.kind),
+        perm: attr.mode,
+        nlink: attr.nlink,
+        uid: attr.uid,
+        gid: attr.gid,
+        rdev: 0,
+        blksize: IO_BYTES,
+        flags: 0,
+    }
+}
+
+/// A name that is not UTF-8 is nowhere in the tree.
+fn text(name: &OsStr) -> Answer<&str> {
+    name.to_str().ok_or(Errno(libc::ENOENT))
+}
+
+impl Filesystem for CinderFs {
+    fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
+        let wanted = [
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_DO_READDIRPLUS,
+            InitFlags::FUSE_READDIRPLUS_AUTO,
+            // A link's target is part of its inode, so a cached one is right for as long as the name is.
+            InitFlags::FUSE_CACHE_SYMLINKS,
+            InitFlags::FUSE_ASYNC_DIO,
+        ];
+        for capability in wanted {
+            if config.add_capabilities(capability).is_err() {
+                tracing::debug!(?capability, "the kernel does not know this");
+            }
+        }
+        // The largest write also sets the largest read, in pages.
+        let _previous = config.set_max_write(REQUEST_BYTES_MAX);
+        if let Err(most) = config.set_max_readahead(REQUEST_BYTES_MAX) {
+            let _previous = config.set_max_readahead(most);
+        }
+        let _previous = config.set_max_background(BACKGROUND_REQUESTS_MAX);
+        Ok(())
+    }
+
+    fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        answer!(reply, "lookup", self.tree.lookup(parent.0, text(name)?), |attr| {
+            reply.entry(&TTL, &file_attr(&attr), GENERATION);
+        });
+    }
+
+    fn forget(&self, _request: &Request, ino: INodeNo, lookups: u64) {
+        // No answer is expected, and there is nobody to tell.
+        let _ = guarded("forget", || {
+            self.tree.forget(ino.0, lookups);
+            Ok(())
+        });
+    }
+
+    fn getattr(&self, _request: &Request, ino: INodeNo, handle: Option<FileHandle>, reply: ReplyAttr) {
+        answer!(reply, "getattr", self.tree.getattr(ino.0, handle.map(|handle| handle.0)), |attr| {
+            reply.attr(&TTL, &file_attr(&attr));
+        });
+    }
+
+    fn readlink(&self, _request: &Request, ino: INodeNo, reply: ReplyData) {
+        answer!(reply, "readlink", self.tree.readlink(ino.0), |target| reply.data(target.as_bytes()));
+    }
+
+    fn open(&self, _request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let open = || {
+            if flags.0 & libc::O_ACCMODE != libc::O_RDONLY || flags.0 & libc::O_TRUNC != 0 {
+                return Err(Errno(libc::EROFS));
+            }
+            self.tree.open(ino.0)
+        };
+        answer!(reply, "open", open(), |(handle, caching)| {
+            let caching = match caching {
+                Caching::Keep => FopenFlags::FOPEN_KEEP_CACHE,
+                Caching::None => FopenFlags::FOPEN_DIRECT_IO,
+            };
+            reply.opened(FileHandle(handle), caching | FopenFlags::FOPEN_NOFLUSH);
+        });
+    }
+
+    fn read(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        BUFFER.with_borrow_mut(|buffer| {
+            answer!(reply, "read", self.tree.read(handle.0, offset, size as usize, buffer), |()| {
+                reply.data(buffer);
+            });
+        });
+    }
+
+    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        reply.ok();
+    }
+
+    fn release(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        handle: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        answer!(reply, "release", self.tree.release(handle.0), |()| reply.ok());
+    }
+
+    fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        reply.ok();
+    }
+
+    fn opendir(&self, _request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        answer!(reply, "opendir", self.tree.opendir(ino.0), |handle| {
+            reply.opened(FileHandle(handle), FopenFlags::empty());
+        });
+    }
+
+    fn readdir(&self, _: &Request, _: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let mut fill = || {
+            self.list(handle, offset, |tree, index| {
+                let Some((ino, kind, name)) = tree.entry(handle.0, index)? else { return Ok(true) };
+                Ok(reply.add(INodeNo(ino), index + 1, file_type(kind), name))
+            })
+        };
+        answer!(reply, "readdir", fill(), |()| reply.ok());
+    }
+
+    fn readdirplus(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        let mut fill = || {
+            self.list(handle, offset, |tree, index| {
+                let Some(listed) = tree.entry_attr(handle.0, index)? else { return Ok(true) };
+                // Unknown attributes are not to be believed for any time; the kernel asks when it needs them.
+                let ttl = if listed.known { TTL } else { Duration::ZERO };
+                let attr = file_attr(&listed.attr);
+                let full = reply.add(attr.ino, index + 1, listed.name, &ttl, &attr, GENERATION);
+                if full && listed.counted {
+                    tree.forget(listed.attr.ino, 1);
+                }
+                Ok(full)
+            })
+        };
+        answer!(reply, "readdirplus", fill(), |()| reply.ok());
+    }
+
+    fn releasedir(&self, _: &Request, _: INodeNo, handle: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
+        answer!(reply, "releasedir", self.tree.release(handle.0), |()| reply.ok());
+    }
+
+    fn fsyncdir(&self, _: &Request, _: INodeNo, _: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        reply.ok();
+    }
+
+    fn statfs(&self, _request: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        answer!(reply, "statfs", Ok(self.tree.totals()), |totals| {
+            let units = totals.bytes.div_ceil(u64::from(STATFS_UNIT_BYTES));
+            reply.statfs(units, 0, 0, totals.files, 0, IO_BYTES, 255, STATFS_UNIT_BYTES);
+        });
+    }
+
+    fn getxattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let value = || {
+            let name = name.to_str().ok_or(Errno(libc::ENODATA))?;
+            // The kernel asks every file for security labels; that must not cost opening an image.
+            if !name.starts_with("user.") {
+                return Err(Errno(libc::ENODATA));
+            }
+            let found = self.tree.xattrs(ino.0)?.into_iter().find(|(known, _)| known == name);
+            Ok(found.ok_or(Errno(libc::ENODATA))?.1.into_bytes())
+        };
+        send_xattr(reply, size, guarded("getxattr", value));
+    }
+
+    fn listxattr(&self, _request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let names = || {
+            let xattrs = self.tree.xattrs(ino.0)?;
+            Ok(xattrs.into_iter().flat_map(|(name, _)| name.into_bytes().into_iter().chain([0])).collect())
+        };
+        send_xattr(reply, size, guarded("listxattr", names));
+    }
+
+    fn access(&self, _request: &Request, _ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
+        // Not asked while `default_permissions` is on.
+        if mask.contains(AccessFlags::W_OK) { reply.error(fuser::Errno::EROFS) } else { reply.ok() }
+    }
+
+    fn lseek(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        handle: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        let seek = || match whence {
+            libc::SEEK_DATA => self.tree.seek(handle.0, offset, true),
+            libc::SEEK_HOLE => self.tree.seek(handle.0, offset, false),
+            _ => Err(Errno(libc::EINVAL)),
+        };
+        answer!(reply, "lseek", seek(), |found| {
+            match i64::try_from(found) {
+                Ok(found) => reply.offset(found),
+                Err(_) => reply.error(fuser::Errno::EOVERFLOW),
+            }
+        });
+    }
+
+    fn ioctl(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        _handle: FileHandle,
+        _flags: IoctlFlags,
+        _command: u32,
+        _in_data: &[u8],
+        _out_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        reply.error(fuser::Errno::ENOTTY);
+    }
+
+    // -- everything below would change something --
+
+    fn setattr(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        _mode: Option<u32>,
+        _uid: Option<u32>,
+        _gid: Option<u32>,
+        _size: Option<u64>,
+        _atime: Option<TimeOrNow>,
+        _mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _handle: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        reply.error(fuser::Errno::EROFS);
+    }
+
+    fn mknod(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, _: u32, reply: ReplyEntry) {
+        reply.error(fuser::Errno::EROFS);
+    }
+
+    fn mkdir(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, reply: ReplyEntry) {
+        reply.error(fuser::Errno::EROFS);
+    }
+
+    fn unlink(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
+        reply.error(fuser::Errno::EROFS);
+    }
+
+    fn rmdir(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
+        reply.error(fuser::Errno::EROFS);
+    }
+
+    fn symlink(&self, _: &Request, _: INodeNo, _: &OsStr, _: &Path, reply: ReplyEntry) {
+        reply.error(fuser::Errno::EROFS);
+    }
+
+    fn rename(
+        &self,
+        _request: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _new_parent: INodeNo,
+        _new_name: &OsStr,
+        _flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(fuser::Errno::EROFS);
+    }
+
+    fn link(&self, _: &Request, _: INodeNo, _: INodeNo, _: &OsStr, reply: ReplyEntry) {
+        reply.error(fuser::Errno::EROFS);
+    }
+
+    fn write(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        _handle: FileHandle,
+        _offset: u64,
+        _data: &[u8],
+        _write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        reply.error(fuser::Errno::EROFS);
+    }
+
+    fn setxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: &[u8], _: i32, _: u32, reply: ReplyEmpty) {
+        reply.error(fuser::Errno::EROFS);
+    }
+
+    fn removexattr(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
+        reply.error(fuser::Errno::EROFS);
+    }
+
+    fn create(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, _: i32, reply: ReplyCreate) {
+        reply.error(fuser::Errno::EROFS);
+    }
+
+    fn fallocate(&self, _: &Request, _: INodeNo, _: FileHandle, _: u64, _: u64, _: i32, reply: ReplyEmpty) {
+        reply.error(fuser::Errno::EROFS);
+    }
+
+    fn copy_file_range(
+        &self,
+        _request: &Request,
+        _ino_in: INodeNo,
+        _handle_in: FileHandle,
+        _offset_in: u64,
+        _ino_out: INodeNo,
+        _handle_out: FileHandle,
+        _offset_out: u64,
+        _len: u64,
+        _flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        reply.error(fuser::Errno::EROFS);
+    }
+}
+
+/// The protocol of xattr calls: size 0 asks for the length, and what does not fit is ERANGE.
+fn send_xattr(reply: ReplyXattr, size: u32, value: Result<Vec<u8>, fuser::Errno>) {
+    match value {
+        Ok(value) if size == 0 => reply.size(u32::try_from(value.len()).unwrap_or(u32::MAX)),
+        Ok(value) if value.len() > size as usize => reply.error(fuser::Errno::ERANGE),
+        Ok(value) => reply.data(&value),
+        Err(errno) => reply.error(errno),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_becomes_eio() {
+        let quiet = std::panic::take_hook();
+        std::panic::set_hook(Box::new(|_| {}));
+        let outcome: Result<(), _> = guarded("test", || panic!("bug"));
+        std::panic::set_hook(quiet);
+        assert_eq!(outcome.map_err(|errno| errno.code()), Err(libc::EIO));
+        let outcome: Result<(), _> = guarded("test", || Err(Errno(libc::ESTALE)));
+        assert_eq!(outcome.map_err(|errno| errno.code()), Err(libc::ESTALE));
+    }
+}

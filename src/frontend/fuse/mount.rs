@@ -1,0 +1,201 @@
+//! Mounting, signals, and the end.
+//!
+//! A mount ends in three ways: a signal to the daemon (it unmounts, lazily when files are open, so that no dead mount stays
+//! behind), somebody's `umount` (the session ends by itself), or an error of the session (what is left is detached). In
+//! the first two the daemon has done what it was asked to.
+//!
+//! fuser would unmount whatever stands at the mountpoint when its session is dropped, which after somebody's
+//! `umount` may be another file system. So its handle is never dropped, and unmounting is done here, after a look at the
+//! mount table.
+
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use fuser::{Config, MountOption, Session, SessionACL};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use super::fs::CinderFs;
+use super::options::MountOptions;
+use super::unmount::{self, SOURCE_PREFIX};
+use crate::error::{Error, ErrorKind, Result};
+
+/// Read-ahead of the mount, in KiB: one largest request. The kernel caps what FUSE may ask for at 128 KiB, which costs
+/// more than half of the sequential speed; root may raise it afterwards.
+const READ_AHEAD_KIB: &str = "1024";
+
+/// How long the session may take to end after its mount was taken away without force.
+const END_WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// A mount that answers.
+#[derive(Debug)]
+pub struct Mounted {
+    mountpoint: PathBuf,
+    device: String,
+    events: mpsc::Receiver<Event>,
+}
+
+#[derive(Debug)]
+enum Event {
+    Signal(i32),
+    Ended(io::Result<()>),
+}
+
+/// Mounts `fs` at a checked, canonical mountpoint. The signals that end a mount are caught from here on.
+///
+/// [`ErrorKind::Target`] when the kernel refuses, or the mount does not answer.
+pub fn mount(fs: CinderFs, store: &str, mountpoint: &Path, options: &MountOptions) -> Result<Mounted> {
+    let failed = |error: io::Error| {
+        let hint = match error.kind() {
+            io::ErrorKind::NotFound => " (is the fuse module loaded, and fusermount3 installed?)",
+            io::ErrorKind::PermissionDenied => {
+                " (is /dev/fuse open to you, and user_allow_other in /etc/fuse.conf?)"
+            }
+            _ => "",
+        };
+        Error::caused_by(ErrorKind::Target, format!("cannot mount at {mountpoint:?}{hint}"), error)
+    };
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(failed)?;
+    let session = Session::new(fs, mountpoint, &config(store, options)).map_err(failed)?;
+    let mut session = session.spawn().map_err(failed)?;
+
+    let (sender, events) = mpsc::channel();
+    let serving = std::mem::replace(&mut session.guard, thread::spawn(|| Ok(())));
+    // See the module's comment: dropping it would unmount by path.
+    std::mem::forget(session);
+    let ended = sender.clone();
+    thread::Builder::new()
+        .name("end".to_owned())
+        .spawn(move || {
+            let outcome = serving.join().unwrap_or_else(|_| Err(io::Error::other("the session panicked")));
+            // Nobody listens any more when the process is about to exit.
+            let _ = ended.send(Event::Ended(outcome));
+        })
+        .map_err(failed)?;
+    thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(move || {
+            for signal in signals.forever() {
+                if sender.send(Event::Signal(signal)).is_err() {
+                    return;
+                }
+            }
+        })
+        .map_err(failed)?;
+
+    // The first question through the kernel: what is ready answers it.
+    let answer = std::fs::metadata(mountpoint).map_err(|error| {
+        let _ = unmount::detach(mountpoint, true);
+        failed(error)
+    })?;
+    let (major, minor) = (rustix::fs::major(answer.dev()), rustix::fs::minor(answer.dev()));
+    let device = format!("{major}:{minor}");
+    raise_read_ahead(&device);
+    tracing::info!(mountpoint = %mountpoint.display(), store, "mounted");
+    Ok(Mounted { mountpoint: mountpoint.to_owned(), device, events })
+}
+
+impl Mounted {
+    /// Serves until a signal or an unmount ends it; an error only when the session itself failed or the mount could not be
+    /// taken away.
+    pub fn serve(self) -> Result<()> {
+        match self.events.recv() {
+            Ok(Event::Signal(signal)) => {
+                tracing::info!(signal, "unmounting");
+                self.end()
+            }
+            Ok(Event::Ended(Ok(()))) => {
+                tracing::info!(mountpoint = %self.mountpoint.display(), "unmounted by somebody else");
+                Ok(())
+            }
+            Ok(Event::Ended(Err(error))) => {
+                // What is left answers nobody.
+                self.detach(true)?;
+                Err(Error::caused_by(ErrorKind::Target, "the FUSE session failed", error))
+            }
+            Err(mpsc::RecvError) => self.end(),
+        }
+    }
+
+    /// Unmounts: at once where nothing is open, else by taking the mount out of the tree.
+    pub fn end(self) -> Result<()> {
+        match self.detach(false) {
+            Ok(()) => {
+                while let Ok(event) = self.events.recv_timeout(END_WAIT_MAX) {
+                    if matches!(event, Event::Ended(_)) {
+                        break;
+                    }
+                }
+                Ok(())
+            }
+            Err(error) => {
+                tracing::warn!("{error}; detaching it, open files will fail");
+                self.detach(true)
+            }
+        }
+    }
+
+    fn detach(&self, lazy: bool) -> Result<()> {
+        match unmount::mounted_at(&self.mountpoint)? {
+            Some(line) if line.device == self.device => {
+                unmount::detach(&self.mountpoint, lazy).map_err(|error| {
+                    Error::caused_by(
+                        ErrorKind::Target,
+                        format!("cannot unmount {:?}", self.mountpoint),
+                        error,
+                    )
+                })
+            }
+            Some(line) => {
+                let kind = line.kind;
+                tracing::warn!(
+                    kind,
+                    "another mount hides this one; it stays, and answers nobody from now on"
+                );
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+fn config(store: &str, options: &MountOptions) -> Config {
+    let source = PathBuf::from(format!("{SOURCE_PREFIX}{store}"));
+    // Root's source goes to mount(2) as it is; fusermount3 reads it from a list that commas part.
+    let source = if rustix::process::geteuid().is_root() {
+        source.to_string_lossy().into_owned()
+    } else {
+        unmount::escape_source(&source)
+    };
+    let mut config = Config::default();
+    config.mount_options = vec![
+        MountOption::FSName(source),
+        // fuser hands its own `Subtype` to fusermount3 only; as a plain option the kernel takes it too.
+        MountOption::CUSTOM("subtype=cinderfs".to_owned()),
+        MountOption::RO,
+        MountOption::NoSuid,
+        MountOption::NoDev,
+        MountOption::NoAtime,
+        MountOption::DefaultPermissions,
+    ];
+    config.acl = match (options.allow_other, options.allow_root) {
+        (true, _) => SessionACL::All,
+        (false, true) => SessionACL::RootAndOwner,
+        (false, false) => SessionACL::Owner,
+    };
+    config.n_threads = Some(options.threads());
+    config.clone_fd = true;
+    config
+}
+
+fn raise_read_ahead(device: &str) {
+    let path = format!("/sys/class/bdi/{device}/read_ahead_kb");
+    if let Err(error) = std::fs::write(&path, READ_AHEAD_KIB) {
+        // Only root may; sequential reads are slower without it and right all the same.
+        tracing::debug!(path, "read-ahead stays as it is: {error}");
+    }
+}
