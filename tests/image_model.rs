@@ -32,6 +32,7 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use rustix::fs::SeekFrom;
 
+use cases::Watchdog;
 use history::{Built, History, histories};
 use painted::Painted;
 
@@ -140,6 +141,7 @@ fn check_shape(image: &Arc<Image>, expected: &Painted) {
 
 /// All images of a history: first by many readers at once, then one by one, then what they say of themselves.
 fn check_history(history: &History, reads: &[Read], cache_bytes: u64) {
+    let _watchdog = Watchdog::new();
     let built = history.build(0);
     let catalog = open(Arc::new(memory_store(&built)), cache_bytes);
     assert_eq!(catalog.snapshot().entries().count(), built.images.len());
@@ -268,6 +270,7 @@ fn a_failing_store_gives_right_bytes_or_none_and_all_of_them_afterwards() {
     let kept: RefCell<Vec<Troubled>> = RefCell::default();
     let strategy = (histories(&[7, 512, 1000, 4096], 0..=20_000, 4), troubles(), select(CACHE_BYTES));
     let run = cases::runner(250, 3).run(&strategy, |(history, troubles, cache_bytes)| {
+        let _watchdog = Watchdog::new();
         let built = history.build(0);
         let store = Arc::new(FaultStore::new(memory_store(&built), []));
         let catalog = open(store.clone(), cache_bytes);
@@ -336,6 +339,7 @@ fn pages_with_data(expected: &Painted, page: usize) -> usize {
 fn restored_files_and_pipes_hold_the_image_and_nothing_else() {
     let strategy = (histories(&[512, 1000, 32768], 0..=300_000, 3), select(CACHE_BYTES));
     let run = cases::runner(60, 4).run(&strategy, |(history, cache_bytes)| {
+        let _watchdog = Watchdog::new();
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path().join("store");
         fs::create_dir(&root).unwrap();
