@@ -129,7 +129,7 @@ fn check_image(path: &Path, expected: &Painted) {
         for thread in 0..THREADS {
             let file = &file;
             scope.spawn(move || {
-                ranges(thread as u64, len).for_each(|range| check_read(file, expected, range))
+                ranges(thread as u64, len).for_each(|range| check_read(file, expected, range));
             });
         }
     });

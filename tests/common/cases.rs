@@ -1,6 +1,7 @@
 //! How many random cases, and which: the same ones in each run, unless the environment says otherwise.
 
 #![allow(dead_code, reason = "each test binary uses its part")]
+#![allow(clippy::print_stderr, reason = "the last words of a test that hangs")]
 
 use std::sync::mpsc;
 use std::time::Duration;
