@@ -7,6 +7,7 @@
 //! - [`view`]: a range of blocks with digests, read through extents, objects and the cache.
 //! - [`unproven`]: backups without `_sha256file`; each object becomes such a view once its md5 is right.
 //! - [`holes`]: where data begins and ends, from the digests alone.
+//! - [`lately`]: which blocks need not be tried again at once.
 //! - [`damage`]: what was lost so far.
 //!
 //! Invariants: no byte leaves an image that was not compared with a digest; damage costs the blocks it hits, not the
@@ -15,6 +16,7 @@
 mod damage;
 mod engine;
 mod holes;
+mod lately;
 mod unproven;
 mod view;
 
