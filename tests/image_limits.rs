@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use cinderfs::catalog::{Catalog, CatalogOptions};
 use cinderfs::image::Image;
+use cinderfs::store::fault::{Fault, FaultStore, Operation, Rule};
 use cinderfs::store::memory::MemoryStore;
 use cinderfs::store::{Listing, ObjectSource, ObjectStat, Store};
 use cinderfs::types::ObjectName;
@@ -49,7 +50,15 @@ fn noise(len: usize) -> Vec<u8> {
 }
 
 /// Puts a full backup of one object into the store.
-fn put_full(store: &MemoryStore, id: &str, codec: &str, stored: Vec<u8>, len: usize, block: usize, sha: &[String]) {
+fn put_full(
+    store: &MemoryStore,
+    id: &str,
+    codec: &str,
+    stored: Vec<u8>,
+    len: usize,
+    block: usize,
+    sha: &[String],
+) {
     let object = format!("{id}/backup-00001");
     let metadata = format!(
         r#"{{"backup_id":"{id}","created_at":"2024-01-02 03:04:05+00:00","objects":[{{"backup-00001":
@@ -176,4 +185,128 @@ fn a_lost_block_is_not_decoded_again_for_each_page() {
     }
     let read = read_bytes.load(Ordering::Relaxed);
     assert!(read < 2 * stored_bytes, "{read} bytes read of an object of {stored_bytes}");
+}
+
+/// A page of a lost block is asked for by itself; what is lost is the block, once.
+#[test]
+fn damage_is_counted_in_blocks_and_forgotten_when_they_are_read() {
+    let store = MemoryStore::new();
+    let plain = noise(10_500);
+    put_damaged(&store, &plain);
+    let catalog = open(store, 1 << 20);
+    let image = image(&catalog, "b");
+    let mut buf = [0; 10];
+    for offset in [1990, 1000, 1500, 10_490] {
+        assert!(image.read_at(&mut buf, offset).is_err());
+    }
+    let damage = image.damage();
+    assert_eq!((damage.blocks, damage.ranges), (2, vec![1000..2000, 10_000..10_500]));
+    // The block comes back through another backup's copy of it.
+    let other = self::image(&catalog, "good");
+    assert_eq!(other.read_at(&mut vec![0; plain.len()], 0).unwrap(), plain.len());
+    assert!(image.read_at(&mut buf, 1200).is_ok());
+    assert_eq!(image.damage().ranges, [10_000..10_500]);
+}
+
+/// Backup `b` with two damaged blocks in its object, and `good` with the first of them as it was.
+fn put_damaged(store: &MemoryStore, plain: &[u8]) {
+    let mut bad = plain.to_vec();
+    bad[1234] ^= 1;
+    bad[10_400] ^= 1;
+    put_full(store, "b", "none", bad, plain.len(), 1000, &digests(plain, 1000));
+    let mut other = plain.to_vec();
+    other[10_400] ^= 2;
+    put_full(store, "good", "none", other.clone(), plain.len(), 1000, &digests(&other, 1000));
+}
+
+/// A descriptor may stay stale after the server is back; the object must be opened again.
+#[test]
+fn an_object_that_could_not_be_read_is_opened_anew() {
+    let store = MemoryStore::new();
+    let plain = noise(1000);
+    put_full(&store, "b", "none", plain.clone(), 1000, 1000, &digests(&plain, 1000));
+    let stale = Arc::new(Stale { inner: store, opened: AtomicU64::new(0) });
+    let catalog = Catalog::open(stale, CatalogOptions::default()).unwrap();
+    let image = image(&catalog, "b");
+    let mut buf = vec![0; 1000];
+    assert_eq!(image.read_at(&mut buf, 0).unwrap_err().kind(), ErrorKind::StoreIo);
+    std::thread::sleep(std::time::Duration::from_millis(3200));
+    assert_eq!(image.read_at(&mut buf, 0).unwrap(), 1000);
+    assert_eq!(buf, plain);
+}
+
+/// The first descriptor of each data object fails for good.
+struct Stale<S> {
+    inner: S,
+    opened: AtomicU64,
+}
+
+impl<S: Store> Store for Stale<S> {
+    fn location(&self) -> &str {
+        self.inner.location()
+    }
+
+    fn list(&self, suffix: &str) -> Result<Listing> {
+        self.inner.list(suffix)
+    }
+
+    fn open(&self, name: &ObjectName) -> Result<Arc<dyn ObjectSource>> {
+        if name.as_str().contains("backup-") && self.opened.fetch_add(1, Ordering::Relaxed) == 0 {
+            let stale = MemoryStore::new();
+            stale.insert(name.clone(), vec![0; 1000]);
+            let fails = Rule::new(Operation::Read, Fault::Error(ErrorKind::StoreIo));
+            return FaultStore::new(stale, [fails]).open(name);
+        }
+        self.inner.open(name)
+    }
+}
+
+/// A block of one byte costs hundreds of bytes while it is looked for; a read must not do that for a MiB of them at once.
+#[test]
+fn tiny_blocks_are_looked_up_few_at_a_time() {
+    let store = MemoryStore::new();
+    let plain = noise(1 << 18);
+    put_full(&store, "b", "none", plain.clone(), plain.len(), 1, &digests(&plain, 1));
+    let largest_bytes = Arc::<AtomicU64>::default();
+    let catalog = open(Largest { inner: store, largest_bytes: largest_bytes.clone() }, 1 << 20);
+    let mut buf = vec![0; plain.len()];
+    assert_eq!(image(&catalog, "b").read_at(&mut buf, 0).unwrap(), plain.len());
+    assert!(buf == plain);
+    let largest = largest_bytes.load(Ordering::Relaxed);
+    assert!(largest <= 4096 * 73, "{largest} bytes of digests at once");
+}
+
+/// Notes the largest read of any digest file.
+struct Largest<S> {
+    inner: S,
+    largest_bytes: Arc<AtomicU64>,
+}
+
+struct LargestSource(Arc<dyn ObjectSource>, Arc<AtomicU64>);
+
+impl<S: Store> Store for Largest<S> {
+    fn location(&self) -> &str {
+        self.inner.location()
+    }
+
+    fn list(&self, suffix: &str) -> Result<Listing> {
+        self.inner.list(suffix)
+    }
+
+    fn open(&self, name: &ObjectName) -> Result<Arc<dyn ObjectSource>> {
+        let source = self.inner.open(name)?;
+        let has_digests = name.as_str().ends_with("_sha256file");
+        Ok(if has_digests { Arc::new(LargestSource(source, self.largest_bytes.clone())) } else { source })
+    }
+}
+
+impl ObjectSource for LargestSource {
+    fn stat(&self) -> &ObjectStat {
+        self.0.stat()
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
+        self.1.fetch_max(buf.len() as u64, Ordering::Relaxed);
+        self.0.read_at(buf, offset)
+    }
 }

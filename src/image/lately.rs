@@ -73,7 +73,9 @@ mod tests {
     #[test]
     fn damage_is_believed_and_a_failing_store_is_not() {
         let lost = LostLately::new();
-        for (block, kind) in [(1, ErrorKind::HashMismatch), (2, ErrorKind::StoreIo), (3, ErrorKind::Truncated)] {
+        for (block, kind) in
+            [(1, ErrorKind::HashMismatch), (2, ErrorKind::StoreIo), (3, ErrorKind::Truncated)]
+        {
             lost.note(BlockIndex(block), &Error::new(kind, "x"), Duration::ZERO);
         }
         let known = [0, 1, 2, 3].map(|block| lost.get(BlockIndex(block)).is_some());
