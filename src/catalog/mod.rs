@@ -11,7 +11,7 @@
 mod scan;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use self::scan::Scan;
@@ -183,7 +183,12 @@ impl Catalog {
         if is_current {
             return known;
         }
-        let Ok(mut scan) = self.scanning.try_lock() else { return known };
+        let mut scan = match self.scanning.try_lock() {
+            Ok(scan) => scan,
+            // What a scan that panicked left is from the one before it.
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return known,
+        };
         let started = Instant::now();
         let scanned = scan.run(&**self.store());
         let mut current = lock(&self.current);
@@ -212,13 +217,16 @@ impl Catalog {
         let mut documents: Vec<_> = chain.iter().map(|entry| entry.metadata_stat.version.clone()).collect();
         documents.extend(self.digest_version(entry));
         let known = lock(&self.images).get(&entry.id).filter(|opened| opened.documents == documents).cloned();
-        if let Some(opened) = known
-            && (opened.image.is_ok() || opened.at.elapsed() < SCAN_INTERVAL)
-        {
-            return opened.image;
+        if let Some(opened) = known {
+            // What the documents are to blame for stays so until they change; what the store is, may pass.
+            let may_pass = opened.image.as_ref().is_err_and(|error| scan::is_of_the_store(error.kind()));
+            if !may_pass || opened.at.elapsed() < SCAN_INTERVAL {
+                return opened.image;
+            }
         }
         let image = self.open_image(&chain);
-        let cost = image.as_ref().map_or(1024, |image| image.memory_bytes());
+        // One is always kept, or each question would open it anew.
+        let cost = image.as_ref().map_or(1024, |image| image.memory_bytes()).min(IMAGE_BYTES_MAX);
         let opened = Opened { documents, image: image.clone(), at: Instant::now() };
         lock(&self.images).insert(entry.id.clone(), opened, cost);
         image
@@ -244,7 +252,8 @@ impl Catalog {
                 ),
             ));
         }
-        lock(&self.backups).insert(key, backup.clone(), backup.memory_bytes() as u64);
+        let cost = (backup.memory_bytes() as u64).min(BACKUP_BYTES_MAX);
+        lock(&self.backups).insert(key, backup.clone(), cost);
         Ok(backup)
     }
 

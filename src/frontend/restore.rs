@@ -101,7 +101,8 @@ struct Work<'a> {
 /// Writes `image` to `target`, and tells `observer` how far it is.
 ///
 /// [`ErrorKind::Usage`] when the target exists and `force` is not set, [`ErrorKind::Target`] when it is too small or
-/// cannot be written. On any error a new file is removed again; an existing target is left as far as it was written.
+/// cannot be written. On any error a new file is removed again, unless it is complete and its name was taken meanwhile; an
+/// existing target is left as far as it was written.
 pub fn restore(
     image: &Arc<Image>,
     target: Target,

@@ -65,7 +65,19 @@ impl DamageLog {
     pub(super) fn read(&self, range: &Range<u64>) {
         if self.any.load(Ordering::Relaxed) {
             let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
-            lost.blocks.retain(|&start, &mut end| start < range.start || end > range.end);
+            // Only what begins in the range is looked at: this is asked for every block that is read.
+            let found: Vec<u64> = lost
+                .blocks
+                .range(range.start..range.end)
+                .filter(|&(_, &end)| end <= range.end)
+                .map(|(&start, _)| start)
+                .collect();
+            for start in found {
+                lost.blocks.remove(&start);
+            }
+            if lost.blocks.is_empty() {
+                self.any.store(false, Ordering::Relaxed);
+            }
         }
     }
 

@@ -7,6 +7,7 @@
 //! - [`view`]: a range of blocks with digests, read through extents, objects and the cache.
 //! - [`unproven`]: backups without `_sha256file`; each object becomes such a view once its md5 is right.
 //! - [`holes`]: where data begins and ends, from the digests alone.
+//! - [`lately`]: which blocks need not be tried again at once.
 //! - [`damage`]: what was lost so far.
 //!
 //! Invariants: no byte leaves an image that was not compared with a digest; damage costs the blocks it hits, not the
@@ -15,6 +16,7 @@
 mod damage;
 mod engine;
 mod holes;
+mod lately;
 mod unproven;
 mod view;
 
@@ -37,6 +39,9 @@ use crate::types::{BackupId, BlockIndex};
 /// Most bytes answered at once by [`Image::visit`], so that a large range does not need large memory. A multiple of the
 /// kernel's largest read.
 const WINDOW_BYTES: u64 = 1 << 20;
+
+/// And most blocks: each costs some hundred bytes beside its own, and a hostile block is as small as one byte.
+const WINDOW_BLOCKS: u64 = 4096;
 
 /// What proves an image's bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -159,14 +164,15 @@ impl Image {
         visitor: &mut dyn FnMut(Range<u64>, Part<'_>) -> Result<()>,
     ) -> Result<()> {
         let end = range.end.min(self.len_bytes);
-        let window = WINDOW_BYTES.max(self.block_bytes());
+        let block_bytes = self.block_bytes();
+        let window = WINDOW_BYTES.min(WINDOW_BLOCKS.saturating_mul(block_bytes)).max(block_bytes);
         let mut at = range.start;
         while at < end {
             let until = end.min(at.saturating_add(window) / window * window);
             let mut watch = |part: Range<u64>, what: Part<'_>| {
                 match what {
-                    Part::Lost(error) => self.damage.lost(&self.id, &part, error),
-                    Part::Data(_) | Part::Zeros => self.damage.read(&part),
+                    Part::Lost(error) => self.damage.lost(&self.id, &self.blocks_around(&part), error),
+                    Part::Data(_) | Part::Zeros => self.damage.read(&self.blocks_around(&part)),
                 }
                 visitor(part, what)
             };
@@ -177,6 +183,19 @@ impl Image {
             at = until;
         }
         Ok(())
+    }
+
+    /// What is lost, or read after all, is always whole blocks, whatever part of them was asked for. Without digests a
+    /// block of the image is no unit.
+    fn blocks_around(&self, part: &Range<u64>) -> Range<u64> {
+        match &self.content {
+            Content::Unproven(_) => part.clone(),
+            Content::Proven(view) => {
+                let block_bytes = view.table().block_bytes();
+                let end = part.end.div_ceil(block_bytes).saturating_mul(block_bytes);
+                part.start / block_bytes * block_bytes..end.min(self.len_bytes)
+            }
+        }
     }
 
     /// Fills `buf` with verified bytes from `offset`; returns how many, less than asked only at the end of the image.

@@ -10,8 +10,10 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::engine::Engine;
+use super::lately::LostLately;
 use super::{Part, block_range, open_object};
 use crate::backup::{Backup, BlockHashTable};
 use crate::block::{Claim, Follow, Lead, VerifiedBlock, hash_of_zeros};
@@ -31,6 +33,7 @@ pub(super) struct View {
     table: Arc<BlockHashTable>,
     zero_hash: BlockHash,
     last_zero_hash: BlockHash,
+    lost_lately: LostLately,
 }
 
 /// What became of one block.
@@ -57,7 +60,7 @@ impl View {
         let zero_hash = hash_of_zeros(table.block_bytes());
         let short = map.len() % table.block_bytes();
         let last_zero_hash = if short == 0 { zero_hash } else { hash_of_zeros(short) };
-        Self { engine, layers, map, table, zero_hash, last_zero_hash }
+        Self { engine, layers, map, table, zero_hash, last_zero_hash, lost_lately: LostLately::new() }
     }
 
     pub(super) fn len(&self) -> u64 {
@@ -104,6 +107,17 @@ impl View {
         block_range(&self.table, self.len(), block)
     }
 
+    /// The block from the cache. One of the same digest and another length, from a backup whose blocks are larger or
+    /// smaller, is not this block: none can have that digest then, and decoding will say so.
+    fn cached(&self, block: BlockIndex, hash: &BlockHash) -> Option<Arc<VerifiedBlock>> {
+        self.engine.cache().get(hash).filter(|verified| self.fits(block, verified))
+    }
+
+    fn fits(&self, block: BlockIndex, verified: &VerifiedBlock) -> bool {
+        let range = self.range_of(block);
+        verified.bytes().len() as u64 == range.end - range.start
+    }
+
     /// All of `blocks`, in order.
     fn find(&self, blocks: Range<u64>) -> BTreeMap<BlockIndex, Found> {
         let mut found = BTreeMap::new();
@@ -113,9 +127,10 @@ impl View {
             match hash {
                 Err(error) => drop(found.insert(block, Found::Lost(error))),
                 Ok(hash) if hash == *self.zero_hash(block) => drop(found.insert(block, Found::Zeros)),
-                Ok(hash) => match self.engine.cache().get(&hash) {
-                    Some(verified) => drop(found.insert(block, Found::Block(verified))),
-                    None => missing.push((block, hash)),
+                Ok(hash) => match (self.cached(block, &hash), self.lost_lately.get(block)) {
+                    (Some(verified), _) => drop(found.insert(block, Found::Block(verified))),
+                    (None, Some(error)) => drop(found.insert(block, Found::Lost(error))),
+                    (None, None) => missing.push((block, hash)),
                 },
             }
         }
@@ -125,7 +140,7 @@ impl View {
             match self.engine.flights().claim(hash) {
                 Claim::Follow(follow) => follows.push((block, hash, follow)),
                 // Between the look into the cache and the claim another reader may have landed.
-                Claim::Lead(lead) => match self.engine.cache().get(&hash) {
+                Claim::Lead(lead) => match self.cached(block, &hash) {
                     Some(verified) => {
                         lead.land(verified.clone());
                         found.insert(block, Found::Block(verified));
@@ -139,9 +154,11 @@ impl View {
         // may stand elsewhere for it.
         let mut again = Vec::new();
         for (block, hash, follow) in follows {
-            match follow.wait() {
-                Some(verified) => drop(found.insert(block, Found::Block(verified))),
-                None => again.push(Wanted { block, hash, lead: None }),
+            let landed = follow.wait().filter(|verified| self.fits(block, verified));
+            match (landed, self.lost_lately.get(block)) {
+                (Some(verified), _) => drop(found.insert(block, Found::Block(verified))),
+                (None, Some(error)) => drop(found.insert(block, Found::Lost(error))),
+                (None, None) => again.push(Wanted { block, hash, lead: None }),
             }
         }
         self.load(again, &mut found);
@@ -166,6 +183,7 @@ impl View {
     /// Decodes blocks that follow each other, and lands them.
     fn load_run(&self, run: Vec<Wanted<'_>>, found: &mut BTreeMap<BlockIndex, Found>) {
         let (Some(first), Some(last)) = (run.first(), run.last()) else { return };
+        let started = Instant::now();
         let bytes = self.range_of(first.block).start..self.range_of(last.block).end;
         let mut plain = vec![0; (bytes.end - bytes.start) as usize];
         let mut missing: Vec<(Range<u64>, Error)> = Vec::new();
@@ -218,6 +236,9 @@ impl View {
                     self.verify(&wanted, &plain[within])
                 }
             };
+            if let Err(error) = &result {
+                self.lost_lately.note(wanted.block, error, started.elapsed());
+            }
             land(wanted, result, found);
         }
     }
@@ -318,7 +339,7 @@ struct Neighbours<'v, 'w, 'l> {
 
 impl Passing for Neighbours<'_, '_, '_> {
     fn already_there(&mut self) -> bool {
-        self.meanwhile = self.run.iter().map(|wanted| self.view.engine.cache().get(&wanted.hash)).collect();
+        self.meanwhile = self.run.iter().map(|wanted| self.view.cached(wanted.block, &wanted.hash)).collect();
         self.meanwhile.is_some()
     }
 
