@@ -40,6 +40,10 @@ pub const METADATA_BYTES_MAX: u64 = 512 << 20;
 /// Most objects accepted in one backup. Each costs some 60 bytes of memory while the backup is open.
 pub const OBJECTS_MAX: u64 = 2_000_000;
 
+/// Longest compressed object accepted, in plain bytes. Cinder holds an object in memory several times over when it restores,
+/// and makes them 2 GB by default; we decode up to this much to reach an object's end.
+pub const PLAIN_BYTES_MAX: u64 = 64 << 30;
+
 /// Largest volume offset accepted: what Linux can seek to.
 pub const OFFSET_MAX: u64 = i64::MAX as u64;
 
@@ -332,6 +336,13 @@ fn record(name: String, value: ObjectValue) -> Result<ObjectRecord> {
     if value.offset.checked_add(value.length).is_none_or(|end| end > OFFSET_MAX) {
         let why = format!("offset {} and length {} lie beyond any volume", value.offset, value.length);
         return refuse(ErrorKind::Malformed, why);
+    }
+    if codec != Codec::None && value.length > PLAIN_BYTES_MAX {
+        let why = format!(
+            "length {} is more than the {PLAIN_BYTES_MAX} accepted of a compressed object",
+            value.length
+        );
+        return refuse(ErrorKind::LimitExceeded, why);
     }
     // A torn or foreign md5 proves nothing; where it is needed, its absence is an error with a name.
     let md5 = value.md5.as_deref().and_then(|digits| Md5::from_hex(digits.as_bytes()));

@@ -109,6 +109,11 @@ pub fn restore(
     options: &RestoreOptions<'_>,
     observer: &dyn Fn(Progress),
 ) -> Result<Report> {
+    if options.on_damage == OnDamage::Stop {
+        // Before an existing target is emptied for an image of which not even the beginning can be read.
+        let mut first = [0; 1];
+        image.read_at(&mut first, 0)?;
+    }
     let sink = Sink::open(&target, image.len_bytes(), options.force)?;
     let work = Work {
         image,

@@ -8,11 +8,13 @@
 //! - [`unproven`]: backups without `_sha256file`; each object becomes such a view once its md5 is right.
 //! - [`holes`]: where data begins and ends, from the digests alone.
 //! - [`lately`]: which blocks need not be tried again at once.
+//! - [`copies`]: where else a lost block may be found.
 //! - [`damage`]: what was lost so far.
 //!
 //! Invariants: no byte leaves an image that was not compared with a digest; damage costs the blocks it hits, not the
 //! object around them; an image never changes, so whoever has read a byte may keep it.
 
+mod copies;
 mod damage;
 mod engine;
 mod holes;
@@ -20,6 +22,7 @@ mod lately;
 mod unproven;
 mod view;
 
+pub use copies::{Copies, LostBlock};
 pub use damage::Damage;
 pub use engine::Engine;
 
@@ -30,6 +33,7 @@ use self::damage::DamageLog;
 use self::unproven::UnprovenView;
 use self::view::View;
 use crate::backup::{Backup, BlockHashTable, DataObject, DigestFile};
+use crate::block::VerifiedBlock;
 use crate::chain::extent_map::{Extent, ExtentMap, ObjectIndex};
 use crate::chain::length::image_len;
 use crate::error::{Error, ErrorKind, Result};
@@ -78,6 +82,7 @@ pub struct Image {
     id: BackupId,
     chain: Vec<BackupId>,
     len_bytes: u64,
+    layers: Arc<[Arc<Backup>]>,
     content: Content,
     damage: DamageLog,
     data_bytes: OnceLock<u64>,
@@ -118,11 +123,22 @@ impl Image {
         let map = ExtentMap::paint(extents(&layers), len_bytes);
         let layers: Arc<[Arc<Backup>]> = layers.into();
         let content = match table {
-            Some(table) => Content::Proven(View::new(engine.clone(), layers, map, Arc::new(table))),
-            None => Content::Unproven(UnprovenView::new(engine.clone(), layers, map)),
+            Some(table) => {
+                Content::Proven(View::new(engine.clone(), layers.clone(), map, Arc::new(table)).healing())
+            }
+            None => Content::Unproven(UnprovenView::new(engine.clone(), layers.clone(), map)),
         };
         let (data_bytes, count_started) = (OnceLock::new(), OnceLock::new());
-        Ok(Self { id, chain, len_bytes, content, damage: DamageLog::default(), data_bytes, count_started })
+        Ok(Self {
+            id,
+            chain,
+            len_bytes,
+            layers,
+            content,
+            damage: DamageLog::default(),
+            data_bytes,
+            count_started,
+        })
     }
 
     /// The backup that this is the image of.
@@ -285,12 +301,25 @@ impl Image {
             Content::Proven(view) => view.map(),
             Content::Unproven(view) => view.map(),
         };
-        (size_of_val(map.extents()) + 4096) as u64
+        let layers: usize = self.layers.iter().map(|layer| layer.memory_bytes()).sum();
+        (size_of_val(map.extents()) + layers + 4096) as u64
     }
 
     /// Damage seen so far.
     pub fn damage(&self) -> Damage {
-        self.damage.seen()
+        let healed_blocks = match &self.content {
+            Content::Proven(view) => view.healed_blocks(),
+            Content::Unproven(_) => 0,
+        };
+        Damage { healed_blocks, ..self.damage.seen() }
+    }
+
+    /// The block that another image has lost, if this image has the same one at the same place and can read it.
+    pub fn copy_of(&self, lost: &LostBlock<'_>) -> Option<Arc<VerifiedBlock>> {
+        match &self.content {
+            Content::Proven(view) => view.copy_of(lost),
+            Content::Unproven(_) => None,
+        }
     }
 }
 
