@@ -1,5 +1,7 @@
 //! What one backup has lost is taken from another that has the same bytes at the same place.
 
+#![expect(clippy::unwrap_used, reason = "a test states what must be")]
+
 use std::path::Path;
 use std::sync::Arc;
 
