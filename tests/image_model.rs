@@ -43,7 +43,7 @@ const CACHE_BYTES: &[u64] = &[0, 64 << 10, 64 << 20];
 const THREADS: usize = 4;
 
 fn open(store: Arc<dyn Store>, cache_bytes_max: u64) -> Catalog {
-    Catalog::open(store, CatalogOptions { cache_bytes_max }).unwrap()
+    Catalog::open(store, CatalogOptions { cache_bytes_max, ..CatalogOptions::default() }).unwrap()
 }
 
 fn memory_store(built: &Built) -> MemoryStore {
