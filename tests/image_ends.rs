@@ -1,6 +1,6 @@
 //! Where does an image end, and what lies where no object is? Named cases beside the random ones of `image_model`.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests; a panic is the report")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests; a panic is the report")]
 
 #[path = "common/store_kit.rs"]
 mod store_kit;

@@ -1,6 +1,6 @@
 //! Right bytes? Random histories of a volume, against a byte array that every layer is painted on.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests; a panic is the report")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests; a panic is the report")]
 
 #[path = "common/cases.rs"]
 mod cases;

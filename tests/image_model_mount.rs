@@ -3,7 +3,7 @@
 //! Needs FUSE, and fails without it.
 
 #![cfg(feature = "fuse")]
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests; a panic is the report")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests; a panic is the report")]
 
 #[path = "common/cases.rs"]
 mod cases;

@@ -2,7 +2,7 @@
 //!
 //! Needs root, a loop device and mkfs.ext4, and fails without them.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests; a panic is the report")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests; a panic is the report")]
 
 #[path = "common/painted.rs"]
 mod painted;
