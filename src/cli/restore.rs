@@ -30,7 +30,7 @@ const EXAMPLES: &str = "\
 Examples:
   cinderfs restore /backup_mount db@latest /dev/vg/new --force
   cinderfs restore /backup_mount 52e81dfa volume.img
-  cinderfs restore /backup_mount 52e81dfa - | qemu-img convert -f raw -O qcow2 /dev/stdin volume.qcow2
+  cinderfs restore /backup_mount 52e81dfa - | zstd -o volume.img.zst
   cinderfs restore /backup_mount 52e81dfa rescued.img --on-damage zero --loss-map rescued.map
 
 The loss map is a mapfile of GNU ddrescue: `+` marks what was restored, `-` what was replaced by zeros.";
