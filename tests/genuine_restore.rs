@@ -69,7 +69,9 @@ fn every_backup_restores_to_stdout() {
 #[test]
 fn every_backup_reads_through_the_library() {
     let store = Arc::new(PosixStore::open(&root()).unwrap());
-    let catalog = Catalog::open(store, CatalogOptions { cache_bytes_max: 8 << 20 }).unwrap();
+    let catalog =
+        Catalog::open(store, CatalogOptions { cache_bytes_max: 8 << 20, ..CatalogOptions::default() })
+            .unwrap();
     let snapshot = catalog.snapshot();
     assert_eq!(snapshot.entries().count(), BACKUPS);
     for (n, backup) in backups().iter().enumerate() {
