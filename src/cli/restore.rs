@@ -313,7 +313,7 @@ fn summary(report: &Report, seconds: f64, loss_map: Option<&Path>) -> String {
         return text;
     }
     text.push_str(&format!(
-        "damaged: {} bytes in {} ranges were replaced by zeros",
+        "damaged: {} bytes in {} range(s) were replaced by zeros",
         report.damaged_bytes,
         damaged.len()
     ));
@@ -453,7 +453,7 @@ mod tests {
         let damaged: Vec<Range<u64>> = (0..9).map(|n| n * 100..n * 100 + 10).collect();
         let text = summary(&report(1000, &damaged), 1.0, None);
         assert!(
-            text.contains("damaged: 90 bytes in 9 ranges were replaced by zeros\n  offset 0 length 10\n"),
+            text.contains("damaged: 90 bytes in 9 range(s) were replaced by zeros\n  offset 0 length 10\n"),
             "{text}"
         );
         assert!(
