@@ -11,6 +11,7 @@ pub(crate) mod binary;
 pub(crate) mod case;
 pub(crate) mod forge;
 pub(crate) mod library;
+pub(crate) mod mount;
 pub(crate) mod mutate;
 pub(crate) mod watch;
 pub(crate) mod world;
@@ -29,6 +30,7 @@ pub(crate) fn run(case: &Case) -> Vec<String> {
     let mut wrong = Vec::new();
     library::check(case, &world, &mut wrong);
     binary::check(case, &world, &mut wrong);
+    mount::check(case, &world, &mut wrong);
     wrong
 }
 
