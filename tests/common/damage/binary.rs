@@ -16,7 +16,11 @@ const COMPARED_BYTES_MAX: u64 = 256 << 20;
 
 pub(crate) fn check(case: &Case, world: &World, wrong: &mut Vec<String>) {
     let root = world.root();
-    let program = Program { store: root.to_str().unwrap(), scratch: world.scratch("results") };
+    let program = Program {
+        store: root.to_str().unwrap(),
+        scratch: world.scratch("results"),
+        peak_kib_max: case.peak_kib_max(),
+    };
     fs::create_dir(&program.scratch).unwrap();
     let verdicts = world.verdicts(case);
     if let Err(what) = program.list(&verdicts) {
@@ -35,11 +39,12 @@ pub(crate) fn check(case: &Case, world: &World, wrong: &mut Vec<String>) {
 struct Program<'a> {
     store: &'a str,
     scratch: std::path::PathBuf,
+    peak_kib_max: u64,
 }
 
 impl Program<'_> {
     fn run(&self, words: &[&str], code: i32) -> Result<Ended, String> {
-        let ended = cinderfs(words, &self.scratch)?;
+        let ended = cinderfs(words, &self.scratch, self.peak_kib_max)?;
         if ended.code == Some(code) {
             return Ok(ended);
         }

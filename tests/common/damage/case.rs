@@ -23,6 +23,8 @@ pub(crate) struct Case {
     pub(crate) why: String,
     /// The genuine store it begins with.
     pub(crate) store: String,
+    /// Most memory of one command, in MiB, where 300 do not do.
+    peak_mib: Option<u64>,
     /// What is done to the store, in order.
     pub(crate) damage: Vec<Step>,
     /// By `order`, or by id for backups that the fixture does not have. What is not named must be equal.
@@ -174,6 +176,11 @@ impl Case {
         case.name = name.into();
         case.complain();
         case
+    }
+
+    /// Most memory of one command, in KiB.
+    pub(crate) fn peak_kib_max(&self) -> u64 {
+        self.peak_mib.unwrap_or(super::watch::PEAK_MIB_MAX) << 10
     }
 
     /// The verdict on a backup of the fixture.
