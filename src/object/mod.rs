@@ -157,7 +157,11 @@ impl ObjectReader {
     fn remember(&self, from: Option<u64>, error: &Error) {
         let mut known = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
         match &mut *known {
-            Some(known) => known.from = known.from.or(from),
+            // Where the bytes end says more than that some of them are wrong.
+            Some(known) if known.from.is_none() && from.is_some() => {
+                (known.from, known.error) = (from, error.clone());
+            }
+            Some(_) => {}
             None => *known = Some(Failure { from, error: error.clone(), since: Instant::now() }),
         }
     }
