@@ -91,10 +91,7 @@ fn own_result(link: &Link, links: &HashMap<BackupId, Link>, above: Result<u32, E
         )));
     }
     if above >= CHAIN_MAX {
-        return Err(Error::new(
-            ErrorKind::LimitExceeded,
-            format!("{TOO_LONG} {CHAIN_MAX} backups"),
-        ));
+        return Err(Error::new(ErrorKind::LimitExceeded, format!("{TOO_LONG} {CHAIN_MAX} backups")));
     }
     Ok(above + 1)
 }

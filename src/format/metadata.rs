@@ -40,8 +40,20 @@ pub const METADATA_BYTES_MAX: u64 = 512 << 20;
 /// Most objects accepted in one backup. Each costs some 60 bytes of memory while the backup is open.
 pub const OBJECTS_MAX: u64 = 2_000_000;
 
+/// Longest compressed object accepted, in plain bytes. Cinder holds an object in memory several times over when it restores,
+/// and makes them 2 GB by default; we decode up to this much to reach an object's end.
+pub const PLAIN_BYTES_MAX: u64 = 64 << 30;
+
 /// Largest volume offset accepted: what Linux can seek to.
 pub const OFFSET_MAX: u64 = i64::MAX as u64;
+
+/// Longest name or description kept, in bytes. Cinder's are of at most 255 characters; a catalog keeps those of every
+/// backup, so a hostile one of megabytes is cut.
+const TEXT_BYTES_MAX: usize = 4096;
+
+/// Longest object name looked at, in bytes: the bound of [`crate::types::ObjectName`] and some room for what a copied
+/// bucket has before it.
+const NAME_BYTES_MAX: usize = 8192;
 
 /// The only version of the document there is.
 const VERSION: &str = "1.0.0";
@@ -134,7 +146,7 @@ fn volume_metadata(text: &str) -> VolumeMetadata {
     }
     let base = serde_json::from_str::<Outer>(text).ok().and_then(|outer| outer.base);
     base.map_or_else(VolumeMetadata::default, |base| VolumeMetadata {
-        display_name: base.display_name,
+        display_name: cut(base.display_name),
         size_gib: base.size,
     })
 }
@@ -194,6 +206,17 @@ impl<'de> Deserialize<'de> for Shown {
     }
 }
 
+/// What is for show only, cut to what may be kept.
+fn cut(text: Option<String>) -> Option<String> {
+    text.map(|text| match text.len() {
+        0..=TEXT_BYTES_MAX => text,
+        _ => {
+            let end = (0..=TEXT_BYTES_MAX).rev().find(|&end| text.is_char_boundary(end));
+            text[..end.unwrap_or(0)].to_owned()
+        }
+    })
+}
+
 struct Document<'a> {
     on_object: &'a mut dyn FnMut(ObjectRecord) -> Result<()>,
     failure: &'a mut Option<Error>,
@@ -228,8 +251,8 @@ impl<'de> Visitor<'de> for Document<'_> {
                 "backup_id" => backup_id = Some(map.next_value()?),
                 "volume_id" => volume_id = Some(map.next_value()?),
                 "parent_id" => metadata.parent_id = map.next_value()?,
-                "backup_name" => metadata.name = map.next_value()?,
-                "backup_description" => metadata.description = map.next_value()?,
+                "backup_name" => metadata.name = cut(map.next_value()?),
+                "backup_description" => metadata.description = cut(map.next_value()?),
                 "created_at" => {
                     let Shown(text) = map.next_value()?;
                     metadata.created_at = text.as_deref().and_then(created_at);
@@ -346,6 +369,12 @@ fn record(name: String, value: ObjectValue) -> Result<ObjectRecord> {
         let shown: String = name.chars().take(128).collect();
         Err(Error::new(kind, format!("object {shown:?}: {why}")))
     };
+    if name.len() > NAME_BYTES_MAX {
+        return refuse(
+            ErrorKind::UnsafeName,
+            format!("a name of {} bytes is longer than any path", name.len()),
+        );
+    }
     let Some(codec) = Codec::from_name(&value.compression) else {
         let shown: String = value.compression.chars().take(32).collect();
         let why = format!("compression {shown:?} is not known, expected none, zlib, bz2 or zstd");
@@ -354,6 +383,13 @@ fn record(name: String, value: ObjectValue) -> Result<ObjectRecord> {
     if value.offset.checked_add(value.length).is_none_or(|end| end > OFFSET_MAX) {
         let why = format!("offset {} and length {} lie beyond any volume", value.offset, value.length);
         return refuse(ErrorKind::Malformed, why);
+    }
+    if codec != Codec::None && value.length > PLAIN_BYTES_MAX {
+        let why = format!(
+            "length {} is more than the {PLAIN_BYTES_MAX} accepted of a compressed object",
+            value.length
+        );
+        return refuse(ErrorKind::LimitExceeded, why);
     }
     // A torn or foreign md5 proves nothing; where it is needed, its absence is an error with a name.
     let md5 = value.md5.as_deref().and_then(|digits| Md5::from_hex(digits.as_bytes()));
@@ -432,6 +468,16 @@ mod tests {
             let with = text.replace("\"version\"", &format!("\"volume_meta\":{meta},\"version\""));
             assert_eq!(objects_of(&with).unwrap().0.volume, VolumeMetadata::default(), "{meta}");
         }
+    }
+
+    #[test]
+    fn texts_of_megabytes_are_cut_and_names_of_them_refused() {
+        let long = "ü".repeat(1 << 20);
+        let text = GENUINE.replace("\"backup_name\": \"n", &format!("\"backup_name\": \"{long}"));
+        let name = objects_of(&text).unwrap().0.name.unwrap();
+        assert!(name.len() <= TEXT_BYTES_MAX && name.starts_with("üü"));
+        let error = objects_of(&GENUINE.replace("p-00001", &long)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::UnsafeName, "{error}");
     }
 
     #[test]

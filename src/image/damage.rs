@@ -25,6 +25,8 @@ pub struct Damage {
     pub blocks: u64,
     /// Lost ranges of the image, in bytes, sorted, disjoint; at most the first few thousand.
     pub ranges: Vec<Range<u64>>,
+    /// How many blocks were served from another backup's copy.
+    pub healed_blocks: u64,
 }
 
 #[derive(Default)]
@@ -65,7 +67,19 @@ impl DamageLog {
     pub(super) fn read(&self, range: &Range<u64>) {
         if self.any.load(Ordering::Relaxed) {
             let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
-            lost.blocks.retain(|&start, &mut end| start < range.start || end > range.end);
+            // Only what begins in the range is looked at: this is asked for every block that is read.
+            let found: Vec<u64> = lost
+                .blocks
+                .range(range.start..range.end)
+                .filter(|&(_, &end)| end <= range.end)
+                .map(|(&start, _)| start)
+                .collect();
+            for start in found {
+                lost.blocks.remove(&start);
+            }
+            if lost.blocks.is_empty() {
+                self.any.store(false, Ordering::Relaxed);
+            }
         }
     }
 
@@ -78,7 +92,7 @@ impl DamageLog {
                 _ => ranges.push(start..end),
             }
         }
-        Damage { blocks: lost.blocks.len() as u64 + lost.overflowed, ranges }
+        Damage { blocks: lost.blocks.len() as u64 + lost.overflowed, ranges, healed_blocks: 0 }
     }
 }
 
@@ -89,7 +103,7 @@ impl Lost {
 }
 
 /// Whether a failure says something about the backup, and not about the store's health at this moment.
-fn is_damage(kind: ErrorKind) -> bool {
+pub(super) fn is_damage(kind: ErrorKind) -> bool {
     match kind {
         ErrorKind::ObjectNotFound
         | ErrorKind::UnsafeName
@@ -123,9 +137,9 @@ mod tests {
         for range in [0..10, 10..20, 40..50, 10..20, 12..15] {
             log.lost(&id, &range, &mismatch);
         }
-        assert_eq!(log.seen(), Damage { blocks: 3, ranges: vec![0..20, 40..50] });
+        assert_eq!(log.seen(), Damage { blocks: 3, ranges: vec![0..20, 40..50], healed_blocks: 0 });
         log.read(&(0..10));
-        assert_eq!(log.seen(), Damage { blocks: 2, ranges: vec![10..20, 40..50] });
+        assert_eq!(log.seen(), Damage { blocks: 2, ranges: vec![10..20, 40..50], healed_blocks: 0 });
         log.lost(&id, &(60..70), &Error::new(ErrorKind::StoreIo, "away"));
         assert_eq!(log.seen().blocks, 2);
     }

@@ -200,7 +200,10 @@ impl Case {
             for range in &verdict.lost {
                 assert!(range.0 < range.1, "{name}: backup {backup}: {range:?}");
             }
-            assert!(verdict.lost.windows(2).all(|pair| pair[0].1 < pair[1].0), "{name}: backup {backup}: order");
+            assert!(
+                verdict.lost.windows(2).all(|pair| pair[0].1 < pair[1].0),
+                "{name}: backup {backup}: order"
+            );
         }
     }
 }

@@ -58,7 +58,9 @@ const SKIPPABLE: &[u8] = b"\x50\x2a\x4d\x18\x05\x00\x00\x00index";
 /// Compresses the plain bytes of an object of the fixture in another way.
 pub(crate) fn recode(world: &World, file: &str, how: &str) {
     let (fixture, suffix) = world.owner(file).unwrap();
-    let metadata: Value = serde_json::from_slice(&fs::read(world.path(&format!("@{}_metadata", fixture.order))).unwrap()).unwrap();
+    let metadata: Value =
+        serde_json::from_slice(&fs::read(world.path(&format!("@{}_metadata", fixture.order))).unwrap())
+            .unwrap();
     let name = format!("{}{suffix}", fixture.prefix);
     let objects = metadata["objects"].as_array().unwrap();
     let object = objects.iter().find_map(|entry| entry.get(&name)).unwrap();
@@ -179,12 +181,17 @@ impl Build {
                     "00000000000000000000000000000000".into()
                 }
             };
-            let value = json!({ "compression": self.compression, "length": len, "md5": md5, "offset": offset });
+            let value =
+                json!({ "compression": self.compression, "length": len, "md5": md5, "offset": offset });
             objects.push(Value::Object(Map::from_iter([(name, value)])));
         }
         self.document(&folder, "metadata", &[("objects", json!(objects)), ("parent_id", Value::Null)]);
         let digests = self.digests(&truth);
-        self.document(&folder, "sha256file", &[("chunk_size", json!(self.block_bytes)), ("sha256s", json!(digests))]);
+        self.document(
+            &folder,
+            "sha256file",
+            &[("chunk_size", json!(self.block_bytes)), ("sha256s", json!(digests))],
+        );
         truth
     }
 
@@ -216,6 +223,7 @@ impl Build {
         for (key, value) in more {
             document[key] = value.clone();
         }
-        fs::write(folder.join(format!("backup_{kind}")), serde_json::to_vec_pretty(&document).unwrap()).unwrap();
+        fs::write(folder.join(format!("backup_{kind}")), serde_json::to_vec_pretty(&document).unwrap())
+            .unwrap();
     }
 }

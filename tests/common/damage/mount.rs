@@ -106,8 +106,10 @@ pub(crate) fn check(case: &Case, world: &World, wrong: &mut Vec<String>) {
         Err(what) => return wrong.push(format!("mount: {what}: {}", fs::read_to_string(log).unwrap())),
     };
     let backups = mounted.mountpoint.join("backups");
-    let mut found: Vec<_> =
-        fs::read_dir(&backups).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    let mut found: Vec<_> = fs::read_dir(&backups)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
     let verdicts = world.verdicts(case);
     let mut expected: Vec<_> =
         verdicts.iter().filter(|(_, v)| v.is != Is::Absent).map(|(id, _)| id.clone()).collect();

@@ -84,9 +84,7 @@ impl Truth {
     pub(crate) fn has(&self, offset: u64, bytes: &[u8]) -> bool {
         match self {
             Self::Bytes(all) => all.get(offset as usize..offset as usize + bytes.len()) == Some(bytes),
-            Self::Zeros(len) => {
-                offset + bytes.len() as u64 <= *len && bytes.iter().all(|&byte| byte == 0)
-            }
+            Self::Zeros(len) => offset + bytes.len() as u64 <= *len && bytes.iter().all(|&byte| byte == 0),
         }
     }
 
@@ -164,7 +162,10 @@ impl World {
     }
 
     pub(crate) fn fixture(&self, order: u64) -> &Fixture {
-        self.fixtures.iter().find(|fixture| fixture.order == order).unwrap_or_else(|| panic!("no backup {order}"))
+        self.fixtures
+            .iter()
+            .find(|fixture| fixture.order == order)
+            .unwrap_or_else(|| panic!("no backup {order}"))
     }
 
     /// The backup and the suffix in `@1-00001`; `None` for a path.
