@@ -19,10 +19,12 @@ const READ_BYTES_MAX: u64 = 100_000;
 
 pub(crate) fn check(case: &Case, world: &World, wrong: &mut Vec<String>) {
     let store = Arc::new(PosixStore::open(&world.root()).unwrap());
-    let catalog = match Catalog::open(store, CatalogOptions { cache_bytes_max: 32 << 20 }) {
-        Ok(catalog) => catalog,
-        Err(error) => return wrong.push(format!("the library: no catalog: {error}")),
-    };
+    let catalog =
+        match Catalog::open(store, CatalogOptions { cache_bytes_max: 32 << 20, ..CatalogOptions::default() })
+        {
+            Ok(catalog) => catalog,
+            Err(error) => return wrong.push(format!("the library: no catalog: {error}")),
+        };
     let snapshot = catalog.snapshot();
     let mut listed: BTreeMap<String, _> =
         snapshot.entries().map(|entry| (entry.id.to_string(), entry)).collect();
