@@ -174,7 +174,7 @@ fn read_image(path: &Path, verdict: &Verdict, truth: &Truth) -> Result<(), Strin
     }
     // Then page by page: an error exactly where something is lost.
     let some = |page: u64| match len > READ_WHOLE_MAX {
-        true if page % 2 == 0 => random.below(len) / PAGE_BYTES,
+        true if page.is_multiple_of(2) => random.below(len) / PAGE_BYTES,
         // Around what is lost.
         true => verdict.lost.first().map_or(page, |lost| (lost.0 / PAGE_BYTES + page / 2).saturating_sub(1)),
         false => page,
