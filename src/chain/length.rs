@@ -8,7 +8,11 @@
 //! within that interval changes the last block's digest (a short block is hashed as it is), so the backup that saw the
 //! change has stored the last block, up to the volume's end. Hence: of the backups that store the last block's first
 //! byte, the newest one tells the end; an end beyond `n*c` means that the volume was cut at a block's border since.
+//!
+//! Other writers store parts of blocks, and then an extent may end in the last block without telling the end. So where
+//! the extents disagree, [`possible_lens`] gives all their ends, and the last block's digest decides between them.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -55,6 +59,18 @@ pub fn image_len<I: Iterator<Item = Range<u64>>>(
         }
     }
     Ok(extents_end.min(end))
+}
+
+/// Every length within the last block that an extent of the chain speaks for. `extents` are those of all backups,
+/// `count` and `block_bytes` the number of digests and the block's bytes. With at most one, [`image_len`] is certain.
+pub fn possible_lens(
+    extents: impl Iterator<Item = Range<u64>>,
+    count: u64,
+    block_bytes: u64,
+) -> BTreeSet<u64> {
+    let end = count.saturating_mul(block_bytes);
+    let last_block = end.saturating_sub(block_bytes);
+    extents.map(|extent| extent.end.min(end)).filter(|&extent_end| extent_end > last_block).collect()
 }
 
 fn does_not_fit(count: u64, block_bytes: u64, extents_end: u64) -> Error {
@@ -120,6 +136,17 @@ mod tests {
         for (layers, count, expected) in cases {
             assert_eq!(len(layers, Some((count, 100)), None).unwrap(), expected, "{layers:?} {count}");
         }
+    }
+
+    #[test]
+    fn extents_that_disagree_about_the_end_are_told() {
+        let lens = |extents: &[Range<u64>]| Vec::from_iter(possible_lens(extents.iter().cloned(), 11, 100));
+        assert_eq!(lens(&[0..1070]), [1070]);
+        assert_eq!(lens(&[0..1000, 200..1070, 900..1070]), [1070]);
+        assert_eq!(lens(&[0..1070, 990..1010]), [1010, 1070]);
+        assert_eq!(lens(&[0..1500, 0..1030]), [1030, 1100]);
+        assert!(possible_lens(std::iter::once(0..7), 0, 100).is_empty());
+        assert!(possible_lens(std::iter::once(0..7), u64::MAX, 100).is_empty());
     }
 
     #[test]

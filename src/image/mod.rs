@@ -7,6 +7,7 @@
 //! - [`view`]: a range of blocks with digests, read through extents, objects and the cache.
 //! - [`unproven`]: backups without `_sha256file`; each object becomes such a view once its md5 is right.
 //! - [`holes`]: where data begins and ends, from the digests alone.
+//! - [`ending`]: the exact length, where only the last block's digest can tell.
 //! - [`lately`]: which blocks need not be tried again at once.
 //! - [`copies`]: where else a lost block may be found.
 //! - [`damage`]: what was lost so far.
@@ -16,6 +17,7 @@
 
 mod copies;
 mod damage;
+mod ending;
 mod engine;
 mod holes;
 mod lately;
@@ -118,6 +120,10 @@ impl Image {
             table.as_ref().map(|table| (table.count(), table.block_bytes())),
             size_bytes,
         )?;
+        let len_bytes = match &table {
+            Some(table) => ending::settle(engine, &layers, table, len_bytes)?,
+            None => len_bytes,
+        };
         let id = tip.summary.id.clone();
         let chain = layers.iter().rev().map(|layer| layer.summary.id.clone()).collect();
         let map = ExtentMap::paint(extents(&layers), len_bytes);
