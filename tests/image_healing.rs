@@ -73,7 +73,7 @@ fn a_lost_object_is_healed_as_far_as_another_backup_goes() {
         match block {
             Some(_) => assert_eq!(block, &right[i], "block {i}"),
             None => {
-                assert!(i < half && elsewhere[i] != right[i] && !is_zeros, "block {i} was there to be had")
+                assert!(i < half && elsewhere[i] != right[i] && !is_zeros, "block {i} was there to be had");
             }
         }
         lost += u64::from(block.is_none());

@@ -28,18 +28,19 @@ pub fn image_len<I: Iterator<Item = Range<u64>>>(
     digests: Option<(u64, u64)>,
     size_bytes: Option<u64>,
 ) -> Result<u64> {
-    let extents_end = (0..layers).flat_map(&extents).map(|extent| extent.end).max().unwrap_or(0);
+    let end_of = |layer| extents(layer).map(|extent| extent.end).max().unwrap_or(0);
+    let extents_end = (0..layers).map(end_of).max().unwrap_or(0);
     let Some((count, block_bytes)) = digests else { return Ok(extents_end) };
+    let tip_end = layers.checked_sub(1).map_or(0, end_of);
     let end = count.checked_mul(block_bytes).filter(|&end| end <= crate::format::metadata::OFFSET_MAX);
     let (Some(end), true) = (end, count > 0) else {
         // A volume may have shrunk to nothing; then no block is left that could tell.
-        if count == 0 && (extents_end == 0 || layers > 1) {
+        if count == 0 && tip_end == 0 {
             return Ok(0);
         }
         return Err(does_not_fit(count, block_bytes, extents_end));
     };
     let last_block = end - block_bytes;
-    let is_incremental = layers > 1;
     if extents_end <= last_block {
         // More blocks than stored bytes. Only a backup whose zero runs at the end were left out can be like this, and
         // only if the volume's size confirms it.
@@ -48,13 +49,13 @@ pub fn image_len<I: Iterator<Item = Range<u64>>>(
             _ => Err(does_not_fit(count, block_bytes, extents_end)),
         };
     }
-    if extents_end > end && !is_incremental {
+    // What its parents stored may lie beyond the end of a volume that shrank; what it stored itself may not.
+    if tip_end > end {
         return Err(does_not_fit(count, block_bytes, extents_end));
     }
     for layer in (0..layers).rev() {
         if extents(layer).any(|extent| extent.contains(&last_block)) {
-            let layer_end = extents(layer).map(|extent| extent.end).max().unwrap_or(end);
-            return Ok(layer_end.min(end));
+            return Ok(end_of(layer).min(end));
         }
     }
     Ok(extents_end.min(end))
@@ -106,6 +107,8 @@ mod tests {
             assert!(error.to_string().contains("do not fit"), "{error}");
         }
         assert!(len(&[&[0..1000], &[0..100]], Some((11, 100)), None).is_err());
+        assert!(len(&[&[0..1000], &[900..1000]], Some((9, 100)), None).is_err());
+        assert!(len(&[&[0..1000], &[0..100]], Some((0, 100)), None).is_err());
     }
 
     #[test]

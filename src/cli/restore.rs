@@ -30,7 +30,7 @@ const EXAMPLES: &str = "\
 Examples:
   cinderfs restore /backup_mount db@latest /dev/vg/new --force
   cinderfs restore /backup_mount 52e81dfa volume.img
-  cinderfs restore /backup_mount 52e81dfa - | qemu-img convert -f raw -O qcow2 /dev/stdin volume.qcow2
+  cinderfs restore /backup_mount 52e81dfa - | zstd -o volume.img.zst
   cinderfs restore /backup_mount 52e81dfa rescued.img --on-damage zero --loss-map rescued.map
 
 The loss map is a mapfile of GNU ddrescue: `+` marks what was restored, `-` what was replaced by zeros.";
@@ -313,7 +313,7 @@ fn summary(report: &Report, seconds: f64, loss_map: Option<&Path>) -> String {
         return text;
     }
     text.push_str(&format!(
-        "damaged: {} bytes in {} ranges were replaced by zeros",
+        "damaged: {} bytes in {} range(s) were replaced by zeros",
         report.damaged_bytes,
         damaged.len()
     ));
@@ -453,7 +453,7 @@ mod tests {
         let damaged: Vec<Range<u64>> = (0..9).map(|n| n * 100..n * 100 + 10).collect();
         let text = summary(&report(1000, &damaged), 1.0, None);
         assert!(
-            text.contains("damaged: 90 bytes in 9 ranges were replaced by zeros\n  offset 0 length 10\n"),
+            text.contains("damaged: 90 bytes in 9 range(s) were replaced by zeros\n  offset 0 length 10\n"),
             "{text}"
         );
         assert!(

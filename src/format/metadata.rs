@@ -71,7 +71,7 @@ pub struct BackupMetadata {
     pub name: Option<String>,
     /// The description that the user gave.
     pub description: Option<String>,
-    /// When the backup was made; `None` where Cinder wrote `None`.
+    /// When the backup was made; `None` where Cinder wrote `None`, or what is no time.
     pub created_at: Option<jiff::Timestamp>,
     /// What `volume_meta` tells.
     pub volume: VolumeMetadata,
@@ -122,22 +122,14 @@ pub fn parse(
     }
 }
 
-/// `str(datetime)` of Python, always UTC: with or without microseconds, with or without an offset.
-fn created_at(text: &str) -> Result<Option<jiff::Timestamp>> {
-    if text == "None" || text.is_empty() {
-        return Ok(None);
+/// `str(datetime)` of Python, always UTC: with or without microseconds, with or without an offset. A backup is not given
+/// up for a time that cannot be read.
+fn created_at(text: &str) -> Option<jiff::Timestamp> {
+    if let Ok(timestamp) = text.parse() {
+        return Some(timestamp);
     }
-    if let Ok(timestamp) = text.parse::<jiff::Timestamp>() {
-        return Ok(Some(timestamp));
-    }
-    let naive = text.parse::<jiff::civil::DateTime>().and_then(|time| time.to_zoned(jiff::tz::TimeZone::UTC));
-    match naive {
-        Ok(zoned) => Ok(Some(zoned.timestamp())),
-        Err(error) => {
-            let shown: String = text.chars().take(64).collect();
-            Err(Error::caused_by(ErrorKind::Malformed, format!("created_at {shown:?} is not a time"), error))
-        }
-    }
+    let naive: jiff::civil::DateTime = text.parse().ok()?;
+    Some(naive.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp())
 }
 
 /// Reads the JSON in `volume_meta`. It is for show only, so what cannot be read is left out.
@@ -157,6 +149,61 @@ fn volume_metadata(text: &str) -> VolumeMetadata {
         display_name: cut(base.display_name),
         size_gib: base.size,
     })
+}
+
+/// A text that is for show only: a value of another type is as good as none, and is not kept.
+struct Shown(Option<String>);
+
+impl<'de> Deserialize<'de> for Shown {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Any;
+        impl<'de> Visitor<'de> for Any {
+            type Value = Shown;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("any value")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Shown, E> {
+                Ok(Shown(Some(text.to_owned())))
+            }
+
+            fn visit_string<E: serde::de::Error>(self, text: String) -> Result<Shown, E> {
+                Ok(Shown(Some(text)))
+            }
+
+            fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Shown, M::Error> {
+                while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+                Ok(Shown(None))
+            }
+
+            fn visit_seq<S: SeqAccess<'de>>(self, mut list: S) -> Result<Shown, S::Error> {
+                while list.next_element::<IgnoredAny>()?.is_some() {}
+                Ok(Shown(None))
+            }
+
+            fn visit_unit<E: serde::de::Error>(self) -> Result<Shown, E> {
+                Ok(Shown(None))
+            }
+
+            fn visit_bool<E: serde::de::Error>(self, _: bool) -> Result<Shown, E> {
+                Ok(Shown(None))
+            }
+
+            fn visit_u64<E: serde::de::Error>(self, _: u64) -> Result<Shown, E> {
+                Ok(Shown(None))
+            }
+
+            fn visit_i64<E: serde::de::Error>(self, _: i64) -> Result<Shown, E> {
+                Ok(Shown(None))
+            }
+
+            fn visit_f64<E: serde::de::Error>(self, _: f64) -> Result<Shown, E> {
+                Ok(Shown(None))
+            }
+        }
+        deserializer.deserialize_any(Any)
+    }
 }
 
 /// What is for show only, cut to what may be kept.
@@ -207,13 +254,13 @@ impl<'de> Visitor<'de> for Document<'_> {
                 "backup_name" => metadata.name = cut(map.next_value()?),
                 "backup_description" => metadata.description = cut(map.next_value()?),
                 "created_at" => {
-                    let text: Option<String> = map.next_value()?;
-                    metadata.created_at = created_at(text.as_deref().unwrap_or("None")).map_err(&mut stop)?;
+                    let Shown(text) = map.next_value()?;
+                    metadata.created_at = text.as_deref().and_then(created_at);
                 }
                 "version" => version = Some(map.next_value()?),
                 "volume_meta" => {
-                    let text: Option<String> = map.next_value()?;
-                    metadata.volume = volume_metadata(text.as_deref().unwrap_or("{}"));
+                    let Shown(text) = map.next_value()?;
+                    metadata.volume = text.as_deref().map(volume_metadata).unwrap_or_default();
                 }
                 "objects" if has_objects => return Err(M::Error::custom("the key \"objects\" stands twice")),
                 "objects" => {
@@ -401,10 +448,18 @@ mod tests {
         let (metadata, objects) = objects_of(text).unwrap();
         assert_eq!((metadata.created_at, metadata.parent_id, objects.len()), (None, None, 0));
         for time in ["2024-01-02 03:04:05", "2024-01-02 03:04:05+00:00", "2024-01-02T03:04:05Z"] {
-            assert_eq!(created_at(time).unwrap().unwrap().to_string(), "2024-01-02T03:04:05Z");
+            assert_eq!(created_at(time).unwrap().to_string(), "2024-01-02T03:04:05Z");
+        }
+        for none in ["", "None", "last tuesday", "20r4-01-02 03:04:05"] {
+            assert_eq!(created_at(none), None);
         }
         for meta in [
             "null",
+            "{\"version\": [2]}",
+            "[1]",
+            "true",
+            "-1",
+            "0.5",
             "\"\"",
             "\"not json\"",
             "\"{\\\"version\\\": 2}\"",
@@ -436,7 +491,6 @@ mod tests {
             ("\"length\": 10", "\"length\": 1e400", ErrorKind::Malformed, "number out of range"),
             ("\"length\": 10,", "", ErrorKind::Malformed, "length"),
             ("\"backup_id\"", "\"backup_ix\"", ErrorKind::Malformed, "backup_id"),
-            ("2024-01-02", "last tuesday", ErrorKind::Malformed, "created_at"),
             ("  \"parent_id\"", "  \"objects\": [], \"parent_id\"", ErrorKind::Malformed, "twice"),
             ("    }\n  ]", "    , \"q\": 1}\n  ]", ErrorKind::Malformed, "two objects"),
         ];

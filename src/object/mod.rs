@@ -159,6 +159,7 @@ impl ObjectReader {
     fn remember(&self, from: Option<u64>, error: &Error) {
         let mut known = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
         match &mut *known {
+            // Where the bytes end says more than that some of them are wrong.
             Some(known) if known.from.is_none() && from.is_some() => {
                 (known.from, known.error) = (from, error.clone());
             }
