@@ -15,9 +15,6 @@ use crate::types::{BackupId, VolumeId};
 /// incrementals over ten years stay below this.
 pub const CHAIN_MAX: u32 = 4096;
 
-/// Begins what is said of a longer one, and of all that build on it.
-const TOO_LONG: &str = "the chain is longer than";
-
 /// What resolving needs to know of a backup.
 #[derive(Clone, Debug)]
 pub struct Link {
@@ -35,7 +32,7 @@ pub fn resolve_all(
     links: &HashMap<BackupId, Link>,
     unreadable: &HashMap<BackupId, Option<Error>>,
 ) -> HashMap<BackupId, Result<u32, Error>> {
-    let mut resolved: HashMap<BackupId, Result<u32, Error>> = HashMap::with_capacity(links.len());
+    let mut resolved: HashMap<BackupId, Result<u32, Broken>> = HashMap::with_capacity(links.len());
     for start in links.keys() {
         // Walk up to something known, then come back down.
         let mut path: Vec<&BackupId> = Vec::new();
@@ -43,20 +40,24 @@ pub fn resolve_all(
         let mut at = start;
         let mut above = loop {
             if let Some(known) = resolved.get(at) {
-                break known.clone().map_err(|error| unusable_parent(at, &error));
+                break known.clone().map_err(|broken| broken.inherited_from(at));
             }
             if let Some(&first) = on_path.get(at) {
                 let circle: Vec<_> = path[first..].iter().take(8).map(|id| id.as_str()).collect();
-                let error = broken(format!("the chain runs in a circle: {} -> {at}", circle.join(" -> ")));
+                let message = format!("the chain runs in a circle: {} -> {at}", circle.join(" -> "));
+                let broken = Broken::own(Error::new(ErrorKind::ChainBroken, message));
                 for id in path.drain(first..) {
-                    resolved.insert(id.clone(), Err(error.clone()));
+                    resolved.insert(id.clone(), Err(broken.clone()));
                 }
-                break Err(unusable_parent(at, &error));
+                break Err(broken.inherited_from(at));
             }
             let Some(link) = links.get(at) else {
                 break Err(match unreadable.get(at) {
-                    Some(Some(error)) => unusable_parent(at, error),
-                    _ => broken(format!("the parent backup {at} is not in the store")),
+                    Some(Some(error)) => Broken::own(error.clone()).inherited_from(at),
+                    _ => {
+                        let message = format!("the parent backup {at} is not in the store");
+                        Broken::own(Error::new(ErrorKind::ChainBroken, message))
+                    }
                 });
             };
             on_path.insert(at, path.len());
@@ -69,44 +70,62 @@ pub fn resolve_all(
         while let Some(id) = path.pop() {
             let result = links.get(id).map_or(Ok(0), |link| own_result(link, links, above));
             resolved.insert(id.clone(), result.clone());
-            above = result.map_err(|error| unusable_parent(id, &error));
+            above = result.map_err(|broken| broken.inherited_from(id));
         }
     }
-    resolved
+    resolved.into_iter().map(|(id, result)| (id, result.map_err(|broken| broken.error))).collect()
+}
+
+/// Why a backup has no chain.
+#[derive(Clone)]
+struct Broken {
+    error: Error,
+    /// The message names a backup further up, or holds for the whole chain: it is passed on as it is, so that it stays one
+    /// sentence however long the chain.
+    is_said: bool,
+}
+
+impl Broken {
+    /// By the backup's own fault.
+    fn own(error: Error) -> Self {
+        Self { error, is_said: false }
+    }
+
+    /// The same for a backup that builds on `id`.
+    fn inherited_from(self, id: &BackupId) -> Self {
+        if self.is_said {
+            return self;
+        }
+        let message = format!("the backup {id}, which this one builds on, is unusable: {}", self.error);
+        Self { error: Error::new(ErrorKind::ChainBroken, message), is_said: true }
+    }
 }
 
 /// The result of one backup, given that of its parent (`Ok(0)` where it has none).
-fn own_result(link: &Link, links: &HashMap<BackupId, Link>, above: Result<u32, Error>) -> Result<u32, Error> {
+fn own_result(
+    link: &Link,
+    links: &HashMap<BackupId, Link>,
+    above: Result<u32, Broken>,
+) -> Result<u32, Broken> {
     if let Some(problem) = &link.problem {
-        return Err(problem.clone());
+        return Err(Broken::own(problem.clone()));
     }
     let above = above?;
     let parent = link.parent_id.as_ref().and_then(|id| links.get(id).map(|parent| (id, parent)));
     if let Some((id, parent)) = parent
         && parent.volume_id != link.volume_id
     {
-        return Err(broken(format!(
+        let message = format!(
             "the parent backup {id} is of volume {}, expected volume {}",
             parent.volume_id, link.volume_id
-        )));
+        );
+        return Err(Broken::own(Error::new(ErrorKind::ChainBroken, message)));
     }
     if above >= CHAIN_MAX {
-        return Err(Error::new(ErrorKind::LimitExceeded, format!("{TOO_LONG} {CHAIN_MAX} backups")));
+        let message = format!("the chain is longer than {CHAIN_MAX} backups");
+        return Err(Broken { error: Error::new(ErrorKind::LimitExceeded, message), is_said: true });
     }
     Ok(above + 1)
-}
-
-fn broken(message: String) -> Error {
-    Error::new(ErrorKind::ChainBroken, message)
-}
-
-fn unusable_parent(id: &BackupId, error: &Error) -> Error {
-    // One sentence for the whole chain, not one for each link of it.
-    let story = error.to_string();
-    if story.starts_with("the backup ") || story.starts_with(TOO_LONG) {
-        return error.clone();
-    }
-    broken(format!("the backup {id}, which this one builds on, is unusable: {error}"))
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@
 //! Invariants: nothing is read where the extents agree, as they do in any chain of Cinder's whose volume kept its size;
 //! without a match (that block is damaged) the rule for Cinder's own chains stands.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
@@ -31,33 +32,42 @@ pub(super) fn settle(
     let ranges = extents(layers).map(|extent| extent.start..extent.end());
     let possible = possible_lens(ranges, table.count(), table.block_bytes());
     let (Some(&longest), 2..) = (possible.last(), possible.len()) else { return Ok(by_rule) };
-    let last = table.count() - 1;
-    let start = last * table.block_bytes();
-    let read = || -> Result<(BlockHash, Vec<u8>)> {
-        let expected = table.get(last..last + 1).pop().transpose()?.unwrap_or(BlockHash([0; 32]));
-        let mut plain = vec![0; (longest - start) as usize];
-        for piece in ExtentMap::paint(extents(layers), longest).pieces(start..longest) {
-            if let Piece::Data { image, object, object_offset, .. } = piece {
-                let out = &mut plain[(image.start - start) as usize..(image.end - start) as usize];
-                let reader = open_object(engine, layers, object)?;
-                reader.read_at(out, object_offset, &mut NothingElse).map_err(|failure| failure.error)?;
-            }
-        }
-        Ok((expected, plain))
-    };
-    let (expected, plain) = match read() {
-        Ok(read) => read,
+    let expected = match table.get(table.count() - 1..table.count()).pop().transpose() {
+        Ok(expected) => expected,
         Err(error) if is_damage(error.kind()) => return Ok(by_rule),
         Err(error) => return Err(error),
     };
-    let mut hasher = Sha256::new();
-    let mut hashed = start;
-    for len in possible {
-        hasher.update(&plain[(hashed - start) as usize..(len - start) as usize]);
-        hashed = len;
-        if BlockHash(hasher.clone().finalize().into()) == expected {
-            return Ok(len);
+    let start = (table.count() - 1) * table.block_bytes();
+    // The rule's own answer first: in Cinder's chains it is right, and read from the newest, small objects. What lies
+    // beyond it may be at the end of 2 GB.
+    for longest in [by_rule, longest] {
+        let plain = match last_block(engine, layers, start..longest) {
+            Ok(plain) => plain,
+            Err(error) if is_damage(error.kind()) => continue,
+            Err(error) => return Err(error),
+        };
+        let mut hasher = Sha256::new();
+        let mut hashed = start;
+        for &len in possible.iter().filter(|&&len| len <= longest) {
+            hasher.update(&plain[(hashed - start) as usize..(len - start) as usize]);
+            hashed = len;
+            if Some(BlockHash(hasher.clone().finalize().into())) == expected {
+                return Ok(len);
+            }
         }
     }
     Ok(by_rule)
+}
+
+/// The plain bytes of `range`, which may be wrong.
+fn last_block(engine: &Arc<Engine>, layers: &[Arc<Backup>], range: Range<u64>) -> Result<Vec<u8>> {
+    let mut plain = vec![0; range.end.saturating_sub(range.start) as usize];
+    for piece in ExtentMap::paint(extents(layers), range.end).pieces(range.clone()) {
+        if let Piece::Data { image, object, object_offset, .. } = piece {
+            let out = &mut plain[(image.start - range.start) as usize..(image.end - range.start) as usize];
+            let reader = open_object(engine, layers, object)?;
+            reader.read_at(out, object_offset, &mut NothingElse).map_err(|failure| failure.error)?;
+        }
+    }
+    Ok(plain)
 }
