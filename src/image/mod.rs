@@ -164,9 +164,11 @@ impl Image {
         while at < end {
             let until = end.min(at.saturating_add(window) / window * window);
             let mut watch = |part: Range<u64>, what: Part<'_>| {
+                // A block is lost or proven as a whole, however little of it was asked for.
+                let whole = self.whole_blocks(&part);
                 match what {
-                    Part::Lost(error) => self.damage.lost(&self.id, &part, error),
-                    Part::Data(_) | Part::Zeros => self.damage.read(&part),
+                    Part::Lost(error) => self.damage.lost(&self.id, &whole, error),
+                    Part::Data(_) | Part::Zeros => self.damage.read(&whole),
                 }
                 visitor(part, what)
             };
@@ -177,6 +179,18 @@ impl Image {
             at = until;
         }
         Ok(())
+    }
+
+    /// `part` widened to the hash blocks that it lies in. Without digests it stays: an object has no blocks of its own.
+    fn whole_blocks(&self, part: &Range<u64>) -> Range<u64> {
+        match &self.content {
+            Content::Proven(view) => {
+                let block_bytes = view.table().block_bytes();
+                let end = part.end.div_ceil(block_bytes).saturating_mul(block_bytes);
+                part.start / block_bytes * block_bytes..end.min(self.len_bytes)
+            }
+            Content::Unproven(_) => part.clone(),
+        }
     }
 
     /// Fills `buf` with verified bytes from `offset`; returns how many, less than asked only at the end of the image.
