@@ -22,7 +22,8 @@ fn promises() -> Vec<String> {
 
 /// Each quoted promise and the test functions that quote it.
 fn quotes() -> BTreeMap<String, Vec<String>> {
-    let mut files: Vec<_> = fs::read_dir(root().join("tests")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let mut files: Vec<_> =
+        fs::read_dir(root().join("tests")).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.retain(|path| path.file_name().unwrap().to_string_lossy().starts_with("semantics_"));
     // A bug cannot be ordered; the unit test beside the code that answers for one shows what becomes of it.
     files.push(root().join("src/frontend/fuse/fs.rs"));

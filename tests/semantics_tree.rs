@@ -50,7 +50,10 @@ fn the_tree_holds_exactly_what_is_promised() {
     full.put(folder.path());
     let newer = full.clone().at("2024-03-02 01:01:07.987654+02:00");
     Backup { id: "bbbbbbbb-1".into(), ..newer }.on("aaaaaaaa-1", &[0..BLOCK]).put(folder.path());
-    Backup::new("cccccccc-1", "vol-2", image).at("2023-12-31 23:59:59+00:00").named("täglich").put(folder.path());
+    Backup::new("cccccccc-1", "vol-2", image)
+        .at("2023-12-31 23:59:59+00:00")
+        .named("täglich")
+        .put(folder.path());
     let mount = Mount::new(folder.path());
     let expected = [
         "/backups/",
@@ -107,7 +110,10 @@ fn backups_of_one_second_or_of_no_time_have_names_of_their_own() {
         "undated-zzzzzzzz".to_owned(),
     ];
     assert_eq!(names(&mount.path("volumes/v")), expected);
-    assert_eq!(target(&mount.path(&format!("volumes/v/{second}-11111111-bbb"))), "../../backups/11111111-bbbb");
+    assert_eq!(
+        target(&mount.path(&format!("volumes/v/{second}-11111111-bbb"))),
+        "../../backups/11111111-bbbb"
+    );
     assert_eq!(target(&mount.path("volumes/v/latest")), "../../backups/22222222-cccc");
     assert_eq!(names(&mount.path("volumes/w")), ["latest", "undated-33333333"]);
 }
@@ -121,20 +127,20 @@ fn latest_skips_what_cannot_be_used() {
         Backup::new(id, "v", noise(1, 2 * BLOCK)).at(&format!("2024-03-0{day} 01:01:07+00:00"))
     };
     backup("good", 1).put(folder.path());
-    // Its metadata is right; only opening it shows that the digests are torn.
-    let torn = backup("torn-digests", 2);
-    torn.put(folder.path());
-    fs::write(torn.file(folder.path(), "_sha256file"), "{\n  \"chunk_size\": 32768,\n").unwrap();
+    // Its metadata is right; only opening it shows that the digests are another backup's.
+    let mixed = backup("mixed-up", 2);
+    mixed.put(folder.path());
+    fs::copy(backup("good", 1).file(folder.path(), "_sha256file"), mixed.file(folder.path(), "_sha256file"))
+        .unwrap();
     backup("orphan", 3).on("nowhere", &[]).put(folder.path());
-    backup("alone", 1).clone().on("nowhere", &[]).put(folder.path());
     let lonely = Backup { volume: "w".into(), ..backup("lonely", 1).on("nowhere", &[]) };
     lonely.put(folder.path());
     let mount = Mount::new(folder.path());
     assert_eq!(target(&mount.path("volumes/v/latest")), "../../backups/good");
     assert_eq!(names(&mount.path("volumes/w")), ["2024-03-01T01:01:07Z"]);
     assert_eq!(errno(fs::read_link(mount.path("volumes/w/latest"))), libc::ENOENT);
-    assert_eq!(names(&mount.path("backups/torn-digests")), ["metadata.json"]);
-    assert_eq!(errno(fs::metadata(mount.image("torn-digests"))), libc::ENOENT);
+    assert_eq!(names(&mount.path("backups/mixed-up")), ["metadata.json"]);
+    assert_eq!(errno(fs::metadata(mount.image("mixed-up"))), libc::ENOENT);
 }
 
 // > `/names/<display name>` is a link to `../volumes/<volume-id>`; a volume is called what its newest backup
@@ -208,9 +214,13 @@ fn unusable_backups_say_why_and_unfinished_ones_do_not_show() {
     change("version", |text| text.replace("1.0.0", "2.0.0"));
     let mount = Mount::new(folder.path());
     assert_eq!(names(&mount.path("backups")), ["full", "orphan", "snake-1", "snake-2", "torn", "version"]);
-    for (id, reason) in
-        [("orphan", "missing-parent"), ("snake-1", "cycle"), ("snake-2", "cycle"), ("torn", "EOF"), ("version", "2.0.0")]
-    {
+    for (id, reason) in [
+        ("orphan", "missing-parent"),
+        ("snake-1", "circle"),
+        ("snake-2", "circle"),
+        ("torn", "EOF"),
+        ("version", "2.0.0"),
+    ] {
         assert_eq!(names(&mount.path(&format!("backups/{id}"))), ["metadata.json"], "{id}");
         assert_eq!(errno(fs::metadata(mount.image(id))), libc::ENOENT);
         let document = mount.document(id);
@@ -219,7 +229,8 @@ fn unusable_backups_say_why_and_unfinished_ones_do_not_show() {
         assert!(told.contains(reason), "{id}: {told}");
     }
     assert!(mount.document("full")["fail_reason"].is_null());
-    let linked = names(&mount.path("volumes/v")).into_iter().map(|name| target(&mount.path("volumes/v").join(name)));
+    let linked =
+        names(&mount.path("volumes/v")).into_iter().map(|name| target(&mount.path("volumes/v").join(name)));
     assert!(linked.clone().any(|link| link.ends_with("/orphan")));
     assert!(!linked.clone().any(|link| link.ends_with("/torn")), "its volume is unknown");
     assert_eq!(names(&mount.path("volumes")), ["v"]);
@@ -324,7 +335,10 @@ fn metadata_json_is_what_show_prints() {
         let shown = run(cinderfs().args(["show", "--format", "json"]).arg(folder.path()).arg(id));
         let file = fs::read_to_string(mount.path(&format!("backups/{id}/metadata.json"))).unwrap();
         assert_eq!(file, stdout(&shown), "{id}: {}", stderr(&shown));
-        assert_eq!(fs::metadata(mount.path(&format!("backups/{id}/metadata.json"))).unwrap().len(), file.len() as u64);
+        assert_eq!(
+            fs::metadata(mount.path(&format!("backups/{id}/metadata.json"))).unwrap().len(),
+            file.len() as u64
+        );
     }
     let path = mount.path("backups/b/metadata.json");
     let (open, before) = (fs::File::open(&path).unwrap(), fs::read(&path).unwrap());
@@ -428,7 +442,11 @@ fn rights_follow_the_metadata_files() {
         [("private", 0o440, 0o550, 7), ("public", 0o444, 0o555, 8), ("other", 0o444, 0o555, 9)]
     {
         for file in ["volume.img", "metadata.json"] {
-            assert_eq!(rights(&mount.path(&format!("backups/{id}/{file}"))), (mode, owner, owner + 100), "{id}/{file}");
+            assert_eq!(
+                rights(&mount.path(&format!("backups/{id}/{file}"))),
+                (mode, owner, owner + 100),
+                "{id}/{file}"
+            );
         }
         assert_eq!(rights(&mount.path(&format!("backups/{id}"))), (folder_mode, owner, owner + 100), "{id}");
     }
@@ -481,7 +499,9 @@ fn options_change_the_owner_and_nothing_else() {
     let folder = open_folder();
     store_with_secrets(folder.path());
     let mount = Setup::default().options(&format!("allow_other,uid={NOBODY},gid=4711")).mount(folder.path());
-    for path in ["", "backups", "volumes", "names", "backups/private", "backups/other/volume.img", "volumes/mixed"] {
+    for path in
+        ["", "backups", "volumes", "names", "backups/private", "backups/other/volume.img", "volumes/mixed"]
+    {
         let (_, uid, gid) = rights(&mount.path(path));
         assert_eq!((uid, gid), (NOBODY, 4711), "{path}");
     }
@@ -512,7 +532,8 @@ fn xattr(path: &Path, name: &str) -> Option<String> {
 // > a full backup has no `parent_id`.
 //
 // > `user.cinder.verified` is `sha256` where each block is compared with its digest, and `md5` where each
-// > object is checked as a whole because there is no `_sha256file`; a backup without an image has none.
+// > object is checked as a whole because there is no usable `_sha256file`; a backup without an image has
+// > none.
 #[test]
 fn extended_attributes_tell_what_a_backup_is() {
     let folder = open_folder();

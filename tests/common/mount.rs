@@ -37,6 +37,8 @@ pub(crate) struct Mount {
     root: PathBuf,
     log: PathBuf,
     daemon: Child,
+    /// Where the root of the daemon's own mount namespace shows, if it has one.
+    namespace: Option<PathBuf>,
     /// Holds the mountpoint and the log.
     _folder: TempDir,
 }
@@ -53,7 +55,8 @@ impl Setup {
         self
     }
 
-    /// Mounts as the user nobody, through fusermount3.
+    /// Mounts as the user nobody, through fusermount3, in a mount namespace where /dev/fuse is open to all and `allow_other`
+    /// is allowed to users, whatever this machine says.
     pub(crate) fn as_nobody(mut self) -> Self {
         self.as_nobody = true;
         self
@@ -68,7 +71,7 @@ impl Setup {
         fs::create_dir(&root).unwrap();
         let mut command = if self.as_nobody {
             std::os::unix::fs::chown(&root, Some(NOBODY), Some(NOBODY)).unwrap();
-            as_nobody(&public_binary(folder.path()))
+            as_nobody_with_fuse(folder.path())
         } else {
             cinderfs()
         };
@@ -76,15 +79,19 @@ impl Setup {
         command.env("CINDERFS_LOG", self.filter.as_deref().unwrap_or("info"));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&log).unwrap());
         let daemon = spawn(&mut command);
-        let mut mount = Mount { root, log, daemon, _folder: folder };
+        let namespace = self.as_nobody.then(|| PathBuf::from(format!("/proc/{}/root", daemon.id())));
+        let mut mount = Mount { root, log, daemon, namespace, _folder: folder };
         let started = Instant::now();
-        // The log tells when the daemon itself knows that the mount answers; nobody's mount hides from root.
+        // Root may not look into nobody's mount, so it is the log that tells.
         while !mount.said("mounted") {
             if let Some(status) = mount.daemon.try_wait().unwrap() {
                 panic!("cinderfs mount ended with {status}: {}", mount.log());
             }
             assert!(started.elapsed() < PATIENCE, "no mount: {}", mount.log());
             thread::sleep(Duration::from_millis(5));
+        }
+        if let Some(namespace) = &mount.namespace {
+            mount.root = namespace.join(mount.root.strip_prefix("/").unwrap());
         }
         mount
     }
@@ -156,7 +163,14 @@ impl Mount {
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        take_away(&self.root);
+        if self.namespace.is_some() {
+            // Its mount table is not ours; the mount goes with the daemon.
+            if matches!(self.daemon.try_wait(), Ok(None)) {
+                self.signal(rustix::process::Signal::TERM);
+            }
+        } else {
+            take_away(&self.root);
+        }
         let started = Instant::now();
         while matches!(self.daemon.try_wait(), Ok(None)) {
             if started.elapsed() > PATIENCE {
@@ -228,6 +242,22 @@ pub(crate) fn as_nobody(program: &Path) -> Command {
     let (uid, gid) = (NOBODY.to_string(), NOBODY.to_string());
     command.args(["--reuid", &uid, "--regid", &gid, "--clear-groups", "--"]).arg(program);
     command.current_dir("/").stdin(Stdio::null());
+    command
+}
+
+/// `cinderfs` as nobody in a mount namespace of its own.
+fn as_nobody_with_fuse(folder: &Path) -> Command {
+    const SCRIPT: &str = "set -e
+        mknod -m 666 fuse c 10 229
+        echo user_allow_other >fuse.conf
+        mount --bind fuse /dev/fuse
+        mount --bind fuse.conf /etc/fuse.conf
+        exec setpriv --reuid 65534 --regid 65534 --clear-groups -- ./cinderfs \"$@\"";
+    let binary = public_binary(folder);
+    assert_eq!(binary.parent(), Some(folder));
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "private", "--", "sh", "-c", SCRIPT, "sh"]);
+    command.current_dir(folder).env_remove("CINDERFS_CACHE_DIR");
     command
 }
 

@@ -146,7 +146,11 @@ impl Backup {
 
     fn pieces(&self) -> Vec<Range<usize>> {
         #[expect(clippy::single_range_in_vec_init, reason = "one object that holds all")]
-        if self.extents.is_empty() && self.parent.is_none() { vec![0..self.image.len()] } else { self.extents.clone() }
+        if self.extents.is_empty() && self.parent.is_none() {
+            vec![0..self.image.len()]
+        } else {
+            self.extents.clone()
+        }
     }
 }
 
