@@ -194,6 +194,31 @@ fn open_to_nobody(store: &Path) {
     assert!(chmod.status.success(), "{}", stderr(&chmod));
 }
 
+// > Verified blocks are kept in one cache that all images share and `cache_size=` bounds.
+#[test]
+fn the_block_cache_is_shared_and_bounded() {
+    let folder = open_folder();
+    let image = noise(11, 12 << 20);
+    let backups = ["a", "b"].map(|id| Backup::new(id, "v", image.clone()));
+    for (cache_size, holds) in [("64M", true), ("4M", false)] {
+        backups.each_ref().map(|backup| backup.put(folder.path()));
+        let mount = Setup::default().options(&format!("cache_size={cache_size}")).mount(folder.path());
+        // Past the page cache.
+        let read = |id: &str| {
+            let mut bytes = vec![0; image.len()];
+            let file = File::options().read(true).custom_flags(libc::O_DIRECT).open(mount.image(id))?;
+            file.read_exact_at(&mut bytes, 0).map(|()| bytes)
+        };
+        assert!(read("a").unwrap() == image);
+        for backup in &backups {
+            File::options().write(true).truncate(true).open(backup.file(folder.path(), "-00001")).unwrap();
+        }
+        for id in ["a", "b"] {
+            assert_eq!(read(id).is_ok_and(|bytes| bytes == image), holds, "{id} with {cache_size}");
+        }
+    }
+}
+
 /// A loop mount that is taken away on drop.
 struct Loop(std::path::PathBuf);
 

@@ -9,7 +9,6 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::thread;
@@ -73,7 +72,11 @@ impl Setup {
             std::os::unix::fs::chown(&root, Some(NOBODY), Some(NOBODY)).unwrap();
             as_nobody_with_fuse(folder.path())
         } else {
-            cinderfs()
+            // When the test is killed, its daemons unmount and end.
+            let mut command = Command::new("setpriv");
+            command.args(["--pdeathsig", "TERM", "--", env!("CARGO_BIN_EXE_cinderfs")]);
+            command.env_remove("CINDERFS_CACHE_DIR");
+            command
         };
         command.args(["mount", "-f"]).args(&self.options).arg(store).arg(&root);
         command.env("CINDERFS_LOG", self.filter.as_deref().unwrap_or("info"));
@@ -224,16 +227,9 @@ pub(crate) fn cinderfs() -> Command {
 pub(crate) fn open_folder() -> TempDir {
     let folder = tempfile::Builder::new().prefix("cinderfs-test-").tempdir_in("/tmp").unwrap();
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    // On macOS and some systems /tmp is a link; the mount table has the real path.
+    // The mount table has real paths.
     assert_eq!(folder.path(), folder.path().canonicalize().unwrap());
     folder
-}
-
-/// A copy of the binary that others may run; the build directory may be closed to them.
-pub(crate) fn public_binary(folder: &Path) -> PathBuf {
-    let binary = folder.join("cinderfs");
-    fs::copy(env!("CARGO_BIN_EXE_cinderfs"), &binary).unwrap();
-    binary
 }
 
 /// A command that runs as nobody, without any privilege.
@@ -245,18 +241,27 @@ pub(crate) fn as_nobody(program: &Path) -> Command {
     command
 }
 
-/// `cinderfs` as nobody in a mount namespace of its own.
+/// `cinderfs` as nobody in a mount namespace of its own. The binary is copied, because the build directory may be closed to
+/// others, and not by this process, because a sibling test that forks meanwhile would keep the copy busy.
 fn as_nobody_with_fuse(folder: &Path) -> Command {
     const SCRIPT: &str = "set -e
+        cp \"$0\" cinderfs
         mknod -m 666 fuse c 10 229
         echo user_allow_other >fuse.conf
         mount --bind fuse /dev/fuse
         mount --bind fuse.conf /etc/fuse.conf
         exec setpriv --reuid 65534 --regid 65534 --clear-groups -- ./cinderfs \"$@\"";
-    let binary = public_binary(folder);
-    assert_eq!(binary.parent(), Some(folder));
     let mut command = Command::new("unshare");
-    command.args(["--mount", "--propagation", "private", "--", "sh", "-c", SCRIPT, "sh"]);
+    command.args([
+        "--mount",
+        "--propagation",
+        "private",
+        "--",
+        "sh",
+        "-c",
+        SCRIPT,
+        env!("CARGO_BIN_EXE_cinderfs"),
+    ]);
     command.current_dir(folder).env_remove("CINDERFS_CACHE_DIR");
     command
 }
@@ -267,17 +272,9 @@ pub(crate) fn run(command: &mut Command) -> Output {
     spawn(command.stdout(Stdio::piped()).stderr(Stdio::piped())).wait_with_output().unwrap()
 }
 
-/// Starts a program. A sibling test that forks while a copy of the binary is written keeps the copy busy for a moment.
 #[track_caller]
 fn spawn(command: &mut Command) -> Child {
-    // A test that is interrupted takes its daemons along.
-    command.process_group(0);
-    loop {
-        match command.spawn() {
-            Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy => thread::yield_now(),
-            result => return result.unwrap_or_else(|error| panic!("{command:?}: {error}")),
-        }
-    }
+    command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"))
 }
 
 pub(crate) fn stderr(output: &Output) -> &str {
