@@ -326,7 +326,7 @@ fn nobody_mounts_and_unmounts_through_fusermount3() {
         root[root.find("/tmp/").unwrap()..].to_owned()
     };
     // By a signal, alone and busy; by the command; the daemon is 0 each time.
-    let mut mount = Setup::default().as_nobody().mount(&store);
+    let mut mount = Setup::default().by_nobody().mount(&store);
     let image = format!("{}/backups/b/volume.img", inside(&mount));
     assert!(nobody(&mount, &["cat", &image]).stdout == noise(1, 64 * BLOCK));
     assert!(fs::read_dir(mount.root()).is_err(), "not even root may look, without allow_other");
@@ -335,13 +335,13 @@ fn nobody_mounts_and_unmounts_through_fusermount3() {
     mount.signal(Signal::TERM);
     assert_eq!(mount.wait().code(), Some(0), "{}", mount.log());
 
-    let mut mount = Setup::default().as_nobody().options("allow_other").mount(&store);
+    let mut mount = Setup::default().by_nobody().options("allow_other").mount(&store);
     let open = File::open(mount.image("b")).unwrap();
     mount.signal(Signal::INT);
     assert_eq!(mount.wait().code(), Some(0), "{}", mount.log());
     drop(open);
 
-    let mut mount = Setup::default().as_nobody().options("allow_root").mount(&store);
+    let mut mount = Setup::default().by_nobody().options("allow_root").mount(&store);
     assert_eq!(names(&mount.path("backups")), ["b"], "root may look");
     let binary = format!("{}/cinderfs", Path::new(&inside(&mount)).parent().unwrap().display());
     let output = nobody(&mount, &[&binary, "umount", &inside(&mount)]);

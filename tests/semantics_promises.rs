@@ -3,6 +3,8 @@
 //! A test quotes the promises that it shows in comments of the form `// > text` directly above its `#[test]`, in as many lines
 //! as needed; an empty line or another comment parts two quotes.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests, where a panic is the report")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;

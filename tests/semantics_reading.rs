@@ -1,5 +1,6 @@
 //! What reads of a mount return: the right bytes, or an error; holes, page cache, request sizes.
 
+#![expect(clippy::single_range_in_vec_init, reason = "a backup with one extent has a list of one range")]
 #![expect(clippy::unwrap_used, reason = "helpers of tests, where a panic is the report")]
 
 #[path = "common/mount.rs"]
@@ -181,7 +182,7 @@ fn pages_are_kept_and_asked_for_in_large_requests() {
     backup.put(&store);
     open_to_nobody(&store);
     let mount = Setup::default()
-        .as_nobody()
+        .by_nobody()
         .options("allow_other")
         .log("info,cinderfs::frontend::fuse::fs=trace")
         .mount(&store);
@@ -201,7 +202,9 @@ fn the_block_cache_is_shared_and_bounded() {
     let image = noise(11, 12 << 20);
     let backups = ["a", "b"].map(|id| Backup::new(id, "v", image.clone()));
     for (cache_size, holds) in [("64M", true), ("4M", false)] {
-        backups.each_ref().map(|backup| backup.put(folder.path()));
+        for backup in &backups {
+            backup.put(folder.path());
+        }
         let mount = Setup::default().options(&format!("cache_size={cache_size}")).mount(folder.path());
         // Past the page cache.
         let read = |id: &str| {
@@ -274,7 +277,7 @@ fn an_open_image_stays_what_it_was() {
             let mut bytes = vec![0; PAGE];
             match file.read_exact_at(&mut bytes, offset as u64) {
                 Ok(()) => {
-                    assert!(bytes == expected[offset..offset + PAGE], "bytes of another backup at {offset}")
+                    assert!(bytes == expected[offset..offset + PAGE], "bytes of another backup at {offset}");
                 }
                 Err(error) => assert_eq!(error.raw_os_error(), Some(libc::EIO)),
             }
@@ -504,7 +507,7 @@ fn a_store_that_fails_is_an_error_and_never_data() {
     let secret = backup("secret");
     open_to_nobody(&store);
     fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).unwrap();
-    let mount = Setup::default().as_nobody().options("allow_other").mount(&store);
+    let mount = Setup::default().by_nobody().options("allow_other").mount(&store);
     let file = File::open(mount.image("secret")).unwrap();
     assert_eq!(errno(file.read_exact_at(&mut [0; 10], 0)), libc::EACCES);
     let mut bytes = vec![0; PAGE];

@@ -1,5 +1,6 @@
 //! What stands in a mount, and what `stat` and `getxattr` say of it: names, sizes, times, permissions, attributes.
 
+#![expect(clippy::single_range_in_vec_init, reason = "a backup with one extent has a list of one range")]
 #![expect(clippy::unwrap_used, reason = "helpers of tests, where a panic is the report")]
 
 #[path = "common/mount.rs"]

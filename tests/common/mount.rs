@@ -28,7 +28,7 @@ pub(crate) const NOBODY: u32 = 65534;
 pub(crate) struct Setup {
     options: Vec<String>,
     filter: Option<String>,
-    as_nobody: bool,
+    by_nobody: bool,
 }
 
 /// A mounted store.
@@ -56,8 +56,8 @@ impl Setup {
 
     /// Mounts as the user nobody, through fusermount3, in a mount namespace where /dev/fuse is open to all and `allow_other`
     /// is allowed to users, whatever this machine says.
-    pub(crate) fn as_nobody(mut self) -> Self {
-        self.as_nobody = true;
+    pub(crate) fn by_nobody(mut self) -> Self {
+        self.by_nobody = true;
         self
     }
 
@@ -68,7 +68,7 @@ impl Setup {
         let folder = open_folder();
         let (root, log) = (folder.path().join("mnt"), folder.path().join("log"));
         fs::create_dir(&root).unwrap();
-        let mut command = if self.as_nobody {
+        let mut command = if self.by_nobody {
             std::os::unix::fs::chown(&root, Some(NOBODY), Some(NOBODY)).unwrap();
             as_nobody_with_fuse(folder.path())
         } else {
@@ -82,7 +82,7 @@ impl Setup {
         command.env("CINDERFS_LOG", self.filter.as_deref().unwrap_or("info"));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&log).unwrap());
         let daemon = spawn(&mut command);
-        let namespace = self.as_nobody.then(|| PathBuf::from(format!("/proc/{}/root", daemon.id())));
+        let namespace = self.by_nobody.then(|| PathBuf::from(format!("/proc/{}/root", daemon.id())));
         let mut mount = Mount { root, log, daemon, namespace, _folder: folder };
         let started = Instant::now();
         // Root may not look into nobody's mount, so it is the log that tells.
