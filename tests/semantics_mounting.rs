@@ -1,6 +1,6 @@
 //! How a mount begins and ends: background, signals, refusals, unmounting, dead mounts, other users.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests, where a panic is the report")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests, where a panic is the report")]
 
 #[path = "common/mount.rs"]
 mod mount;
@@ -92,6 +92,52 @@ fn the_background_mount_is_ready_when_the_command_returns() {
         "cannot write to the log",
     );
     assert_eq!((mount_line(&mountpoint), daemon_of(&mountpoint)), (None, None));
+}
+
+// > With `log=FILE` the daemon in the background appends its log to that file.
+#[test]
+fn the_background_logs_to_a_file() {
+    let (folder, store, mountpoint) = place();
+    let _cleared = Cleared(mountpoint.clone());
+    flip(&Backup::new("b", "v", vec![]).file(&store, "-00001"), 0);
+    fs::write(folder.path().join("log"), "old\n").unwrap();
+    let mut command = cinderfs();
+    command.current_dir(folder.path()).args(["-v", "mount", "-o", "log=log"]).args([&store, &mountpoint]);
+    assert!(run(&mut command).status.success());
+    assert_eq!(errno(fs::read(mountpoint.join("backups/b/volume.img"))), libc::EIO);
+    assert!(run(&mut umount(&mountpoint)).status.success());
+    within(PATIENCE, "the daemon's end", || daemon_of(&mountpoint).is_none());
+    let log = fs::read_to_string(folder.path().join("log")).unwrap();
+    assert!(log.starts_with("old\n") && log.contains("mounted") && log.contains("lost: "), "{log}");
+}
+
+/// Whatever stands in them, paths reach the kernel, fusermount3 and the mount table as they are.
+#[test]
+fn odd_paths_are_mounted_and_unmounted() {
+    let (folder, store, mountpoint) = place();
+    let odd = |name: &str| folder.path().join(format!("{name} a,b\\c=d 'ü'\t"));
+    let (odd_store, odd_mountpoint) = (odd("store"), odd("mnt"));
+    fs::rename(store, &odd_store).unwrap();
+    fs::rename(mountpoint, &odd_mountpoint).unwrap();
+    let link = folder.path().join("link");
+    symlink(&odd_mountpoint, &link).unwrap();
+    for way_in in [&odd_mountpoint, &link] {
+        for way_out in [&link, &odd_mountpoint] {
+            assert!(run(cinderfs().arg("mount").arg(&odd_store).arg(way_in)).status.success());
+            assert_eq!(names(&odd_mountpoint.join("backups")), ["b"]);
+            let output = run(&mut umount(way_out));
+            if !output.status.success() {
+                let _ = unmount(&odd_mountpoint, UnmountFlags::DETACH);
+                panic!("{way_out:?}: {}", stderr(&output));
+            }
+            assert!(names(&odd_mountpoint).is_empty());
+        }
+    }
+    assert!(run(Command::new("chmod").args(["-R", "a+rX"]).arg(&odd_store)).status.success());
+    let mut mount = Setup::default().by_nobody().options("allow_other").mount(&odd_store);
+    assert_eq!(names(&mount.path("backups")), ["b"]);
+    mount.signal(Signal::TERM);
+    assert_eq!(mount.wait().code(), Some(0), "{}", mount.log());
 }
 
 // > A mountpoint that is, contains or lies inside the store or the cache is refused, by whatever path it is

@@ -149,6 +149,31 @@ fn sha256(bytes: &[u8]) -> String {
     sha2::Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+// > A block that is repaired in the store is readable at the next try, without a remount.
+#[test]
+fn a_repaired_block_is_readable_again() {
+    let folder = open_folder();
+    let image = noise(12, 8 * BLOCK);
+    let proven = Backup::new("proven", "v", image.clone());
+    let plain = Backup::new("plain", "v", image.clone()).without_digests();
+    let mount = Mount::new(folder.path());
+    for backup in [&proven, &plain] {
+        backup.put(folder.path());
+        let object = backup.file(folder.path(), "-00001");
+        flip(&object, 3 * BLOCK);
+        let path = mount.image(&backup.id);
+        within(PATIENCE, "the backup", || path.exists());
+        let file = File::open(&path).unwrap();
+        assert_eq!(errno(file.read_exact_at(&mut [0; 10], 3 * BLOCK as u64)), libc::EIO);
+        assert_ne!(mount.document(&backup.id)["damage"]["blocks"], 0);
+        flip(&object, 3 * BLOCK);
+        let mut bytes = vec![0; image.len()];
+        file.read_exact_at(&mut bytes, 0).unwrap();
+        assert!(bytes == image);
+        assert_eq!(mount.document(&backup.id)["damage"]["blocks"], 0, "{}", backup.id);
+    }
+}
+
 // > What was read stays in the page cache over closing and opening again; an image is never opened for direct
 // > I/O.
 //
