@@ -1,6 +1,6 @@
 //! How a mount begins and ends: background, signals, refusals, unmounting, dead mounts, other users.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests, where a panic is the report")]
+#![expect(clippy::unwrap_used, reason = "helpers of tests, where a panic is the report")]
 
 #[path = "common/mount.rs"]
 mod mount;
@@ -47,6 +47,18 @@ fn umount(mountpoint: &Path) -> Command {
     command
 }
 
+/// Runs what unmounts until the mount is in use no more. This test's files are closed; but a sibling test that starts a program
+/// at this moment holds copies of them until the program runs.
+#[track_caller]
+fn unmounts(mut attempt: impl FnMut() -> Output) {
+    within(PATIENCE, "an unmounting that is not in use", || {
+        let output = attempt();
+        let in_use = stderr(&output).contains("in use") || stderr(&output).contains("busy");
+        assert!(output.status.success() || in_use, "{}", stderr(&output));
+        output.status.success()
+    });
+}
+
 /// The process that serves a mountpoint in the background: its arguments name it.
 fn daemon_of(mountpoint: &Path) -> Option<u32> {
     let processes =
@@ -77,7 +89,7 @@ fn the_background_mount_is_ready_when_the_command_returns() {
     for (descriptor, leads_to) in [(0, "/dev/null"), (1, "/dev/null")] {
         assert_eq!(fs::read_link(format!("/proc/{daemon}/fd/{descriptor}")).unwrap(), Path::new(leads_to));
     }
-    assert!(run(&mut umount(&mountpoint)).status.success());
+    unmounts(|| run(&mut umount(&mountpoint)));
     assert_eq!(mount_line(&mountpoint), None);
     within(PATIENCE, "the daemon's end", || daemon_of(&mountpoint).is_none());
 
@@ -105,7 +117,7 @@ fn the_background_logs_to_a_file() {
     command.current_dir(folder.path()).args(["-v", "mount", "-o", "log=log"]).args([&store, &mountpoint]);
     assert!(run(&mut command).status.success());
     assert_eq!(errno(fs::read(mountpoint.join("backups/b/volume.img"))), libc::EIO);
-    assert!(run(&mut umount(&mountpoint)).status.success());
+    unmounts(|| run(&mut umount(&mountpoint)));
     within(PATIENCE, "the daemon's end", || daemon_of(&mountpoint).is_none());
     let log = fs::read_to_string(folder.path().join("log")).unwrap();
     assert!(log.starts_with("old\n") && log.contains("mounted") && log.contains("lost: "), "{log}");
@@ -121,15 +133,12 @@ fn odd_paths_are_mounted_and_unmounted() {
     fs::rename(mountpoint, &odd_mountpoint).unwrap();
     let link = folder.path().join("link");
     symlink(&odd_mountpoint, &link).unwrap();
+    let _cleared = Cleared(odd_mountpoint.clone());
     for way_in in [&odd_mountpoint, &link] {
         for way_out in [&link, &odd_mountpoint] {
             assert!(run(cinderfs().arg("mount").arg(&odd_store).arg(way_in)).status.success());
             assert_eq!(names(&odd_mountpoint.join("backups")), ["b"]);
-            let output = run(&mut umount(way_out));
-            if !output.status.success() {
-                let _ = unmount(&odd_mountpoint, UnmountFlags::DETACH);
-                panic!("{way_out:?}: {}", stderr(&output));
-            }
+            unmounts(|| run(&mut umount(way_out)));
             assert!(names(&odd_mountpoint).is_empty());
         }
     }
@@ -226,7 +235,7 @@ fn wrong_mountpoints_and_options_are_refused() {
         .success()
     );
     assert_eq!(names(&full), ["backups", "names", "volumes"]);
-    assert!(run(&mut umount(&full)).status.success());
+    unmounts(|| run(&mut umount(&full)));
     assert_eq!(names(&full), ["precious"]);
 }
 
@@ -278,8 +287,7 @@ fn the_daemon_ends_with_its_mount() {
     let (_folder, store, _) = place();
     for words in [&["umount"][..], &["fusermount3", "-u"], &["umount", "--lazy"]] {
         let mut mount = Mount::new(&store);
-        let output = run(Command::new(words[0]).args(&words[1..]).arg(mount.root()));
-        assert!(output.status.success(), "{words:?}: {}", stderr(&output));
+        unmounts(|| run(Command::new(words[0]).args(&words[1..]).arg(mount.root())));
         assert_eq!(mount.wait().code(), Some(0), "{words:?}: {}", mount.log());
         assert_eq!(mount_line(mount.root()), None);
     }
@@ -333,15 +341,14 @@ fn a_dead_mount_says_so_and_can_be_taken_away() {
     }
     drop(open);
     assert!(mount_line(mount.root()).is_some());
-    let output = run(&mut umount(mount.root()));
-    assert!(output.status.success(), "{}", stderr(&output));
+    unmounts(|| run(&mut umount(mount.root())));
     assert_eq!(mount_line(mount.root()), None);
     assert!(names(mount.root()).is_empty());
     // Now it can be mounted again.
     let _cleared = Cleared(mount.root().to_owned());
     assert!(run(cinderfs().arg("mount").arg(&store).arg(mount.root())).status.success());
     assert_eq!(names(&mount.path("backups")), ["b"]);
-    assert!(run(&mut umount(mount.root())).status.success());
+    unmounts(|| run(&mut umount(mount.root())));
 }
 
 // > Who is not root mounts and unmounts through `fusermount3`.
@@ -390,7 +397,6 @@ fn nobody_mounts_and_unmounts_through_fusermount3() {
     let mut mount = Setup::default().by_nobody().options("allow_root").mount(&store);
     assert_eq!(names(&mount.path("backups")), ["b"], "root may look");
     let binary = format!("{}/cinderfs", Path::new(&inside(&mount)).parent().unwrap().display());
-    let output = nobody(&mount, &[&binary, "umount", &inside(&mount)]);
-    assert!(output.status.success(), "{}", stderr(&output));
+    unmounts(|| nobody(&mount, &[&binary, "umount", &inside(&mount)]));
     assert_eq!(mount.wait().code(), Some(0), "{}", mount.log());
 }

@@ -212,7 +212,7 @@ fn take_away(path: &Path) {
 /// The line of the mount table for `path`.
 pub(crate) fn mount_line(path: &Path) -> Option<String> {
     let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
-    let wanted = path.to_str().unwrap().replace(' ', "\\040");
+    let wanted = path.to_str().unwrap().replace('\\', "\\134").replace(' ', "\\040");
     table.lines().rfind(|line| line.split(' ').nth(4) == Some(&*wanted)).map(str::to_owned)
 }
 
