@@ -81,13 +81,14 @@ fn no_flipped_bit_reaches_a_reader() {
     }
 }
 
-// > Reading a damaged block fails with EIO, in whole pages of 4 KiB where blocks are smaller, and what lies
-// > beside it stays readable.
+// > Reading a damaged block that cannot be healed fails with EIO, in whole pages of 4 KiB where blocks are
+// > smaller, and what lies beside it stays readable.
 //
 // > A read with `O_DIRECT` that touches a damaged block fails as a whole.
 //
-// > A damaged block is logged once, with backup, offset, object, expected and actual digest, and is counted
-// > in `damage` of `metadata.json`; where only an md5 proves an object, each 32 KiB of it are a block.
+// > A block that is lost is logged once, with backup, offset, object, expected and actual digest, and is
+// > counted in `damage` of `metadata.json`; where only an md5 proves an object, each 32 KiB of it are a
+// > block.
 #[test]
 fn a_damaged_block_is_eio_and_its_neighbours_are_not() {
     let folder = open_folder();
@@ -105,7 +106,7 @@ fn a_damaged_block_is_eio_and_its_neighbours_are_not() {
     let file = File::open(mount.image("b")).unwrap();
     fadvise(&file, 0, None, Advice::Random).unwrap();
     assert_eq!(errno(file.read_exact_at(&mut [0; 10], (9 * BLOCK + 3 * PAGE) as u64)), libc::EIO);
-    let lost = serde_json::json!({ "blocks": 1, "ranges": [{ "length": BLOCK, "offset": 9 * BLOCK }] });
+    let lost = serde_json::json!({ "blocks": 1, "healed_blocks": 0, "ranges": [{ "length": BLOCK, "offset": 9 * BLOCK }] });
     assert_eq!(mount.document("b")["damage"], lost);
 
     let target = folder.path().join("copy");
@@ -154,6 +155,22 @@ fn a_damaged_block_is_eio_and_its_neighbours_are_not() {
     assert_eq!(errno(direct.read_at(&mut bytes, (8 * BLOCK) as u64)), libc::EIO);
 }
 
+// > A damaged block is healed where another backup of the store has the same bytes at the same place, and is
+// > counted as `healed_blocks` in `metadata.json`.
+#[test]
+fn a_damaged_block_is_taken_from_another_backup() {
+    let folder = open_folder();
+    let image = noise(13, 8 * BLOCK);
+    let [damaged, whole] = ["damaged", "whole"].map(|id| Backup::new(id, "v", image.clone()));
+    damaged.put(folder.path());
+    whole.put(folder.path());
+    flip(&damaged.file(folder.path(), "-00001"), 3 * BLOCK);
+    let mount = Mount::new(folder.path());
+    assert!(fs::read(mount.image("damaged")).unwrap() == image);
+    let damage = &mount.document("damaged")["damage"];
+    assert_eq!((&damage["blocks"], &damage["healed_blocks"]), (&0.into(), &1.into()));
+}
+
 fn sha256(bytes: &[u8]) -> String {
     use sha2::Digest;
     sha2::Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
@@ -200,16 +217,23 @@ fn pages_are_kept_and_asked_for_in_large_requests() {
         .options("cache_size=4M")
         .log("info,cinderfs::frontend::fuse::fs=trace")
         .mount(&store);
-    assert!(fs::read(mount.image("b")).unwrap() == image);
-    let asked = requests(&mount);
-    assert_eq!(asked.iter().max(), Some(&(1 << 20)), "{asked:?}");
-    assert!(asked.len() < 40, "{asked:?}");
-
-    // The object is emptied where it is, so that a descriptor that is still open has lost it too.
+    // Three tries, because anybody on this machine may drop its caches at this moment.
     let object = backup.file(&store, "-00001");
-    File::options().write(true).truncate(true).open(&object).unwrap();
-    assert!(fs::read(mount.image("b")).unwrap() == image, "it was read before and is opened again");
-    assert_eq!(requests(&mount).len(), asked.len(), "the daemon was asked again");
+    let is_kept = (0..3).any(|_| {
+        fs::write(&object, &image).unwrap();
+        forget_pages(&File::open(mount.image("b")).unwrap());
+        let before = requests(&mount).len();
+        within(PATIENCE, "the image", || fs::read(mount.image("b")).is_ok_and(|bytes| bytes == image));
+        let asked = requests(&mount).split_off(before);
+        assert_eq!(asked.iter().max(), Some(&(1 << 20)), "{asked:?}");
+        // The object is emptied where it is, so that a descriptor that is still open has lost it too.
+        File::options().write(true).truncate(true).open(&object).unwrap();
+        let again = fs::read(mount.image("b"));
+        asked.len() < 40
+            && requests(&mount).len() == before + asked.len()
+            && again.is_ok_and(|bytes| bytes == image)
+    });
+    assert!(is_kept, "the daemon was asked again: {:?}", requests(&mount));
     forget_pages(&File::open(mount.image("b")).unwrap());
     assert!(fs::read(mount.image("b")).is_err(), "the store has it no more");
     drop(mount);

@@ -79,7 +79,17 @@ impl BlockHashTable {
             Digests::Stride { source, layout } => {
                 let bytes = layout.bytes_of(blocks.clone());
                 let mut lines = vec![0; (bytes.end - bytes.start) as usize];
-                if let Err(error) = read_exact_at(&**source, &mut lines, bytes.start) {
+                // Looked at after the read: digests of another backup would verify that backup's bytes as this one's.
+                let unchanged = || match source.is_changed()? {
+                    true => Err(Error::new(
+                        ErrorKind::StoreIo,
+                        "its file was overwritten since the backup was opened",
+                    )),
+                    false => Ok(()),
+                };
+                if let Err(error) =
+                    read_exact_at(&**source, &mut lines, bytes.start).and_then(|()| unchanged())
+                {
                     let error = error.context("cannot read the digest");
                     return blocks.map(|_| Err(error.clone())).collect();
                 }

@@ -19,7 +19,7 @@ use crate::codec::Codec;
 use crate::error::{Error, ErrorKind, Result, ResultExt};
 use crate::format::metadata::{self, BackupMetadata, METADATA_BYTES_MAX, ObjectRecord};
 use crate::format::names::{Place, SHA256FILE_SUFFIX};
-use crate::store::{ObjectSource, SourceReader, Store};
+use crate::store::{ObjectSource, ObjectVersion, SourceReader, Store};
 use crate::types::{BackupId, BlockHash, Md5, ObjectName, VolumeId};
 
 /// What a `_metadata` document says, without its objects.
@@ -63,6 +63,8 @@ pub struct Backup {
     pub summary: Summary,
     /// Its objects in the order of the metadata: where two overlap, the later one wins.
     pub objects: Vec<DataObject>,
+    /// The version of the document that this was read from.
+    pub version: ObjectVersion,
 }
 
 /// What a backup has for digests.
@@ -102,7 +104,10 @@ impl Backup {
             Ok(())
         })?;
         objects.shrink_to_fit();
-        Ok(Self { summary, objects })
+        if source.is_changed()? {
+            return Err(Error::new(ErrorKind::StoreIo, "the document was overwritten while it was read"));
+        }
+        Ok(Self { summary, objects, version: source.stat().version.clone() })
     }
 
     /// The store's name of an object of this backup.

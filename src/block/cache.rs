@@ -16,8 +16,9 @@ use crate::types::BlockHash;
 /// Shards of a large cache. A small one has fewer, so that a shard holds some blocks of any usual size.
 const SHARDS_MAX: u64 = 16;
 
-/// The least share of a shard, in bytes.
-const SHARD_BYTES_MIN: u64 = 4 << 20;
+/// The least share of a shard, in bytes. A block that a shard cannot keep is decoded anew for each part of it that is
+/// asked for, so a share holds blocks of any size in use.
+const SHARD_BYTES_MIN: u64 = 32 << 20;
 
 /// What an entry costs beside its bytes: map slot, list node, two allocations.
 const ENTRY_OVERHEAD_BYTES: u64 = 192;

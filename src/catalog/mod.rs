@@ -5,21 +5,24 @@
 //! documents, reads those that are new or changed, and makes a [`Snapshot`] that never changes; front-ends ask for a new
 //! one whenever somebody looks.
 //!
-//! Invariants: a snapshot lists every `_metadata` document once, by a unique id, with a reason where it cannot be used; a
-//! backup in progress has no such document and is not there; what could be read stays listed when the store cannot be.
+//! Invariants: each `_metadata` document is behind an entry with a unique id, and has a reason there where it cannot be
+//! used (copies of one backup share an entry, and so do a readable backup and torn documents under its id); a backup in
+//! progress has no such document and is not there; what was known stays known when the store cannot be listed.
 
 mod scan;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use std::time::{Duration, Instant};
 
 use self::scan::Scan;
 use crate::backup::Backup;
+use crate::block::VerifiedBlock;
 use crate::byte_lru::ByteLru;
+use crate::chain::resolve::CHAIN_MAX;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::names::SHA256FILE_SUFFIX;
-use crate::image::{Engine, Image};
+use crate::image::{Copies, Engine, Image, LostBlock};
 use crate::store::{ObjectStat, ObjectVersion, Store};
 use crate::types::{BackupId, ObjectName, VolumeId};
 
@@ -38,16 +41,25 @@ const BACKUP_BYTES_MAX: u64 = 64 << 20;
 /// Opened images are kept up to this, in bytes.
 const IMAGE_BYTES_MAX: u64 = 64 << 20;
 
+/// Most objects in all backups of a chain together. An open image holds all of them, at about 100 bytes each.
+const CHAIN_OBJECTS_MAX: u64 = 4_000_000;
+
+/// Other backups asked for a copy of a lost block. Each costs a look at one of its digests.
+const COPIES_TRIED_MAX: usize = 256;
+
 /// Settings of a [`Catalog`].
 #[derive(Clone, Debug)]
 pub struct CatalogOptions {
     /// Bound on the block cache, in bytes.
     pub cache_bytes_max: u64,
+    /// Bound on decoders that wait to go on, in bytes. Each stream that is being read needs one: 60 KiB for zlib, 4 MiB for
+    /// bz2, 3 MiB for zstd as Cinder writes it. With fewer than streams, each read starts its stream anew.
+    pub idle_decoder_bytes_max: usize,
 }
 
 impl Default for CatalogOptions {
     fn default() -> Self {
-        Self { cache_bytes_max: 256 << 20 }
+        Self { cache_bytes_max: 256 << 20, idle_decoder_bytes_max: 64 << 20 }
     }
 }
 
@@ -114,6 +126,9 @@ impl Snapshot {
         let mut chain = Vec::new();
         let mut next = Some(id);
         while let Some(id) = next {
+            if chain.len() > CHAIN_MAX as usize {
+                return Err(Error::new(ErrorKind::ChainBroken, "the chain has no end"));
+            }
             let entry = self.get(id.as_str()).ok_or_else(|| gone(id))?;
             if let Some(problem) = &entry.problem {
                 return Err(problem.clone());
@@ -126,8 +141,11 @@ impl Snapshot {
     }
 }
 
-/// The backups of one store, kept up to date, and their images.
-pub struct Catalog {
+/// The backups of one store, kept up to date, and their images. A clone is the same catalog.
+#[derive(Clone)]
+pub struct Catalog(Arc<Shared>);
+
+struct Shared {
     engine: Arc<Engine>,
     current: Mutex<Current>,
     scanning: Mutex<Scan>,
@@ -154,27 +172,67 @@ struct Opened {
 impl Catalog {
     /// A catalog of `store`; scans it once.
     pub fn open(store: Arc<dyn Store>, options: CatalogOptions) -> Result<Self> {
-        let engine = Arc::new(Engine::new(store, options.cache_bytes_max));
+        let engine = Arc::new(Engine::new(store, options.cache_bytes_max, options.idle_decoder_bytes_max));
         let mut scan = Scan::default();
         let started = Instant::now();
         let snapshot = scan.run(&**engine.store())?;
-        Ok(Self {
+        let shared = Arc::new(Shared {
             current: Mutex::new(Current::new(snapshot, started)),
             scanning: Mutex::new(scan),
             backups: Mutex::new(ByteLru::new(BACKUP_BYTES_MAX)),
             images: Mutex::new(ByteLru::new(IMAGE_BYTES_MAX)),
             engine,
-        })
+        });
+        let copies: Weak<dyn Copies> = Arc::downgrade(&(shared.clone() as Arc<dyn Copies>));
+        shared.engine.set_copies(copies);
+        Ok(Self(shared))
     }
 
     /// The store.
     pub fn store(&self) -> &Arc<dyn Store> {
-        self.engine.store()
+        self.0.engine.store()
     }
 
     /// The current state, from a new scan when the last one is older than a moment; while another thread is at it, the
     /// last known state. The error when the store cannot be listed; [`snapshot`](Self::snapshot) still knows what it held.
     pub fn refresh(&self) -> Result<Arc<Snapshot>> {
+        self.0.refresh()
+    }
+
+    /// The state at the last scan.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.0.snapshot()
+    }
+
+    /// The image of a backup; the error says why it has none. Opened images are shared and kept for a while.
+    pub fn image(&self, entry: &Entry) -> Result<Arc<Image>> {
+        self.0.image(entry)
+    }
+}
+
+impl Copies for Shared {
+    /// Asks the other backups of the same volume first, the newest first, then those of other volumes.
+    fn find(&self, lost: &LostBlock<'_>) -> Option<(Arc<VerifiedBlock>, BackupId)> {
+        let snapshot = self.snapshot();
+        let summary = &lost.backup.summary;
+        let is_sibling = |entry: &Entry| entry.volume_id.as_ref() == Some(&summary.volume_id);
+        let others =
+            || snapshot.entries().rev().filter(|entry| entry.problem.is_none() && entry.id != summary.id);
+        let siblings = others().filter(|entry| is_sibling(entry));
+        let strangers = others().filter(|entry| !is_sibling(entry));
+        siblings.chain(strangers).take(COPIES_TRIED_MAX).find_map(|entry| {
+            let block = self.image(entry).ok()?.copy_of(lost)?;
+            Some((block, entry.id.clone()))
+        })
+    }
+}
+
+impl Shared {
+    fn store(&self) -> &Arc<dyn Store> {
+        self.engine.store()
+    }
+
+    fn refresh(&self) -> Result<Arc<Snapshot>> {
         let (known, is_current) = {
             let current = lock(&self.current);
             let known = current.failure.clone().map_or_else(|| Ok(current.snapshot.clone()), Err);
@@ -183,7 +241,12 @@ impl Catalog {
         if is_current {
             return known;
         }
-        let Ok(mut scan) = self.scanning.try_lock() else { return known };
+        let mut scan = match self.scanning.try_lock() {
+            Ok(scan) => scan,
+            // What a scan that panicked left is from the one before it.
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return known,
+        };
         let started = Instant::now();
         let scanned = scan.run(&**self.store());
         let mut current = lock(&self.current);
@@ -200,31 +263,38 @@ impl Catalog {
         scanned
     }
 
-    /// The state at the last scan.
-    pub fn snapshot(&self) -> Arc<Snapshot> {
+    fn snapshot(&self) -> Arc<Snapshot> {
         lock(&self.current).snapshot.clone()
     }
 
-    /// The image of a backup; the error says why it has none. Opened images are shared and kept for a while.
-    pub fn image(&self, entry: &Entry) -> Result<Arc<Image>> {
+    fn image(&self, entry: &Entry) -> Result<Arc<Image>> {
         let snapshot = self.snapshot();
         let chain = snapshot.chain(&entry.id)?;
         let mut documents: Vec<_> = chain.iter().map(|entry| entry.metadata_stat.version.clone()).collect();
         documents.extend(self.digest_version(entry));
         let known = lock(&self.images).get(&entry.id).filter(|opened| opened.documents == documents).cloned();
-        if let Some(opened) = known
-            && (opened.image.is_ok() || opened.at.elapsed() < SCAN_INTERVAL)
-        {
-            return opened.image;
+        if let Some(opened) = known {
+            // What the documents are to blame for stays so until they change; what the store is, may pass.
+            let may_pass = opened.image.as_ref().is_err_and(|error| scan::is_of_the_store(error.kind()));
+            if !may_pass || opened.at.elapsed() < SCAN_INTERVAL {
+                return opened.image;
+            }
         }
         let image = self.open_image(&chain);
-        let cost = image.as_ref().map_or(1024, |image| image.memory_bytes());
+        // One is always kept, or each question would open it anew.
+        let cost = image.as_ref().map_or(1024, |image| image.memory_bytes()).min(IMAGE_BYTES_MAX);
         let opened = Opened { documents, image: image.clone(), at: Instant::now() };
         lock(&self.images).insert(entry.id.clone(), opened, cost);
         image
     }
 
     fn open_image(&self, chain: &[&Arc<Entry>]) -> Result<Arc<Image>> {
+        let objects: u64 = chain.iter().map(|entry| entry.object_count).sum();
+        if objects > CHAIN_OBJECTS_MAX {
+            let message =
+                format!("the chain has {objects} objects, at most {CHAIN_OBJECTS_MAX} are accepted");
+            return Err(Error::new(ErrorKind::LimitExceeded, message));
+        }
         let layers = chain.iter().map(|entry| self.backup(entry)).collect::<Result<Vec<_>>>()?;
         Image::open(&self.engine, layers).map(Arc::new)
     }
@@ -235,16 +305,14 @@ impl Catalog {
             return Ok(backup.clone());
         }
         let backup = Arc::new(Backup::open(&**self.store(), &entry.metadata_name)?);
-        if backup.summary.id != entry.id || backup.summary.parent_id != entry.parent_id {
+        if backup.version != entry.metadata_stat.version {
             return Err(Error::new(
-                ErrorKind::Malformed,
-                format!(
-                    "backup metadata {:?} was replaced by another's while it was read",
-                    entry.metadata_name
-                ),
+                ErrorKind::StoreIo,
+                format!("backup metadata {:?} has changed since the store was listed", entry.metadata_name),
             ));
         }
-        lock(&self.backups).insert(key, backup.clone(), backup.memory_bytes() as u64);
+        let cost = (backup.memory_bytes() as u64).min(BACKUP_BYTES_MAX);
+        lock(&self.backups).insert(key, backup.clone(), cost);
         Ok(backup)
     }
 

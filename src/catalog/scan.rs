@@ -29,6 +29,20 @@ struct Document {
     summary: Result<Arc<Summary>>,
 }
 
+impl Document {
+    /// A document that could not be read for the store's sake is tried again, unchanged as it is.
+    fn may_be_readable_now(&self) -> bool {
+        self.summary.as_ref().is_err_and(|error| is_of_the_store(error.kind()))
+    }
+
+    fn failed_like(&self, now: &Result<Arc<Summary>>) -> bool {
+        match (&self.summary, now) {
+            (Err(before), Err(now)) => before.to_string() == now.to_string(),
+            _ => false,
+        }
+    }
+}
+
 impl Scan {
     /// The store as it is now: the same snapshot as before when nothing changed.
     pub(super) fn run(&mut self, store: &dyn Store) -> Result<Arc<Snapshot>> {
@@ -42,21 +56,17 @@ impl Scan {
         }
         self.unreadable = unreadable;
         let mut documents = HashMap::with_capacity(listing.objects.len());
-        let mut changed = listing.objects.len() != self.documents.len();
+        let mut changed = false;
         for listed in listing.objects {
-            let known = self.documents.get(&listed.name).filter(|known| {
-                let is_same = known.listed.stat.version == listed.stat.version;
-                // A document that could not be read for the store's sake may be readable now.
-                is_same && !matches!(&known.summary, Err(error) if is_of_the_store(error.kind()))
-            });
+            let known = self.documents.get(&listed.name);
+            let known = known.filter(|known| known.listed.stat.version == listed.stat.version);
             let document = match known {
-                Some(known) => Document { listed, ..known.clone() },
-                None => {
-                    changed = true;
-                    match read(store, &listed) {
-                        Some(summary) => Document { summary, listed },
-                        None => continue,
-                    }
+                Some(known) if !known.may_be_readable_now() => Document { listed, ..known.clone() },
+                _ => {
+                    let Some(summary) = read(store, &listed) else { continue };
+                    let is_as_before = known.is_some_and(|known| known.failed_like(&summary));
+                    changed |= !is_as_before;
+                    Document { summary, listed }
                 }
             };
             documents.insert(document.listed.name.clone(), document);
@@ -69,7 +79,7 @@ impl Scan {
     }
 }
 
-fn is_of_the_store(kind: ErrorKind) -> bool {
+pub(super) fn is_of_the_store(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::StoreIo | ErrorKind::AccessDenied | ErrorKind::ObjectNotFound)
 }
 
@@ -155,5 +165,33 @@ fn entry_of(id: BackupId, document: &Document, problem: Option<Error>) -> Entry 
         metadata_name: document.listed.name.clone(),
         metadata_stat: document.listed.stat.clone(),
         problem,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::fault::{Fault, FaultStore, Operation, Rule};
+    use crate::store::memory::MemoryStore;
+
+    #[test]
+    fn an_unchanged_store_gives_the_same_snapshot() {
+        let store = MemoryStore::new();
+        let name = |name| ObjectName::parse(name).unwrap();
+        // One that names no backup, one that is torn, one that may not be read.
+        for object in ["c/_metadata", "c/torn_metadata", "d/secret_metadata"] {
+            store.insert(name(object), b"{".to_vec());
+        }
+        let denied = Rule::new(Operation::Open, Fault::Error(ErrorKind::AccessDenied)).names("*secret*");
+        let store = FaultStore::new(store, [denied]);
+        let mut scan = Scan::default();
+        let first = scan.run(&store).unwrap();
+        assert_eq!(first.entries().count(), 2);
+        assert!(Arc::ptr_eq(&first, &scan.run(&store).unwrap()));
+        store.set_script([]);
+        let readable = scan.run(&store).unwrap();
+        assert!(!Arc::ptr_eq(&first, &readable), "the reason has changed");
+        store.inner().remove(&name("d/secret_metadata"));
+        assert_eq!(scan.run(&store).unwrap().entries().count(), 1);
     }
 }

@@ -8,7 +8,11 @@
 //! within that interval changes the last block's digest (a short block is hashed as it is), so the backup that saw the
 //! change has stored the last block, up to the volume's end. Hence: of the backups that store the last block's first
 //! byte, the newest one tells the end; an end beyond `n*c` means that the volume was cut at a block's border since.
+//!
+//! Other writers store parts of blocks, and then an extent may end in the last block without telling the end. So where
+//! the extents disagree, [`possible_lens`] gives all their ends, and the last block's digest decides between them.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -24,18 +28,19 @@ pub fn image_len<I: Iterator<Item = Range<u64>>>(
     digests: Option<(u64, u64)>,
     size_bytes: Option<u64>,
 ) -> Result<u64> {
-    let extents_end = (0..layers).flat_map(&extents).map(|extent| extent.end).max().unwrap_or(0);
+    let end_of = |layer| extents(layer).map(|extent| extent.end).max().unwrap_or(0);
+    let extents_end = (0..layers).map(end_of).max().unwrap_or(0);
     let Some((count, block_bytes)) = digests else { return Ok(extents_end) };
+    let tip_end = layers.checked_sub(1).map_or(0, end_of);
     let end = count.checked_mul(block_bytes).filter(|&end| end <= crate::format::metadata::OFFSET_MAX);
     let (Some(end), true) = (end, count > 0) else {
         // A volume may have shrunk to nothing; then no block is left that could tell.
-        if count == 0 && (extents_end == 0 || layers > 1) {
+        if count == 0 && tip_end == 0 {
             return Ok(0);
         }
         return Err(does_not_fit(count, block_bytes, extents_end));
     };
     let last_block = end - block_bytes;
-    let is_incremental = layers > 1;
     if extents_end <= last_block {
         // More blocks than stored bytes. Only a backup whose zero runs at the end were left out can be like this, and
         // only if the volume's size confirms it.
@@ -44,16 +49,28 @@ pub fn image_len<I: Iterator<Item = Range<u64>>>(
             _ => Err(does_not_fit(count, block_bytes, extents_end)),
         };
     }
-    if extents_end > end && !is_incremental {
+    // What its parents stored may lie beyond the end of a volume that shrank; what it stored itself may not.
+    if tip_end > end {
         return Err(does_not_fit(count, block_bytes, extents_end));
     }
     for layer in (0..layers).rev() {
         if extents(layer).any(|extent| extent.contains(&last_block)) {
-            let layer_end = extents(layer).map(|extent| extent.end).max().unwrap_or(end);
-            return Ok(layer_end.min(end));
+            return Ok(end_of(layer).min(end));
         }
     }
     Ok(extents_end.min(end))
+}
+
+/// Every length within the last block that an extent of the chain speaks for. `extents` are those of all backups,
+/// `count` and `block_bytes` the number of digests and the block's bytes. With at most one, [`image_len`] is certain.
+pub fn possible_lens(
+    extents: impl Iterator<Item = Range<u64>>,
+    count: u64,
+    block_bytes: u64,
+) -> BTreeSet<u64> {
+    let end = count.saturating_mul(block_bytes);
+    let last_block = end.saturating_sub(block_bytes);
+    extents.map(|extent| extent.end.min(end)).filter(|&extent_end| extent_end > last_block).collect()
 }
 
 fn does_not_fit(count: u64, block_bytes: u64, extents_end: u64) -> Error {
@@ -90,6 +107,8 @@ mod tests {
             assert!(error.to_string().contains("do not fit"), "{error}");
         }
         assert!(len(&[&[0..1000], &[0..100]], Some((11, 100)), None).is_err());
+        assert!(len(&[&[0..1000], &[900..1000]], Some((9, 100)), None).is_err());
+        assert!(len(&[&[0..1000], &[0..100]], Some((0, 100)), None).is_err());
     }
 
     #[test]
@@ -117,6 +136,17 @@ mod tests {
         for (layers, count, expected) in cases {
             assert_eq!(len(layers, Some((count, 100)), None).unwrap(), expected, "{layers:?} {count}");
         }
+    }
+
+    #[test]
+    fn extents_that_disagree_about_the_end_are_told() {
+        let lens = |extents: &[Range<u64>]| Vec::from_iter(possible_lens(extents.iter().cloned(), 11, 100));
+        assert_eq!(lens(&[0..1070]), [1070]);
+        assert_eq!(lens(&[0..1000, 200..1070, 900..1070]), [1070]);
+        assert_eq!(lens(&[0..1070, 990..1010]), [1010, 1070]);
+        assert_eq!(lens(&[0..1500, 0..1030]), [1030, 1100]);
+        assert!(possible_lens(std::iter::once(0..7), 0, 100).is_empty());
+        assert!(possible_lens(std::iter::once(0..7), u64::MAX, 100).is_empty());
     }
 
     #[test]

@@ -15,6 +15,9 @@ use crate::types::{BackupId, VolumeId};
 /// incrementals over ten years stay below this.
 pub const CHAIN_MAX: u32 = 4096;
 
+/// Begins what is said of a longer one, and of all that build on it.
+const TOO_LONG: &str = "the chain is longer than";
+
 /// What resolving needs to know of a backup.
 #[derive(Clone, Debug)]
 pub struct Link {
@@ -88,10 +91,7 @@ fn own_result(link: &Link, links: &HashMap<BackupId, Link>, above: Result<u32, E
         )));
     }
     if above >= CHAIN_MAX {
-        return Err(Error::new(
-            ErrorKind::LimitExceeded,
-            format!("the chain is longer than {CHAIN_MAX} backups"),
-        ));
+        return Err(Error::new(ErrorKind::LimitExceeded, format!("{TOO_LONG} {CHAIN_MAX} backups")));
     }
     Ok(above + 1)
 }
@@ -102,7 +102,8 @@ fn broken(message: String) -> Error {
 
 fn unusable_parent(id: &BackupId, error: &Error) -> Error {
     // One sentence for the whole chain, not one for each link of it.
-    if error.to_string().starts_with("the backup ") || error.kind() == ErrorKind::LimitExceeded {
+    let story = error.to_string();
+    if story.starts_with("the backup ") || story.starts_with(TOO_LONG) {
         return error.clone();
     }
     broken(format!("the backup {id}, which this one builds on, is unusable: {error}"))
@@ -184,5 +185,7 @@ mod tests {
         links.get_mut("a").unwrap().problem = Some(Error::new(ErrorKind::Malformed, "torn"));
         assert_eq!(message(&links, "a"), "torn");
         assert_eq!(message(&links, "b"), "the backup a, which this one builds on, is unusable: torn");
+        links.get_mut("a").unwrap().problem = Some(Error::new(ErrorKind::LimitExceeded, "deep"));
+        assert_eq!(message(&links, "b"), "the backup a, which this one builds on, is unusable: deep");
     }
 }

@@ -147,7 +147,10 @@ impl StoreArg {
     /// Opens the store and reads which backups it holds.
     pub(crate) fn catalog(&self) -> Result<Catalog, Failure> {
         let store = Arc::new(PosixStore::open(&self.path()?)?);
-        Ok(Catalog::open(store, CatalogOptions { cache_bytes_max: CACHE_BYTES_MAX })?)
+        Ok(Catalog::open(
+            store,
+            CatalogOptions { cache_bytes_max: CACHE_BYTES_MAX, ..CatalogOptions::default() },
+        )?)
     }
 }
 

@@ -88,7 +88,10 @@ fn serve(args: &MountArgs, options: &MountOptions, child: Option<Child>) -> Resu
     // Before the store is scanned, which may take a while.
     let mountpoint = mountpoint::check(&args.mountpoint, &keep_away, options.nonempty)?;
 
-    let catalog = Catalog::open(store, CatalogOptions { cache_bytes_max: options.cache_bytes_max })?;
+    let catalog = Catalog::open(
+        store,
+        CatalogOptions { cache_bytes_max: options.cache_bytes_max, ..CatalogOptions::default() },
+    )?;
     let owner = OwnerOverride { uid: options.uid, gid: options.gid };
     let tree = Tree::new(Arc::new(catalog), owner);
     let mounted = mount(CinderFs::new(tree), &location, &mountpoint, options)?;

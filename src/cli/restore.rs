@@ -30,7 +30,7 @@ const EXAMPLES: &str = "\
 Examples:
   cinderfs restore /backup_mount db@latest /dev/vg/new --force
   cinderfs restore /backup_mount 52e81dfa volume.img
-  cinderfs restore /backup_mount 52e81dfa - | qemu-img convert -f raw -O qcow2 /dev/stdin volume.qcow2
+  cinderfs restore /backup_mount 52e81dfa - | zstd -o volume.img.zst
   cinderfs restore /backup_mount 52e81dfa rescued.img --on-damage zero --loss-map rescued.map
 
 The loss map is a mapfile of GNU ddrescue: `+` marks what was restored, `-` what was replaced by zeros.";
@@ -98,6 +98,9 @@ pub(crate) fn run(args: &RestoreArgs, quiet: bool) -> Result<Outcome, Failure> {
     let entry = select::backup(&entries, &args.backup, args.volume.as_deref(), &usable)?;
     let image = catalog.image(&entry).context(|| format!("backup {}", entry.id))?;
 
+    if !to_stdout {
+        refuse_inside_store(&args.target, Path::new(catalog.store().location()))?;
+    }
     let signals = Signals::watch()?;
     // Before the hours of restoring, not after them.
     let loss_map = args.loss_map.as_deref().map(|path| LossMap::create(path, &args.target)).transpose()?;
@@ -138,6 +141,18 @@ pub(crate) fn run(args: &RestoreArgs, quiet: bool) -> Result<Outcome, Failure> {
         map.write(&report, entry.id.as_str())?;
     }
     Ok(if report.damaged.is_empty() { Outcome::Done } else { Outcome::Damaged })
+}
+
+/// A target inside the store would destroy what it restores from, or lie where Cinder counts files.
+fn refuse_inside_store(target: &Path, store: &Path) -> Result<(), Failure> {
+    let folder = target.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    // A new target has no path of its own yet. What cannot be resolved fails by itself later, with a better reason.
+    let resolved = fs::canonicalize(target).or_else(|_| fs::canonicalize(folder));
+    let (Ok(resolved), Ok(store)) = (resolved, fs::canonicalize(store)) else { return Ok(()) };
+    if resolved.starts_with(&store) {
+        return Err(Failure::new(ErrorKind::Usage, format!("the target {target:?} lies inside the store")));
+    }
+    Ok(())
 }
 
 /// SIGINT and SIGTERM as a flag: the first asks for an orderly end, the second ends the process at once.
@@ -298,7 +313,7 @@ fn summary(report: &Report, seconds: f64, loss_map: Option<&Path>) -> String {
         return text;
     }
     text.push_str(&format!(
-        "damaged: {} bytes in {} ranges were replaced by zeros",
+        "damaged: {} bytes in {} range(s) were replaced by zeros",
         report.damaged_bytes,
         damaged.len()
     ));
@@ -386,6 +401,21 @@ mod tests {
     }
 
     #[test]
+    fn a_target_inside_the_store_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let (store, outside) = (directory.path().join("store"), directory.path().join("outside"));
+        fs::create_dir(&store).unwrap();
+        fs::write(store.join("object"), "precious").unwrap();
+        std::os::unix::fs::symlink(store.join("object"), &outside).unwrap();
+        for target in [store.join("object"), store.join("new"), outside] {
+            assert_eq!(refuse_inside_store(&target, &store).unwrap_err().code(), 2, "{target:?}");
+        }
+        for target in [directory.path().join("new"), directory.path().join("store2")] {
+            assert!(refuse_inside_store(&target, &store).is_ok(), "{target:?}");
+        }
+    }
+
+    #[test]
     fn a_loss_map_is_never_the_target() {
         let directory = tempfile::tempdir().unwrap();
         let (target, link) = (directory.path().join("target"), directory.path().join("link"));
@@ -423,7 +453,7 @@ mod tests {
         let damaged: Vec<Range<u64>> = (0..9).map(|n| n * 100..n * 100 + 10).collect();
         let text = summary(&report(1000, &damaged), 1.0, None);
         assert!(
-            text.contains("damaged: 90 bytes in 9 ranges were replaced by zeros\n  offset 0 length 10\n"),
+            text.contains("damaged: 90 bytes in 9 range(s) were replaced by zeros\n  offset 0 length 10\n"),
             "{text}"
         );
         assert!(

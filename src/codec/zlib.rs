@@ -38,7 +38,11 @@ impl Stream for Zlib {
             Err(error) if error.needs_dictionary().is_some() => {
                 Next::Fail(ErrorKind::Codec, "it needs a preset dictionary, expected none".to_owned())
             }
-            Err(error) => Next::Fail(ErrorKind::Codec, error.message().unwrap_or("invalid data").to_owned()),
+            Err(error) => {
+                // The library often says only that it had failed before, though this is the first failure.
+                let why = error.message().filter(|why| !why.starts_with("repeated call"));
+                Next::Fail(ErrorKind::Codec, why.unwrap_or("invalid data").to_owned())
+            }
         };
         Step {
             consumed: (self.inflate.total_in() - in_before) as usize,

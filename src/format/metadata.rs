@@ -40,8 +40,20 @@ pub const METADATA_BYTES_MAX: u64 = 512 << 20;
 /// Most objects accepted in one backup. Each costs some 60 bytes of memory while the backup is open.
 pub const OBJECTS_MAX: u64 = 2_000_000;
 
+/// Longest compressed object accepted, in plain bytes. Cinder holds an object in memory several times over when it restores,
+/// and makes them 2 GB by default; we decode up to this much to reach an object's end.
+pub const PLAIN_BYTES_MAX: u64 = 64 << 30;
+
 /// Largest volume offset accepted: what Linux can seek to.
 pub const OFFSET_MAX: u64 = i64::MAX as u64;
+
+/// Longest name or description kept, in bytes. Cinder's are of at most 255 characters; a catalog keeps those of every
+/// backup, so a hostile one of megabytes is cut.
+const TEXT_BYTES_MAX: usize = 4096;
+
+/// Longest object name looked at, in bytes: the bound of [`crate::types::ObjectName`] and some room for what a copied
+/// bucket has before it.
+const NAME_BYTES_MAX: usize = 8192;
 
 /// The only version of the document there is.
 const VERSION: &str = "1.0.0";
@@ -59,7 +71,7 @@ pub struct BackupMetadata {
     pub name: Option<String>,
     /// The description that the user gave.
     pub description: Option<String>,
-    /// When the backup was made; `None` where Cinder wrote `None`.
+    /// When the backup was made; `None` where Cinder wrote `None`, or what is no time.
     pub created_at: Option<jiff::Timestamp>,
     /// What `volume_meta` tells.
     pub volume: VolumeMetadata,
@@ -110,22 +122,14 @@ pub fn parse(
     }
 }
 
-/// `str(datetime)` of Python, always UTC: with or without microseconds, with or without an offset.
-fn created_at(text: &str) -> Result<Option<jiff::Timestamp>> {
-    if text == "None" || text.is_empty() {
-        return Ok(None);
+/// `str(datetime)` of Python, always UTC: with or without microseconds, with or without an offset. A backup is not given
+/// up for a time that cannot be read.
+fn created_at(text: &str) -> Option<jiff::Timestamp> {
+    if let Ok(timestamp) = text.parse() {
+        return Some(timestamp);
     }
-    if let Ok(timestamp) = text.parse::<jiff::Timestamp>() {
-        return Ok(Some(timestamp));
-    }
-    let naive = text.parse::<jiff::civil::DateTime>().and_then(|time| time.to_zoned(jiff::tz::TimeZone::UTC));
-    match naive {
-        Ok(zoned) => Ok(Some(zoned.timestamp())),
-        Err(error) => {
-            let shown: String = text.chars().take(64).collect();
-            Err(Error::caused_by(ErrorKind::Malformed, format!("created_at {shown:?} is not a time"), error))
-        }
-    }
+    let naive: jiff::civil::DateTime = text.parse().ok()?;
+    Some(naive.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp())
 }
 
 /// Reads the JSON in `volume_meta`. It is for show only, so what cannot be read is left out.
@@ -142,8 +146,74 @@ fn volume_metadata(text: &str) -> VolumeMetadata {
     }
     let base = serde_json::from_str::<Outer>(text).ok().and_then(|outer| outer.base);
     base.map_or_else(VolumeMetadata::default, |base| VolumeMetadata {
-        display_name: base.display_name,
+        display_name: cut(base.display_name),
         size_gib: base.size,
+    })
+}
+
+/// A text that is for show only: a value of another type is as good as none, and is not kept.
+struct Shown(Option<String>);
+
+impl<'de> Deserialize<'de> for Shown {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Any;
+        impl<'de> Visitor<'de> for Any {
+            type Value = Shown;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("any value")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Shown, E> {
+                Ok(Shown(Some(text.to_owned())))
+            }
+
+            fn visit_string<E: serde::de::Error>(self, text: String) -> Result<Shown, E> {
+                Ok(Shown(Some(text)))
+            }
+
+            fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Shown, M::Error> {
+                while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+                Ok(Shown(None))
+            }
+
+            fn visit_seq<S: SeqAccess<'de>>(self, mut list: S) -> Result<Shown, S::Error> {
+                while list.next_element::<IgnoredAny>()?.is_some() {}
+                Ok(Shown(None))
+            }
+
+            fn visit_unit<E: serde::de::Error>(self) -> Result<Shown, E> {
+                Ok(Shown(None))
+            }
+
+            fn visit_bool<E: serde::de::Error>(self, _: bool) -> Result<Shown, E> {
+                Ok(Shown(None))
+            }
+
+            fn visit_u64<E: serde::de::Error>(self, _: u64) -> Result<Shown, E> {
+                Ok(Shown(None))
+            }
+
+            fn visit_i64<E: serde::de::Error>(self, _: i64) -> Result<Shown, E> {
+                Ok(Shown(None))
+            }
+
+            fn visit_f64<E: serde::de::Error>(self, _: f64) -> Result<Shown, E> {
+                Ok(Shown(None))
+            }
+        }
+        deserializer.deserialize_any(Any)
+    }
+}
+
+/// What is for show only, cut to what may be kept.
+fn cut(text: Option<String>) -> Option<String> {
+    text.map(|text| match text.len() {
+        0..=TEXT_BYTES_MAX => text,
+        _ => {
+            let end = (0..=TEXT_BYTES_MAX).rev().find(|&end| text.is_char_boundary(end));
+            text[..end.unwrap_or(0)].to_owned()
+        }
     })
 }
 
@@ -181,16 +251,16 @@ impl<'de> Visitor<'de> for Document<'_> {
                 "backup_id" => backup_id = Some(map.next_value()?),
                 "volume_id" => volume_id = Some(map.next_value()?),
                 "parent_id" => metadata.parent_id = map.next_value()?,
-                "backup_name" => metadata.name = map.next_value()?,
-                "backup_description" => metadata.description = map.next_value()?,
+                "backup_name" => metadata.name = cut(map.next_value()?),
+                "backup_description" => metadata.description = cut(map.next_value()?),
                 "created_at" => {
-                    let text: Option<String> = map.next_value()?;
-                    metadata.created_at = created_at(text.as_deref().unwrap_or("None")).map_err(&mut stop)?;
+                    let Shown(text) = map.next_value()?;
+                    metadata.created_at = text.as_deref().and_then(created_at);
                 }
                 "version" => version = Some(map.next_value()?),
                 "volume_meta" => {
-                    let text: Option<String> = map.next_value()?;
-                    metadata.volume = volume_metadata(text.as_deref().unwrap_or("{}"));
+                    let Shown(text) = map.next_value()?;
+                    metadata.volume = text.as_deref().map(volume_metadata).unwrap_or_default();
                 }
                 "objects" if has_objects => return Err(M::Error::custom("the key \"objects\" stands twice")),
                 "objects" => {
@@ -299,6 +369,12 @@ fn record(name: String, value: ObjectValue) -> Result<ObjectRecord> {
         let shown: String = name.chars().take(128).collect();
         Err(Error::new(kind, format!("object {shown:?}: {why}")))
     };
+    if name.len() > NAME_BYTES_MAX {
+        return refuse(
+            ErrorKind::UnsafeName,
+            format!("a name of {} bytes is longer than any path", name.len()),
+        );
+    }
     let Some(codec) = Codec::from_name(&value.compression) else {
         let shown: String = value.compression.chars().take(32).collect();
         let why = format!("compression {shown:?} is not known, expected none, zlib, bz2 or zstd");
@@ -307,6 +383,13 @@ fn record(name: String, value: ObjectValue) -> Result<ObjectRecord> {
     if value.offset.checked_add(value.length).is_none_or(|end| end > OFFSET_MAX) {
         let why = format!("offset {} and length {} lie beyond any volume", value.offset, value.length);
         return refuse(ErrorKind::Malformed, why);
+    }
+    if codec != Codec::None && value.length > PLAIN_BYTES_MAX {
+        let why = format!(
+            "length {} is more than the {PLAIN_BYTES_MAX} accepted of a compressed object",
+            value.length
+        );
+        return refuse(ErrorKind::LimitExceeded, why);
     }
     // A torn or foreign md5 proves nothing; where it is needed, its absence is an error with a name.
     let md5 = value.md5.as_deref().and_then(|digits| Md5::from_hex(digits.as_bytes()));
@@ -365,10 +448,18 @@ mod tests {
         let (metadata, objects) = objects_of(text).unwrap();
         assert_eq!((metadata.created_at, metadata.parent_id, objects.len()), (None, None, 0));
         for time in ["2024-01-02 03:04:05", "2024-01-02 03:04:05+00:00", "2024-01-02T03:04:05Z"] {
-            assert_eq!(created_at(time).unwrap().unwrap().to_string(), "2024-01-02T03:04:05Z");
+            assert_eq!(created_at(time).unwrap().to_string(), "2024-01-02T03:04:05Z");
+        }
+        for none in ["", "None", "last tuesday", "20r4-01-02 03:04:05"] {
+            assert_eq!(created_at(none), None);
         }
         for meta in [
             "null",
+            "{\"version\": [2]}",
+            "[1]",
+            "true",
+            "-1",
+            "0.5",
             "\"\"",
             "\"not json\"",
             "\"{\\\"version\\\": 2}\"",
@@ -377,6 +468,16 @@ mod tests {
             let with = text.replace("\"version\"", &format!("\"volume_meta\":{meta},\"version\""));
             assert_eq!(objects_of(&with).unwrap().0.volume, VolumeMetadata::default(), "{meta}");
         }
+    }
+
+    #[test]
+    fn texts_of_megabytes_are_cut_and_names_of_them_refused() {
+        let long = "ü".repeat(1 << 20);
+        let text = GENUINE.replace("\"backup_name\": \"n", &format!("\"backup_name\": \"{long}"));
+        let name = objects_of(&text).unwrap().0.name.unwrap();
+        assert!(name.len() <= TEXT_BYTES_MAX && name.starts_with("üü"));
+        let error = objects_of(&GENUINE.replace("p-00001", &long)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::UnsafeName, "{error}");
     }
 
     #[test]
@@ -390,7 +491,6 @@ mod tests {
             ("\"length\": 10", "\"length\": 1e400", ErrorKind::Malformed, "number out of range"),
             ("\"length\": 10,", "", ErrorKind::Malformed, "length"),
             ("\"backup_id\"", "\"backup_ix\"", ErrorKind::Malformed, "backup_id"),
-            ("2024-01-02", "last tuesday", ErrorKind::Malformed, "created_at"),
             ("  \"parent_id\"", "  \"objects\": [], \"parent_id\"", ErrorKind::Malformed, "twice"),
             ("    }\n  ]", "    , \"q\": 1}\n  ]", ErrorKind::Malformed, "two objects"),
         ];

@@ -42,8 +42,8 @@ pub const HEAD_BYTES: usize = 64 << 10;
 pub const TAIL_BYTES: usize = 4 << 10;
 
 /// Largest block accepted, in bytes. A block is hashed whole before any byte of it is served, so it must fit in memory
-/// several times; Cinder's default is 32 KiB.
-pub const BLOCK_BYTES_MAX: u64 = 64 << 20;
+/// several times, for each thread; Cinder's default is 32 KiB.
+pub const BLOCK_BYTES_MAX: u64 = 16 << 20;
 
 /// Longest document that is parsed as a stream, in bytes; by stride there is no bound.
 pub const STREAM_BYTES_MAX: u64 = 64 << 30;
@@ -407,7 +407,7 @@ mod tests {
         for (from, to, words) in [
             ("1.0.0", "1.1.0", "version \"1.1.0\""),
             ("1000", "0", "chunk_size is 0"),
-            ("1000", "67108865", "chunk_size is 67108865"),
+            ("1000", "16777217", "chunk_size is 16777217"),
             ("  \"chunk_size\": 1000,\n", "", "chunk_size is missing"),
         ] {
             let bad = text.replace(from, to);

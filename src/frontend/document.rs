@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 use crate::catalog::Entry;
 use crate::error::Error;
-use crate::image::{Image, Verification};
+use crate::image::Image;
 
 /// The `status` of a backup that can be read.
 pub const STATUS_AVAILABLE: &str = "available";
@@ -57,7 +57,10 @@ pub fn backup_document(entry: &Entry, image: Result<&Arc<Image>, &Error>) -> Map
     put("chain", json!(chain));
     put("container", json!(entry.container));
     put("created_at", json!(entry.created_at.map(|time| time.to_string())));
-    put("damage", json!({ "blocks": damage.blocks, "ranges": ranges }));
+    put(
+        "damage",
+        json!({ "blocks": damage.blocks, "healed_blocks": damage.healed_blocks, "ranges": ranges }),
+    );
     put("data_bytes", json!(image.and_then(|image| image.data_bytes())));
     put("description", json!(entry.description));
     put("fail_reason", json!(fail_reason.map(Error::to_string)));
@@ -70,18 +73,10 @@ pub fn backup_document(entry: &Entry, image: Result<&Arc<Image>, &Error>) -> Map
     put("parent_id", json!(entry.parent_id.as_ref().map(|id| id.as_str())));
     put("size", json!(size_gib(entry, image.map(|image| image.len_bytes()))));
     put("status", json!(if fail_reason.is_none() { STATUS_AVAILABLE } else { STATUS_ERROR }));
-    put("verification", json!(image.map(|image| verification_word(image.verification()))));
+    put("verification", json!(image.map(|image| image.verification().name())));
     put("volume_id", json!(entry.volume_id.as_ref().map(|id| id.as_str())));
     put("volume_name", json!(entry.volume_name));
     document
-}
-
-/// How documents and xattrs spell a [`Verification`].
-pub fn verification_word(verification: Verification) -> &'static str {
-    match verification {
-        Verification::Sha256 => "sha256",
-        Verification::Md5 => "md5",
-    }
 }
 
 #[cfg(test)]
@@ -123,7 +118,7 @@ mod tests {
             serde_json::to_string(&document).unwrap(),
             r#"{"block_bytes":null,"chain":[],"container":"b2/xx/b2","created_at":"2024-03-01T01:01:07Z","#
                 .to_owned()
-                + r#""damage":{"blocks":0,"ranges":[]},"data_bytes":null,"description":null,"#
+                + r#""damage":{"blocks":0,"healed_blocks":0,"ranges":[]},"data_bytes":null,"description":null,"#
                 + r#""fail_reason":"parent b1 is not in the store","id":"b2","image_bytes":null,"#
                 + r#""is_incremental":true,"name":"nightly","object_count":3,"object_prefix":"backup","#
                 + r#""parent_id":"b1","size":7,"status":"error","verification":null,"volume_id":"v1","#

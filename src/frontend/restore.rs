@@ -101,13 +101,19 @@ struct Work<'a> {
 /// Writes `image` to `target`, and tells `observer` how far it is.
 ///
 /// [`ErrorKind::Usage`] when the target exists and `force` is not set, [`ErrorKind::Target`] when it is too small or
-/// cannot be written. On any error a new file is removed again; an existing target is left as far as it was written.
+/// cannot be written. On any error a new file is removed again, unless it is complete and its name was taken meanwhile; an
+/// existing target is left as far as it was written.
 pub fn restore(
     image: &Arc<Image>,
     target: Target,
     options: &RestoreOptions<'_>,
     observer: &dyn Fn(Progress),
 ) -> Result<Report> {
+    if options.on_damage == OnDamage::Stop {
+        // Before an existing target is emptied for an image of which not even the beginning can be read.
+        let mut first = [0; 1];
+        image.read_at(&mut first, 0)?;
+    }
     let sink = Sink::open(&target, image.len_bytes(), options.force)?;
     let work = Work {
         image,

@@ -25,6 +25,8 @@ pub struct Damage {
     pub blocks: u64,
     /// Lost ranges of the image, in bytes, sorted, disjoint; at most the first few thousand.
     pub ranges: Vec<Range<u64>>,
+    /// How many blocks were served from another backup's copy.
+    pub healed_blocks: u64,
 }
 
 #[derive(Default)]
@@ -65,7 +67,9 @@ impl DamageLog {
     pub(super) fn read(&self, range: &Range<u64>) {
         if self.any.load(Ordering::Relaxed) {
             let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
-            let touched = lost.blocks.range(..range.end).filter(|&(_, &end)| end > range.start);
+            // The ranges are disjoint, so only those that begin in the range are looked at, and the one before: this is asked for
+            // every block that is read.
+            let touched = lost.blocks.range(..range.end).rev().take_while(|&(_, &end)| end > range.start);
             let touched: Vec<_> = touched.map(|(&start, &end)| (start, end)).collect();
             for (start, end) in touched {
                 lost.blocks.remove(&start);
@@ -76,6 +80,9 @@ impl DamageLog {
                 if end > range.end {
                     lost.blocks.insert(range.end, end);
                 }
+            }
+            if lost.blocks.is_empty() {
+                self.any.store(false, Ordering::Relaxed);
             }
         }
     }
@@ -89,7 +96,7 @@ impl DamageLog {
                 _ => ranges.push(start..end),
             }
         }
-        Damage { blocks: lost.blocks.len() as u64 + lost.overflowed, ranges }
+        Damage { blocks: lost.blocks.len() as u64 + lost.overflowed, ranges, healed_blocks: 0 }
     }
 }
 
@@ -100,7 +107,7 @@ impl Lost {
 }
 
 /// Whether a failure says something about the backup, and not about the store's health at this moment.
-fn is_damage(kind: ErrorKind) -> bool {
+pub(super) fn is_damage(kind: ErrorKind) -> bool {
     match kind {
         ErrorKind::ObjectNotFound
         | ErrorKind::UnsafeName
@@ -134,9 +141,9 @@ mod tests {
         for range in [0..10, 10..20, 40..50, 10..20, 12..15] {
             log.lost(&id, &range, &mismatch);
         }
-        assert_eq!(log.seen(), Damage { blocks: 3, ranges: vec![0..20, 40..50] });
+        assert_eq!(log.seen(), Damage { blocks: 3, ranges: vec![0..20, 40..50], healed_blocks: 0 });
         log.read(&(0..10));
-        assert_eq!(log.seen(), Damage { blocks: 2, ranges: vec![10..20, 40..50] });
+        assert_eq!(log.seen(), Damage { blocks: 2, ranges: vec![10..20, 40..50], healed_blocks: 0 });
         log.lost(&id, &(60..70), &Error::new(ErrorKind::StoreIo, "away"));
         assert_eq!(log.seen().blocks, 2);
         log.read(&(15..45));

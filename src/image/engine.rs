@@ -1,30 +1,44 @@
 //! What all images of a process share: the store, the opened objects, the cache and the decodes under way.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
 
+use super::copies::Copies;
 use crate::block::{BlockCache, Flights};
 use crate::object::pool::ObjectPool;
 use crate::store::Store;
-
-/// Idle decoders may hold this much, in bytes, however large the cache: about 200 zlib streams, or 8 of bz2 or zstd.
-const IDLE_DECODER_BYTES_MAX: usize = 32 << 20;
 
 /// Shared by all images of a process.
 pub struct Engine {
     objects: ObjectPool,
     cache: BlockCache,
     flights: Flights,
+    copies: OnceLock<Weak<dyn Copies>>,
 }
 
 impl Engine {
-    /// For images of `store`, with a block cache of at most `cache_bytes_max` bytes.
-    pub fn new(store: Arc<dyn Store>, cache_bytes_max: u64) -> Self {
-        let objects = ObjectPool::new(store, IDLE_DECODER_BYTES_MAX);
-        Self { objects, cache: BlockCache::new(cache_bytes_max), flights: Flights::default() }
+    /// For images of `store`, with a block cache of at most `cache_bytes_max` bytes and idle decoders of at most
+    /// `idle_decoder_bytes_max`.
+    pub fn new(store: Arc<dyn Store>, cache_bytes_max: u64, idle_decoder_bytes_max: usize) -> Self {
+        let objects = ObjectPool::new(store, idle_decoder_bytes_max);
+        Self {
+            objects,
+            cache: BlockCache::new(cache_bytes_max),
+            flights: Flights::default(),
+            copies: OnceLock::new(),
+        }
     }
 
     pub(super) fn objects(&self) -> &ObjectPool {
         &self.objects
+    }
+
+    /// Names who knows where other copies of a lost block may be. Only the first call counts.
+    pub fn set_copies(&self, copies: Weak<dyn Copies>) {
+        let _ = self.copies.set(copies);
+    }
+
+    pub(super) fn copies(&self) -> Option<Arc<dyn Copies>> {
+        self.copies.get()?.upgrade()
     }
 
     /// The store.

@@ -7,17 +7,24 @@
 //! - [`view`]: a range of blocks with digests, read through extents, objects and the cache.
 //! - [`unproven`]: backups without `_sha256file`; each object becomes such a view once its md5 is right.
 //! - [`holes`]: where data begins and ends, from the digests alone.
+//! - [`ending`]: the exact length, where only the last block's digest can tell.
+//! - [`lately`]: which blocks need not be tried again at once.
+//! - [`copies`]: where else a lost block may be found.
 //! - [`damage`]: what was lost so far.
 //!
 //! Invariants: no byte leaves an image that was not compared with a digest; damage costs the blocks it hits, not the
 //! object around them; an image never changes, so whoever has read a byte may keep it.
 
+mod copies;
 mod damage;
+mod ending;
 mod engine;
 mod holes;
+mod lately;
 mod unproven;
 mod view;
 
+pub use copies::{Copies, LostBlock};
 pub use damage::Damage;
 pub use engine::Engine;
 
@@ -28,6 +35,7 @@ use self::damage::DamageLog;
 use self::unproven::UnprovenView;
 use self::view::View;
 use crate::backup::{Backup, BlockHashTable, DataObject, DigestFile};
+use crate::block::VerifiedBlock;
 use crate::chain::extent_map::{Extent, ExtentMap, ObjectIndex};
 use crate::chain::length::image_len;
 use crate::error::{Error, ErrorKind, Result};
@@ -37,6 +45,9 @@ use crate::types::{BackupId, BlockIndex};
 /// Most bytes answered at once by [`Image::visit`], so that a large range does not need large memory. A multiple of the
 /// kernel's largest read.
 const WINDOW_BYTES: u64 = 1 << 20;
+
+/// And most blocks: each costs some hundred bytes beside its own, and a hostile block is as small as one byte.
+const WINDOW_BLOCKS: u64 = 4096;
 
 /// What proves an image's bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -73,6 +84,7 @@ pub struct Image {
     id: BackupId,
     chain: Vec<BackupId>,
     len_bytes: u64,
+    layers: Arc<[Arc<Backup>]>,
     content: Content,
     damage: DamageLog,
     data_bytes: OnceLock<u64>,
@@ -108,16 +120,31 @@ impl Image {
             table.as_ref().map(|table| (table.count(), table.block_bytes())),
             size_bytes,
         )?;
+        let len_bytes = match &table {
+            Some(table) => ending::settle(engine, &layers, table, len_bytes)?,
+            None => len_bytes,
+        };
         let id = tip.summary.id.clone();
         let chain = layers.iter().rev().map(|layer| layer.summary.id.clone()).collect();
         let map = ExtentMap::paint(extents(&layers), len_bytes);
         let layers: Arc<[Arc<Backup>]> = layers.into();
         let content = match table {
-            Some(table) => Content::Proven(View::new(engine.clone(), layers, map, Arc::new(table))),
-            None => Content::Unproven(UnprovenView::new(engine.clone(), layers, map)),
+            Some(table) => {
+                Content::Proven(View::new(engine.clone(), layers.clone(), map, Arc::new(table)).healing())
+            }
+            None => Content::Unproven(UnprovenView::new(engine.clone(), layers.clone(), map)),
         };
         let (data_bytes, count_started) = (OnceLock::new(), OnceLock::new());
-        Ok(Self { id, chain, len_bytes, content, damage: DamageLog::default(), data_bytes, count_started })
+        Ok(Self {
+            id,
+            chain,
+            len_bytes,
+            layers,
+            content,
+            damage: DamageLog::default(),
+            data_bytes,
+            count_started,
+        })
     }
 
     /// The backup that this is the image of.
@@ -159,7 +186,8 @@ impl Image {
         visitor: &mut dyn FnMut(Range<u64>, Part<'_>) -> Result<()>,
     ) -> Result<()> {
         let end = range.end.min(self.len_bytes);
-        let window = WINDOW_BYTES.max(self.block_bytes());
+        let block_bytes = self.block_bytes();
+        let window = WINDOW_BYTES.min(WINDOW_BLOCKS.saturating_mul(block_bytes)).max(block_bytes);
         let mut at = range.start;
         while at < end {
             let until = end.min(at.saturating_add(window) / window * window);
@@ -282,12 +310,25 @@ impl Image {
             Content::Proven(view) => view.map(),
             Content::Unproven(view) => view.map(),
         };
-        (size_of_val(map.extents()) + 4096) as u64
+        let layers: usize = self.layers.iter().map(|layer| layer.memory_bytes()).sum();
+        (size_of_val(map.extents()) + layers + 4096) as u64
     }
 
     /// Damage seen so far.
     pub fn damage(&self) -> Damage {
-        self.damage.seen()
+        let healed_blocks = match &self.content {
+            Content::Proven(view) => view.healed_blocks(),
+            Content::Unproven(_) => 0,
+        };
+        Damage { healed_blocks, ..self.damage.seen() }
+    }
+
+    /// The block that another image has lost, if this image has the same one at the same place and can read it.
+    pub fn copy_of(&self, lost: &LostBlock<'_>) -> Option<Arc<VerifiedBlock>> {
+        match &self.content {
+            Content::Proven(view) => view.copy_of(lost),
+            Content::Unproven(_) => None,
+        }
     }
 }
 

@@ -10,18 +10,26 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
+use super::copies::LostBlock;
+use super::damage::is_damage;
 use super::engine::Engine;
+use super::lately::LostLately;
 use super::{Part, block_range, open_object};
 use crate::backup::{Backup, BlockHashTable};
 use crate::block::{Claim, Follow, Lead, VerifiedBlock, hash_of_zeros};
 use crate::chain::extent_map::{ExtentMap, ObjectIndex, Piece};
 use crate::error::{Error, ErrorKind, Result};
-use crate::object::{Filled, ObjectReader, Passing};
+use crate::object::{Filled, NothingElse, ObjectReader, Passing};
 use crate::types::{BlockHash, BlockIndex, ObjectName};
 
 /// Plain bytes decoded at once, in bytes, unless a single block is larger.
 const RUN_BYTES_MAX: u64 = 1 << 20;
+
+/// Healed blocks that are logged one by one; after these they are only counted.
+const HEALED_LOGGED_MAX: u64 = 100;
 
 /// Blocks of a range, each with its digest.
 pub(super) struct View {
@@ -31,6 +39,9 @@ pub(super) struct View {
     table: Arc<BlockHashTable>,
     zero_hash: BlockHash,
     last_zero_hash: BlockHash,
+    lost_lately: LostLately,
+    heals: bool,
+    healed_blocks: AtomicU64,
 }
 
 /// What became of one block.
@@ -57,7 +68,27 @@ impl View {
         let zero_hash = hash_of_zeros(table.block_bytes());
         let short = map.len() % table.block_bytes();
         let last_zero_hash = if short == 0 { zero_hash } else { hash_of_zeros(short) };
-        Self { engine, layers, map, table, zero_hash, last_zero_hash }
+        Self {
+            engine,
+            layers,
+            map,
+            table,
+            zero_hash,
+            last_zero_hash,
+            lost_lately: LostLately::new(),
+            heals: false,
+            healed_blocks: AtomicU64::new(0),
+        }
+    }
+
+    /// The same view, which looks for other copies of what it has lost. Only for a whole volume: an object's blocks do not
+    /// have a place that other backups know.
+    pub(super) fn healing(self) -> Self {
+        Self { heals: true, ..self }
+    }
+
+    pub(super) fn healed_blocks(&self) -> u64 {
+        self.healed_blocks.load(Ordering::Relaxed)
     }
 
     pub(super) fn len(&self) -> u64 {
@@ -104,6 +135,17 @@ impl View {
         block_range(&self.table, self.len(), block)
     }
 
+    /// The block from the cache. One of the same digest and another length, from a backup whose blocks are larger or
+    /// smaller, is not this block: none can have that digest then, and decoding will say so.
+    fn cached(&self, block: BlockIndex, hash: &BlockHash) -> Option<Arc<VerifiedBlock>> {
+        self.engine.cache().get(hash).filter(|verified| self.fits(block, verified))
+    }
+
+    fn fits(&self, block: BlockIndex, verified: &VerifiedBlock) -> bool {
+        let range = self.range_of(block);
+        verified.bytes().len() as u64 == range.end - range.start
+    }
+
     /// All of `blocks`, in order.
     fn find(&self, blocks: Range<u64>) -> BTreeMap<BlockIndex, Found> {
         let mut found = BTreeMap::new();
@@ -113,9 +155,10 @@ impl View {
             match hash {
                 Err(error) => drop(found.insert(block, Found::Lost(error))),
                 Ok(hash) if hash == *self.zero_hash(block) => drop(found.insert(block, Found::Zeros)),
-                Ok(hash) => match self.engine.cache().get(&hash) {
-                    Some(verified) => drop(found.insert(block, Found::Block(verified))),
-                    None => missing.push((block, hash)),
+                Ok(hash) => match (self.cached(block, &hash), self.lost_lately.get(block)) {
+                    (Some(verified), _) => drop(found.insert(block, Found::Block(verified))),
+                    (None, Some(error)) => drop(found.insert(block, Found::Lost(error))),
+                    (None, None) => missing.push((block, hash)),
                 },
             }
         }
@@ -125,7 +168,7 @@ impl View {
             match self.engine.flights().claim(hash) {
                 Claim::Follow(follow) => follows.push((block, hash, follow)),
                 // Between the look into the cache and the claim another reader may have landed.
-                Claim::Lead(lead) => match self.engine.cache().get(&hash) {
+                Claim::Lead(lead) => match self.cached(block, &hash) {
                     Some(verified) => {
                         lead.land(verified.clone());
                         found.insert(block, Found::Block(verified));
@@ -139,9 +182,11 @@ impl View {
         // may stand elsewhere for it.
         let mut again = Vec::new();
         for (block, hash, follow) in follows {
-            match follow.wait() {
-                Some(verified) => drop(found.insert(block, Found::Block(verified))),
-                None => again.push(Wanted { block, hash, lead: None }),
+            let landed = follow.wait().filter(|verified| self.fits(block, verified));
+            match (landed, self.lost_lately.get(block)) {
+                (Some(verified), _) => drop(found.insert(block, Found::Block(verified))),
+                (None, Some(error)) => drop(found.insert(block, Found::Lost(error))),
+                (None, None) => again.push(Wanted { block, hash, lead: None }),
             }
         }
         self.load(again, &mut found);
@@ -166,13 +211,17 @@ impl View {
     /// Decodes blocks that follow each other, and lands them.
     fn load_run(&self, run: Vec<Wanted<'_>>, found: &mut BTreeMap<BlockIndex, Found>) {
         let (Some(first), Some(last)) = (run.first(), run.last()) else { return };
+        let started = Instant::now();
         let bytes = self.range_of(first.block).start..self.range_of(last.block).end;
         let mut plain = vec![0; (bytes.end - bytes.start) as usize];
         let mut missing: Vec<(Range<u64>, Error)> = Vec::new();
+        // What no object covers reads as zeros, as on the new volume that a backup without its zero runs is restored to;
+        // the digest tells whether that is right.
+        let mut gaps: Vec<Range<u64>> = Vec::new();
         let mut meanwhile = None;
         for piece in self.map.pieces(bytes.clone()) {
             match piece {
-                Piece::Gap(image) => missing.push((image, no_object())),
+                Piece::Gap(image) => gaps.push(image),
                 Piece::Data { image, object, object_offset, extent_object_offset } => {
                     let out =
                         &mut plain[(image.start - bytes.start) as usize..(image.end - bytes.start) as usize];
@@ -210,14 +259,20 @@ impl View {
         }
         for wanted in run {
             let range = self.range_of(wanted.block);
-            let lost = missing.iter().find(|(lost, _)| lost.start < range.end && range.start < lost.end);
+            let overlaps = |other: &Range<u64>| other.start < range.end && range.start < other.end;
+            let lost = missing.iter().find(|(lost, _)| overlaps(lost));
             let result = match lost {
                 Some((_, error)) => Err(error.clone()),
                 None => {
                     let within = (range.start - bytes.start) as usize..(range.end - bytes.start) as usize;
-                    self.verify(&wanted, &plain[within])
+                    let verified = self.verify(&wanted, &plain[within]);
+                    if gaps.iter().any(overlaps) { verified.map_err(|_| no_object()) } else { verified }
                 }
             };
+            let result = result.or_else(|error| self.heal(&wanted, error));
+            if let Err(error) = &result {
+                self.lost_lately.note(wanted.block, error, started.elapsed());
+            }
             land(wanted, result, found);
         }
     }
@@ -251,6 +306,62 @@ impl View {
                 Err(Error::new(ErrorKind::HashMismatch, message))
             }
         }
+    }
+
+    /// Looks for another copy of a block that is damaged.
+    fn heal(&self, wanted: &Wanted<'_>, error: Error) -> Result<Arc<VerifiedBlock>> {
+        let (true, true, Some(tip)) = (self.heals, is_damage(error.kind()), self.layers.last()) else {
+            return Err(error);
+        };
+        let Some(copies) = self.engine.copies() else { return Err(error) };
+        let range = self.range_of(wanted.block);
+        let tried: Vec<_> = self.sources(range.clone()).map(|(name, _, offset)| (name, offset)).collect();
+        let lost = LostBlock {
+            backup: tip,
+            block: wanted.block,
+            block_bytes: self.table.block_bytes(),
+            len_bytes: range.end - range.start,
+            hash: wanted.hash,
+            tried: &tried,
+        };
+        let Some((verified, from)) = copies.find(&lost) else { return Err(error) };
+        if self.healed_blocks.fetch_add(1, Ordering::Relaxed) < HEALED_LOGGED_MAX {
+            tracing::warn!(backup = %tip.summary.id, offset = range.start, "healed from backup {from}: {error}");
+        }
+        self.engine.cache().insert(wanted.hash, verified.clone());
+        Ok(verified)
+    }
+
+    /// The block that another view has lost, if this one has it at the same place, in other objects.
+    pub(super) fn copy_of(&self, lost: &LostBlock<'_>) -> Option<Arc<VerifiedBlock>> {
+        let (block, index) = (lost.block, lost.block.0);
+        if self.table.block_bytes() != lost.block_bytes || index >= self.table.count() {
+            return None;
+        }
+        let range = self.range_of(block);
+        let hash = self.table.get(index..index + 1).pop()?.ok()?;
+        if hash != lost.hash
+            || range.end - range.start != lost.len_bytes
+            || self.lost_lately.get(block).is_some()
+        {
+            return None;
+        }
+        if self.sources(range.clone()).any(|(name, _, offset)| lost.tried.contains(&(name, offset))) {
+            return None;
+        }
+        // Without a flight: whoever asks leads one for this very digest.
+        let mut plain = vec![0; lost.len_bytes as usize];
+        let read = self.map.pieces(range.clone()).all(|piece| match piece {
+            Piece::Gap(_) => true, // zeros, if the digest says so
+            Piece::Data { image, object, object_offset, .. } => {
+                let out =
+                    &mut plain[(image.start - range.start) as usize..(image.end - range.start) as usize];
+                let reader = open_object(&self.engine, &self.layers, object);
+                reader.is_ok_and(|reader| reader.read_at(out, object_offset, &mut NothingElse).is_ok())
+            }
+        });
+        let verified = read.then(|| VerifiedBlock::verify(&plain, &hash).ok())?;
+        verified.map(Arc::new)
     }
 
     /// Files a whole block that was decoded on the way to another, if it is right; if not, whoever asks for it will say so.
@@ -300,7 +411,7 @@ fn land(wanted: Wanted<'_>, result: Result<Arc<VerifiedBlock>>, found: &mut BTre
 fn no_object() -> Error {
     Error::new(
         ErrorKind::NoData,
-        "no object of the chain covers this block, and its digest is not that of zeros",
+        "no object of the chain covers all of this block, and its digest is not that of zeros in the gap",
     )
 }
 
@@ -318,7 +429,7 @@ struct Neighbours<'v, 'w, 'l> {
 
 impl Passing for Neighbours<'_, '_, '_> {
     fn already_there(&mut self) -> bool {
-        self.meanwhile = self.run.iter().map(|wanted| self.view.engine.cache().get(&wanted.hash)).collect();
+        self.meanwhile = self.run.iter().map(|wanted| self.view.cached(wanted.block, &wanted.hash)).collect();
         self.meanwhile.is_some()
     }
 

@@ -15,6 +15,10 @@ use crate::codec::Decoder;
 /// Most idle decoders, whatever they weigh: each keeps its object's file open.
 const CURSORS_MAX: usize = 128;
 
+/// Idle decoders of one object may hold this much, in bytes: enough for several readers of it, and a reader that jumps
+/// about in one image does not drive out those of others.
+const OBJECT_BYTES_MAX: usize = 16 << 20;
+
 /// A decoder and where it stands.
 pub struct Cursor {
     /// The plain offset of the next byte it gives.
@@ -48,10 +52,13 @@ impl IdleCursors {
         let mut dropped = Vec::new();
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         idle.push_back((id, cursor));
-        let weight = |idle: &VecDeque<(u64, Cursor)>| {
-            idle.iter().map(|(_, c)| c.decoder.memory_bytes()).sum::<usize>()
-        };
-        while idle.len() > 1 && (idle.len() > CURSORS_MAX || weight(&idle) > self.bytes_max) {
+        while weight(idle.iter().filter(|(owner, _)| *owner == id)) > OBJECT_BYTES_MAX {
+            // The one just put is the last, and stays.
+            let oldest = idle.iter().take(idle.len() - 1).position(|(owner, _)| *owner == id);
+            let Some(oldest) = oldest else { break };
+            dropped.extend(idle.remove(oldest));
+        }
+        while idle.len() > 1 && (idle.len() > CURSORS_MAX || weight(idle.iter()) > self.bytes_max) {
             dropped.extend(idle.pop_front());
         }
         drop(idle); // before what was dropped frees its memory
@@ -61,6 +68,10 @@ impl IdleCursors {
     pub fn drop_all_of(&self, id: u64) {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).retain(|(owner, _)| *owner != id);
     }
+}
+
+fn weight<'a>(cursors: impl Iterator<Item = &'a (u64, Cursor)>) -> usize {
+    cursors.map(|(_, cursor)| cursor.decoder.memory_bytes()).sum()
 }
 
 #[cfg(test)]
@@ -98,6 +109,18 @@ mod tests {
         cursors.drop_all_of(1);
         assert!(cursors.take(1, 99).is_none());
         assert_eq!(cursors.take(2, 25).unwrap().at, 25);
+    }
+
+    #[test]
+    fn one_object_does_not_drive_out_the_others() {
+        let cursors = IdleCursors::new(100 << 20);
+        cursors.put(1, cursor(1, 4 << 20));
+        for at in 0..20 {
+            cursors.put(2, cursor(at, 4 << 20));
+        }
+        assert!(cursors.take(1, 9).is_some());
+        let kept: Vec<_> = std::iter::from_fn(|| cursors.take(2, 99)).map(|cursor| cursor.at).collect();
+        assert_eq!(kept, [19, 18, 17, 16]);
     }
 
     #[test]

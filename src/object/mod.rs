@@ -125,19 +125,21 @@ impl ObjectReader {
         offset: u64,
         passing: &mut dyn Passing,
     ) -> Result<Filled, ReadFailure> {
-        if let Some(failure) = self.believed_failure(offset) {
-            return Err(failure);
-        }
-        let result = match self.codec {
-            Codec::None => self.read_stored(out, offset),
-            Codec::Zlib | Codec::Bz2 | Codec::Zstd => self.read_compressed(out, offset, passing),
+        let result = match (self.believed_failure(offset), self.codec) {
+            (Some(failure), _) => Err(failure),
+            (None, Codec::None) => self.read_stored(out, offset),
+            (None, Codec::Zlib | Codec::Bz2 | Codec::Zstd) => self.read_compressed(out, offset, passing),
         };
         result.map_err(|failure| {
+            // A damaged stream stays damaged. A store that failed may answer the next time, but perhaps not through
+            // this descriptor: after a file server was away it may stay stale for good.
+            let is_damaged = matches!(
+                failure.error.kind(),
+                ErrorKind::Codec | ErrorKind::Truncated | ErrorKind::LimitExceeded
+            );
+            let from = is_damaged.then_some(offset + failure.filled as u64);
+            self.remember(from, &failure.error);
             let error = failure.error.context(format!("object {:?}", self.name));
-            // A damaged stream stays damaged; a store that failed may answer the next time.
-            if matches!(error.kind(), ErrorKind::Codec | ErrorKind::Truncated | ErrorKind::LimitExceeded) {
-                self.remember(Some(offset + failure.filled as u64), &error);
-            }
             ReadFailure { error, ..failure }
         })
     }
@@ -157,7 +159,11 @@ impl ObjectReader {
     fn remember(&self, from: Option<u64>, error: &Error) {
         let mut known = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
         match &mut *known {
-            Some(known) => known.from = known.from.or(from),
+            // Where the bytes end says more than that some of them are wrong.
+            Some(known) if known.from.is_none() && from.is_some() => {
+                (known.from, known.error) = (from, error.clone());
+            }
+            Some(_) => {}
             None => *known = Some(Failure { from, error: error.clone(), since: Instant::now() }),
         }
     }
@@ -237,23 +243,16 @@ impl ObjectReader {
     }
 
     fn decode_some(&self, cursor: &mut Cursor, out: &mut [u8]) -> Result<usize> {
-        let failed = |error, at| {
-            self.remember(Some(at), &Error::context(error, format!("object {:?}", self.name)));
+        let error = match cursor.decoder.read(out) {
+            Ok(0) => self.ends_early(cursor.at),
+            Ok(n) => return Ok(n),
+            Err(error) => error,
         };
-        match cursor.decoder.read(out) {
-            Ok(0) => {
-                let error = self.ends_early(cursor.at);
-                failed(error.clone(), cursor.at);
-                Err(error)
-            }
-            Ok(n) => Ok(n),
-            Err(error) => {
-                if matches!(error.kind(), ErrorKind::Codec | ErrorKind::Truncated) {
-                    failed(error.clone(), cursor.at);
-                }
-                Err(error)
-            }
+        // Not only the wanted bytes are lost, but all from here on.
+        if matches!(error.kind(), ErrorKind::Codec | ErrorKind::Truncated | ErrorKind::LimitExceeded) {
+            self.remember(Some(cursor.at), &error);
         }
+        Err(error)
     }
 
     fn ends_early(&self, at: u64) -> Error {

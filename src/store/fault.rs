@@ -268,6 +268,10 @@ impl ObjectSource for FaultObject {
         buf[delivered..].fill(SCRIBBLE);
         result
     }
+
+    fn is_changed(&self) -> Result<bool> {
+        self.inner.is_changed()
+    }
 }
 
 /// Whether `text` fits `pattern`, where `*` stands for any text. Quadratic at worst; both come from a test's author.

@@ -91,6 +91,12 @@ pub trait ObjectSource: Send + Sync {
     /// Reads at `offset` into `buf`; returns how many bytes were read, 0 only at or past the end (or for an empty
     /// `buf`). Fewer bytes than asked for do not mean the end.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize>;
+
+    /// Whether the object's bytes may have been overwritten in place since it was opened, as Cinder up to 10.0.2 does
+    /// where backups share a name. A store in which objects are only ever replaced whole never says so.
+    fn is_changed(&self) -> Result<bool> {
+        Ok(false)
+    }
 }
 
 /// Fills `buf` from `offset`; [`ErrorKind::Truncated`] when the object ends first.

@@ -89,7 +89,8 @@ impl Store for PosixStore {
         require_regular(name, &stat)?;
         // It was for FIFOs only. A file system in user space may honour it on a regular file and answer EAGAIN.
         rustix::fs::fcntl_setfl(&file, OFlags::empty()).map_err(failed)?;
-        Ok(Arc::new(PosixObject { file, name: name.clone(), stat: object_stat(&stat) }))
+        let written = Written::of(&stat);
+        Ok(Arc::new(PosixObject { file, name: name.clone(), stat: object_stat(&stat), written }))
     }
 }
 
@@ -98,6 +99,22 @@ struct PosixObject {
     file: OwnedFd,
     name: ObjectName,
     stat: ObjectStat,
+    written: Written,
+}
+
+/// What changes when bytes of a file are changed in place.
+#[derive(PartialEq, Eq)]
+struct Written {
+    size: i64,
+    mtime: i64,
+    mtime_nsec: u64,
+}
+
+impl Written {
+    // Not the time of the last status change: taking a name away from the file changes that and no byte.
+    fn of(stat: &Stat) -> Self {
+        Self { size: stat.st_size, mtime: stat.st_mtime, mtime_nsec: stat.st_mtime_nsec }
+    }
 }
 
 impl ObjectSource for PosixObject {
@@ -123,6 +140,13 @@ impl ObjectSource for PosixObject {
                 Error::caused_by(kind, message, errno)
             },
         )
+    }
+
+    fn is_changed(&self) -> Result<bool> {
+        let now = rustix::fs::fstat(&self.file).map_err(|errno| {
+            Error::caused_by(ErrorKind::StoreIo, format!("cannot look at object {:?}", self.name), errno)
+        })?;
+        Ok(Written::of(&now) != self.written)
     }
 }
 

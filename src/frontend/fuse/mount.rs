@@ -57,6 +57,11 @@ pub fn mount(fs: CinderFs, store: &str, mountpoint: &Path, options: &MountOption
             }
             _ => "",
         };
+        // fusermount3's words come with their line's end.
+        let error = match error.raw_os_error() {
+            Some(_) => error,
+            None => io::Error::new(error.kind(), error.to_string().trim_end().to_owned()),
+        };
         Error::caused_by(ErrorKind::Target, format!("cannot mount at {mountpoint:?}{hint}"), error)
     };
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(failed)?;

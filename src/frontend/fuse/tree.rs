@@ -22,7 +22,7 @@ use super::names::{NAME_BYTES_MAX, timestamp};
 use super::namespace::{Kind, Namespace, Node, Opens, Row};
 use crate::catalog::{Catalog, Entry, Snapshot};
 use crate::error::{Error, ErrorKind};
-use crate::frontend::document::{backup_document, verification_word};
+use crate::frontend::document::backup_document;
 use crate::image::Image;
 use crate::store::{ObjectVersion, Ownership};
 use crate::types::BackupId;
@@ -311,7 +311,7 @@ impl Tree {
             ("volume_id", entry.volume_id.as_ref().map(ToString::to_string)),
             ("parent_id", entry.parent_id.as_ref().map(ToString::to_string)),
             ("created_at", entry.created_at.map(timestamp)),
-            ("verified", image.map(|image| verification_word(image.verification()).to_owned())),
+            ("verified", image.map(|image| image.verification().name().to_owned())),
         ];
         let present = values.into_iter().filter_map(|(name, value)| Some((name, value?)));
         Ok(present.map(|(name, value)| (format!("{XATTR_PREFIX}{name}"), value)).collect())

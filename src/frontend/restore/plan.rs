@@ -34,7 +34,8 @@ impl Plan {
         };
         let mut groups: Vec<_> = groups.into_iter().map(group).collect();
         // The largest are begun first, so that none is left over at the end. Taken from the back.
-        groups.sort_by_key(|group| group.left_bytes);
+        groups.reverse();
+        groups.sort_by_key(|group| group.left_bytes); // of equal ones, the first in the chain is begun first
         Self { groups: Mutex::new(groups) }
     }
 

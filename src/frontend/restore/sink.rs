@@ -8,7 +8,8 @@ use std::os::unix::fs::{FileExt as _, FileTypeExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use rustix::fs::{FallocateFlags, RenameFlags};
+use rustix::fs::FallocateFlags;
+use tempfile::TempPath;
 
 use super::Target;
 use crate::error::{Error, ErrorKind, Result};
@@ -16,13 +17,14 @@ use crate::error::{Error, ErrorKind, Result};
 /// Zeros written at once where a target cannot be told to have a hole.
 const ZEROS: &[u8] = &[0; 128 << 10];
 
-/// Added to the name of a new file until it is complete.
+/// Ends the name of a new file until it is complete. Between the target's name and this stand some random letters: two
+/// restores to one target must not write into one file.
 const PARTIAL_SUFFIX: &str = ".partial";
 
 /// An opened target.
 pub(super) enum Sink {
     /// A regular file that reads as zeros where nothing was written.
-    Blank { file: File, path: PathBuf, partial: Option<PathBuf> },
+    Blank { file: File, path: PathBuf, partial: Option<TempPath> },
     /// A block device, of which nothing is known.
     Device { file: File, path: PathBuf },
     /// Something that takes bytes in order.
@@ -42,19 +44,29 @@ impl Sink {
             Target::Path(path) => path,
         };
         match std::fs::metadata(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Self::create(path, len_bytes),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                // The name is taken all the same, which would come out when the whole image is written.
+                if std::fs::symlink_metadata(path).is_ok() {
+                    let message = format!("target {path:?} is a symbolic link that leads nowhere");
+                    return Err(Error::new(ErrorKind::Usage, message));
+                }
+                Self::create(path, len_bytes)
+            }
             Err(error) => Err(failed("look at", path, error)),
             Ok(metadata) => Self::open_existing(path, &metadata, len_bytes, force),
         }
     }
 
     fn create(path: &Path, len_bytes: u64) -> Result<Self> {
-        let mut partial = path.as_os_str().to_owned();
-        partial.push(PARTIAL_SUFFIX);
-        let partial = PathBuf::from(partial);
-        // What a killed restore left is ours to replace; nobody else's file has this name.
-        let opened = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&partial);
-        let file = opened.map_err(|error| failed("create", &partial, error))?;
+        let Some(name) = path.file_name() else {
+            return Err(Error::new(ErrorKind::Usage, format!("target {path:?} names no file")));
+        };
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let mut prefix = name.to_owned();
+        prefix.push(".");
+        // Readable by its owner alone, and removed when it is dropped.
+        let partial = tempfile::Builder::new().prefix(&prefix).suffix(PARTIAL_SUFFIX).tempfile_in(folder);
+        let (file, partial) = partial.map_err(|error| failed("create", path, error))?.into_parts();
         let sink = Self::Blank { file, path: path.into(), partial: Some(partial) };
         sink.set_len(len_bytes)?;
         Ok(sink)
@@ -138,25 +150,30 @@ impl Sink {
 
     /// Makes what was written durable, and gives a new file its name.
     pub(super) fn finish(self) -> Result<()> {
-        match &self {
+        match self {
             Self::Stream { .. } => Ok(()),
             Self::Device { file, path } | Self::Blank { file, path, partial: None } => {
-                file.sync_all().map_err(|error| failed("sync", path, error))
+                file.sync_all().map_err(|error| failed("sync", &path, error))
             }
             Self::Blank { file, path, partial: Some(partial) } => {
-                let finished = file.sync_all().and_then(|()| {
-                    let cwd = rustix::fs::CWD;
-                    match rustix::fs::renameat_with(cwd, partial, cwd, path, RenameFlags::NOREPLACE) {
-                        // Not every file system knows the flag; who creates the target meanwhile loses it then.
-                        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
-                            std::fs::rename(partial, path)
-                        }
-                        other => other.map_err(io::Error::from),
+                file.sync_all().map_err(|error| failed("sync", &path, error))?;
+                let named = partial.persist_noclobber(&path).or_else(|refused| {
+                    // Not every file system can do it in one step; who creates the target meanwhile loses it then.
+                    match refused.error.kind() {
+                        io::ErrorKind::AlreadyExists => Err(refused),
+                        _ if std::fs::symlink_metadata(&path).is_ok() => Err(refused),
+                        _ => refused.path.persist(&path),
                     }
                 });
-                finished.map_err(|error| {
-                    let _ = std::fs::remove_file(partial);
-                    failed("finish", path, error)
+                named.map_err(|refused| {
+                    // It is complete: what took hours is not thrown away because the name is taken by now.
+                    let message = match refused.path.keep() {
+                        Ok(kept) => {
+                            format!("cannot give {path:?} its name; the complete image is left at {kept:?}")
+                        }
+                        Err(_) => format!("cannot give {path:?} its name"),
+                    };
+                    Error::caused_by(ErrorKind::Target, message, refused.error)
                 })
             }
         }
@@ -164,10 +181,10 @@ impl Sink {
 
     /// Removes a new file; leaves anything else as it is.
     pub(super) fn abandon(self) {
-        if let Self::Blank { partial: Some(partial), .. } = &self
-            && let Err(error) = std::fs::remove_file(partial)
+        if let Self::Blank { partial: Some(partial), path, .. } = self
+            && let Err(error) = partial.close()
         {
-            tracing::warn!("cannot remove {partial:?}: {error}");
+            tracing::warn!("cannot remove what was written for {path:?}: {error}");
         }
     }
 
@@ -189,4 +206,58 @@ impl Sink {
 
 fn failed(what: &str, path: &Path, error: io::Error) -> Error {
     Error::caused_by(ErrorKind::Target, format!("cannot {what} {path:?}"), error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(path: &Path) -> Result<Sink> {
+        Sink::open(&Target::Path(path.into()), 4, false)
+    }
+
+    fn names(folder: &Path) -> Vec<String> {
+        let names = std::fs::read_dir(folder).unwrap();
+        let mut names: Vec<_> = names.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort_unstable();
+        names
+    }
+
+    #[test]
+    fn two_restores_to_one_target_do_not_mix() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("disk");
+        let (first, second) = (open(&target).unwrap(), open(&target).unwrap());
+        first.write(0, b"aaaa").unwrap();
+        second.write(0, b"bb").unwrap();
+        first.finish().unwrap();
+        second.write(2, b"bb").unwrap();
+        // The name is taken; the second image is complete and is not thrown away.
+        let error = second.finish().unwrap_err();
+        assert_eq!(std::fs::read(&target).unwrap(), b"aaaa");
+        let left = names(folder.path());
+        assert_eq!(left.len(), 2, "{left:?}");
+        assert!(error.to_string().contains(&left[1]), "{error}");
+        assert_eq!(std::fs::read(folder.path().join(&left[1])).unwrap(), b"bbbb");
+    }
+
+    #[test]
+    fn a_restore_that_ends_early_leaves_nothing_and_takes_nobodys_file() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("disk.partial"), "somebody's").unwrap();
+        let target = folder.path().join("disk");
+        open(&target).unwrap().abandon();
+        drop(open(&target).unwrap());
+        assert!(Sink::open(&Target::Path(target.clone()), u64::MAX, false).is_err(), "no file is that long");
+        assert_eq!(names(folder.path()), ["disk.partial"]);
+        assert_eq!(std::fs::read(folder.path().join("disk.partial")).unwrap(), b"somebody's");
+    }
+
+    #[test]
+    fn a_link_that_leads_nowhere_is_refused_before_the_work() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("disk");
+        std::os::unix::fs::symlink("nowhere", &target).unwrap();
+        assert_eq!(open(&target).map(|_| ()).unwrap_err().kind(), ErrorKind::Usage);
+    }
 }
