@@ -67,15 +67,19 @@ impl DamageLog {
     pub(super) fn read(&self, range: &Range<u64>) {
         if self.any.load(Ordering::Relaxed) {
             let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
-            // Only what begins in the range is looked at: this is asked for every block that is read.
-            let found: Vec<u64> = lost
-                .blocks
-                .range(range.start..range.end)
-                .filter(|&(_, &end)| end <= range.end)
-                .map(|(&start, _)| start)
-                .collect();
-            for start in found {
+            // The ranges are disjoint, so only those that begin in the range are looked at, and the one before: this is asked for
+            // every block that is read.
+            let touched = lost.blocks.range(..range.end).rev().take_while(|&(_, &end)| end > range.start);
+            let touched: Vec<_> = touched.map(|(&start, &end)| (start, end)).collect();
+            for (start, end) in touched {
                 lost.blocks.remove(&start);
+                // What lies around it may be lost still.
+                if start < range.start {
+                    lost.blocks.insert(start, range.start);
+                }
+                if end > range.end {
+                    lost.blocks.insert(range.end, end);
+                }
             }
             if lost.blocks.is_empty() {
                 self.any.store(false, Ordering::Relaxed);
@@ -142,6 +146,10 @@ mod tests {
         assert_eq!(log.seen(), Damage { blocks: 2, ranges: vec![10..20, 40..50], healed_blocks: 0 });
         log.lost(&id, &(60..70), &Error::new(ErrorKind::StoreIo, "away"));
         assert_eq!(log.seen().blocks, 2);
+        log.read(&(15..45));
+        assert_eq!(log.seen().ranges, [10..15, 45..50]);
+        log.read(&(0..100));
+        assert_eq!(log.seen(), Damage::default());
     }
 
     #[test]

@@ -193,8 +193,8 @@ impl Image {
             let until = end.min(at.saturating_add(window) / window * window);
             let mut watch = |part: Range<u64>, what: Part<'_>| {
                 match what {
-                    Part::Lost(error) => self.damage.lost(&self.id, &self.blocks_around(&part), error),
-                    Part::Data(_) | Part::Zeros => self.damage.read(&self.blocks_around(&part)),
+                    Part::Lost(error) => self.damage.lost(&self.id, &self.whole_blocks(&part), error),
+                    Part::Data(_) | Part::Zeros => self.damage.read(&self.proven_with(&part)),
                 }
                 visitor(part, what)
             };
@@ -207,16 +207,19 @@ impl Image {
         Ok(())
     }
 
-    /// What is lost, or read after all, is always whole blocks, whatever part of them was asked for. Without digests a
-    /// block of the image is no unit.
-    fn blocks_around(&self, part: &Range<u64>) -> Range<u64> {
+    /// `part` widened to the blocks that it lies in: a block is lost as a whole, however little of it was asked for.
+    fn whole_blocks(&self, part: &Range<u64>) -> Range<u64> {
+        let block_bytes = self.block_bytes();
+        let end = part.end.div_ceil(block_bytes).saturating_mul(block_bytes);
+        part.start / block_bytes * block_bytes..end.min(self.len_bytes)
+    }
+
+    /// What is proven when `part` is: its blocks, unless the blocks are those of objects, which need not begin where blocks of
+    /// the image do.
+    fn proven_with(&self, part: &Range<u64>) -> Range<u64> {
         match &self.content {
+            Content::Proven(_) => self.whole_blocks(part),
             Content::Unproven(_) => part.clone(),
-            Content::Proven(view) => {
-                let block_bytes = view.table().block_bytes();
-                let end = part.end.div_ceil(block_bytes).saturating_mul(block_bytes);
-                part.start / block_bytes * block_bytes..end.min(self.len_bytes)
-            }
         }
     }
 

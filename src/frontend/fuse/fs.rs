@@ -194,7 +194,7 @@ impl Filesystem for CinderFs {
     fn read(
         &self,
         _request: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         handle: FileHandle,
         offset: u64,
         size: u32,
@@ -202,6 +202,7 @@ impl Filesystem for CinderFs {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        tracing::trace!(ino = ino.0, offset, size, "read");
         BUFFER.with_borrow_mut(|buffer| {
             answer!(reply, "read", self.tree.read(handle.0, offset, size as usize, buffer), |()| {
                 reply.data(buffer);
@@ -469,6 +470,7 @@ fn send_xattr(reply: ReplyXattr, size: u32, value: Result<Vec<u8>, fuser::Errno>
 mod tests {
     use super::*;
 
+    // > A bug that stops one request answers it with EIO, and the mount goes on.
     #[test]
     fn a_panic_becomes_eio() {
         let quiet = std::panic::take_hook();
