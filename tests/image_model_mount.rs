@@ -9,6 +9,8 @@
 mod cases;
 #[path = "common/history.rs"]
 mod history;
+#[path = "common/mountpoint_guard.rs"]
+mod mountpoint_guard;
 #[path = "common/painted.rs"]
 mod painted;
 #[path = "common/store_kit.rs"]
@@ -18,14 +20,14 @@ use std::fs::{self, File};
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::Path;
 
 use proptest::strategy::{Strategy as _, ValueTree as _};
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
 use history::histories;
+use mountpoint_guard::Mountpoint;
 use painted::Painted;
 
 /// Histories of each kind of blocks; each has up to seven backups.
@@ -39,39 +41,6 @@ const READS: u64 = 40;
 
 /// The kernel asks for whole pages, in bytes.
 const PAGE: usize = 4096;
-
-/// A mount, taken down when the test ends in whatever way.
-struct Mount(PathBuf);
-
-impl Mount {
-    fn of(store: &Path, mountpoint: PathBuf) -> Self {
-        fs::create_dir(&mountpoint).unwrap();
-        // The smallest cache, so that blocks go and come again.
-        let mut command = Command::new(env!("CARGO_BIN_EXE_cinderfs"));
-        command.arg("mount").arg(store).arg(&mountpoint).args(["-o", "cache_size=4M"]);
-        let status = command.stdin(Stdio::null()).status().unwrap();
-        let mount = Self(mountpoint);
-        assert!(status.success(), "cinderfs mount: {status}");
-        mount
-    }
-
-    fn image(&self, id: &str) -> PathBuf {
-        self.0.join("backups").join(id).join("volume.img")
-    }
-
-    /// The orderly end; the guard's is for all others.
-    fn unmount(self) {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_cinderfs"));
-        assert!(command.arg("umount").arg(&self.0).status().unwrap().success());
-        assert_eq!(fs::read_dir(&self.0).unwrap().count(), 0, "still mounted");
-    }
-}
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("--lazy").arg(&self.0).stderr(Stdio::null()).status();
-    }
-}
 
 /// The bytes of a range up to the end of the file, and what ended the reading, if it was not that.
 fn pread(file: &File, range: Range<usize>) -> (Vec<u8>, Option<io::Error>) {
@@ -171,8 +140,9 @@ fn a_sample_of_histories_reads_right_through_a_mount() {
         built.specs.iter().for_each(|spec| spec.write_to_folder(&root));
         images.extend(built.images);
     }
-    let mount = Mount::of(&root, folder.path().join("mounted"));
-    assert_eq!(fs::read_dir(mount.0.join("backups")).unwrap().count(), images.len());
+    // The smallest cache, so that blocks go and come again.
+    let mount = Mountpoint::with(&root, &["-o", "cache_size=4M"]);
+    assert_eq!(fs::read_dir(mount.path().join("backups")).unwrap().count(), images.len());
     for expected in &images {
         check_image(&mount.image(&expected.id), expected);
     }
