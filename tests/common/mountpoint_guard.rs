@@ -1,5 +1,7 @@
 //! A real mount that goes away with its value, also when the test fails.
 
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
