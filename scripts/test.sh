@@ -32,7 +32,8 @@ fmt() { cargo fmt --check; }
 
 lint() {
     cargo clippy --locked --all-targets -- -D warnings &&
-        cargo clippy --locked --lib --no-default-features -- -D warnings # the core needs no FUSE
+        cargo clippy --locked --lib --no-default-features -- -D warnings && # the core needs no FUSE
+        RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
 }
 
 unit() { cargo test --locked --no-fail-fast; }

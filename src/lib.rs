@@ -32,37 +32,58 @@
 //! | extent | a range of the volume that one object holds |
 //! | block | the unit of the sha256 digests, 32 KiB unless configured otherwise |
 //! | image | the whole volume as of one backup |
+//!
+//! # Example
+//!
+//! ```
+//! use std::{path::Path, sync::Arc};
+//! use cinderfs::{catalog::{Catalog, CatalogOptions}, store::posix::PosixStore};
+//!
+//! # fn main() -> cinderfs::Result<()> {
+//! let store = PosixStore::open(Path::new("tests/fixtures/stores/ext4"))?;
+//! let catalog = Catalog::open(Arc::new(store), CatalogOptions::default())?;
+//! let snapshot = catalog.snapshot();
+//! let newest = snapshot.entries().next_back().expect("the store holds three backups");
+//! let image = catalog.image(newest)?;
+//!
+//! // The magic number of ext4, at 56 bytes in its superblock. Whatever is read has been verified.
+//! let mut magic = [0; 2];
+//! image.read_at(&mut magic, 1024 + 56)?;
+//! assert_eq!(magic, [0x53, 0xef]);
+//! # Ok(())
+//! # }
+//! ```
 
 // Offsets and lengths are `u64` on disk and `usize` in memory; the code converts between them freely.
 const _: () = assert!(size_of::<usize>() == size_of::<u64>(), "cinderfs needs a 64-bit target");
 
-/// Newtypes for what could be swapped: ids, names, digests.
+// Newtypes for what could be swapped: ids, names, digests.
 pub mod types;
-/// What can go wrong, with the rules for saying so.
+// What can go wrong, with the rules for saying so.
 pub mod error;
 mod byte_lru;
 // -- read path, from the bytes at rest to the reader --
-/// Where containers live.
+// Where containers live.
 pub mod store;
-/// The bytes Cinder writes: names, `_metadata`, `_sha256file`.
+// The bytes Cinder writes: names, `_metadata`, `_sha256file`.
 pub mod format;
-/// Which backups a store holds, and which are unusable and why.
+// Which backups a store holds, and which are unusable and why.
 pub mod catalog;
-/// One opened backup: metadata, digests and objects, checked against each other.
+// One opened backup: metadata, digests and objects, checked against each other.
 pub mod backup;
-/// From a backup to its full one, flattened into one map of extents.
+// From a backup to its full one, flattened into one map of extents.
 pub mod chain;
-/// Compressed streams: none, zlib, bz2, zstd.
+// Compressed streams: none, zlib, bz2, zstd.
 pub mod codec;
-/// Plain ranges out of compressed objects.
+// Plain ranges out of compressed objects.
 pub mod object;
-/// Blocks that are proven right, and the cache of them.
+// Blocks that are proven right, and the cache of them.
 pub mod block;
-/// The virtual disk, the one type that front-ends see.
+// The virtual disk, the one type that front-ends see.
 pub mod image;
-/// Consumers of images, side by side.
+// Consumers of images, side by side.
 pub mod frontend;
-/// The command line; the only module that prints.
+// The command line; the only module that prints.
 pub mod cli;
 
 pub use error::{Error, ErrorKind, Result};

@@ -15,27 +15,27 @@
 //! another inode. Every request is answered, also when serving it panics. What a mount promises to its users stands in
 //! `docs/SEMANTICS.md`.
 
-/// What `stat` shows.
+// What `stat` shows.
 pub mod attr;
-/// The process that serves a mount in the background.
+// The process that serves a mount in the background.
 pub mod daemon;
-/// Which errno a failure becomes.
+// Which errno a failure becomes.
 pub mod errno;
-/// FUSE requests, answered from the tree.
+// FUSE requests, answered from the tree.
 pub mod fs;
-/// Inode numbers.
+// Inode numbers.
 pub mod inodes;
-/// Mounting, signals, and the end.
+// Mounting, signals, and the end.
 pub mod mount;
-/// Where a mount may stand.
+// Where a mount may stand.
 pub mod mountpoint;
-/// File names in the tree.
+// File names in the tree.
 pub mod names;
-/// Which names stand where.
+// Which names stand where.
 pub mod namespace;
-/// `-o`.
+// `-o`.
 pub mod options;
-/// What requests mean.
+// What requests mean.
 pub mod tree;
-/// Taking mounts away.
+// Taking mounts away.
 pub mod unmount;
