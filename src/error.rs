@@ -57,6 +57,32 @@ pub enum ErrorKind {
     Interrupted,
 }
 
+impl ErrorKind {
+    /// Whether it says something about the backup, and not about the store's health at this moment or about the call.
+    pub fn is_damage(self) -> bool {
+        match self {
+            Self::ObjectNotFound
+            | Self::UnsafeName
+            | Self::Truncated
+            | Self::Malformed
+            | Self::Unsupported
+            | Self::LimitExceeded
+            | Self::Codec
+            | Self::HashMismatch
+            | Self::NoData
+            | Self::ChainBroken => true,
+            Self::StoreNotFound
+            | Self::AccessDenied
+            | Self::StoreIo
+            | Self::BackupNotFound
+            | Self::Ambiguous
+            | Self::Usage
+            | Self::Target
+            | Self::Interrupted => false,
+        }
+    }
+}
+
 struct Inner {
     kind: ErrorKind,
     message: String,

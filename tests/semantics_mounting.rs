@@ -73,8 +73,8 @@ fn daemon_of(mountpoint: &Path) -> Option<u32> {
     processes.pop()
 }
 
-// > `cinderfs mount` prints nothing and returns 0 when the mount answers, and otherwise with its error after
-// > taking away what it began.
+// > `cinderfs mount` returns 0 when the mount answers, and otherwise with its error after taking away what it began;
+// > it prints nothing, except where the store holds no backup or a part of it cannot be read.
 #[test]
 fn the_background_mount_is_ready_when_the_command_returns() {
     let (folder, store, mountpoint) = place();

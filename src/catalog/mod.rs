@@ -101,6 +101,7 @@ pub struct Entry {
 pub struct Snapshot {
     entries: Vec<Arc<Entry>>,
     by_id: HashMap<BackupId, usize>,
+    unreadable: Vec<(String, Error)>,
 }
 
 impl Snapshot {
@@ -114,11 +115,16 @@ impl Snapshot {
         self.by_id.get(id).map(|&index| &self.entries[index])
     }
 
+    /// Folders of the store that could not be read, with the reason: what they hold is not in this snapshot.
+    pub fn unreadable(&self) -> &[(String, Error)] {
+        &self.unreadable
+    }
+
     /// A snapshot of these backups.
     pub fn new(mut entries: Vec<Arc<Entry>>) -> Self {
         entries.sort_by(|a, b| (a.created_at, &a.id).cmp(&(b.created_at, &b.id)));
         let by_id = entries.iter().enumerate().map(|(index, entry)| (entry.id.clone(), index)).collect();
-        Self { entries, by_id }
+        Self { entries, by_id, unreadable: Vec::new() }
     }
 
     /// The chain of a backup that has no problem, the full one first.

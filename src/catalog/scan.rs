@@ -47,16 +47,16 @@ impl Scan {
     /// The store as it is now: the same snapshot as before when nothing changed.
     pub(super) fn run(&mut self, store: &dyn Store) -> Result<Arc<Snapshot>> {
         let listing = store.list(METADATA_SUFFIX)?;
-        let mut unreadable = HashSet::new();
-        for (folder, error) in listing.unreadable {
-            if !self.unreadable.contains(&folder) {
+        let unreadable: HashSet<String> =
+            listing.unreadable.iter().map(|(folder, _)| folder.clone()).collect();
+        for (folder, error) in &listing.unreadable {
+            if !self.unreadable.contains(folder) {
                 tracing::warn!("cannot look into {folder:?}: {error}");
             }
-            unreadable.insert(folder);
         }
-        self.unreadable = unreadable;
         let mut documents = HashMap::with_capacity(listing.objects.len());
-        let mut changed = false;
+        let mut changed = unreadable != self.unreadable;
+        self.unreadable = unreadable;
         for listed in listing.objects {
             let known = self.documents.get(&listed.name);
             let known = known.filter(|known| known.listed.stat.version == listed.stat.version);
@@ -72,7 +72,7 @@ impl Scan {
             documents.insert(document.listed.name.clone(), document);
         }
         if changed || documents.len() != self.documents.len() {
-            self.snapshot = Arc::new(snapshot_of(&documents));
+            self.snapshot = Arc::new(Snapshot { unreadable: listing.unreadable, ..snapshot_of(&documents) });
         }
         self.documents = documents;
         Ok(self.snapshot.clone())

@@ -51,8 +51,6 @@ pub enum Piece {
         object: ObjectIndex,
         /// Where in the object's plain bytes they begin.
         object_offset: u64,
-        /// Where in the object's plain bytes the whole extent begins: what lies between is of this image, too.
-        extent_object_offset: u64,
     },
     /// No object of the chain covers these bytes of the image.
     Gap(Range<u64>),
@@ -143,7 +141,6 @@ impl ExtentMap {
                     Piece::Data {
                         object: extent.object,
                         object_offset: extent.object_offset + (at - extent.start),
-                        extent_object_offset: extent.object_offset,
                         image,
                     }
                 }
@@ -215,8 +212,7 @@ mod tests {
                 at = range.end;
                 for i in range.clone() {
                     let expected = match &piece {
-                        Piece::Data { object, object_offset, extent_object_offset, .. } => {
-                            prop_assert!(extent_object_offset <= object_offset);
+                        Piece::Data { object, object_offset, .. } => {
                             Some((*object, object_offset + (i - range.start)))
                         }
                         Piece::Gap(_) => None,

@@ -37,7 +37,7 @@ Environment:
 /// Reads the backups that Cinder's POSIX, NFS and GlusterFS drivers wrote, full and incremental, without OpenStack.
 /// Every block is compared with its digest before a byte of it is handed out. The store is only ever read.
 #[derive(Parser, Debug)]
-#[command(name = "cinderfs", version, after_long_help = EXAMPLES, disable_help_subcommand = true)]
+#[command(name = "cinderfs", version, after_long_help = EXAMPLES)]
 pub struct Cli {
     #[command(subcommand)]
     pub(crate) verb: Verb,
@@ -70,10 +70,24 @@ pub(crate) enum Verb {
     #[cfg(feature = "fuse")]
     Mount(super::mount::MountArgs),
     #[cfg(feature = "fuse")]
+    #[command(alias = "unmount")]
     Umount(super::umount::UmountArgs),
     List(super::list::ListArgs),
     Show(super::show::ShowArgs),
     Restore(super::restore::RestoreArgs),
+}
+
+impl Verb {
+    /// Whether it goes on serving others, who do not see its stderr.
+    pub(crate) fn is_daemon(&self) -> bool {
+        match self {
+            #[cfg(feature = "fuse")]
+            Self::Mount(_) => true,
+            #[cfg(feature = "fuse")]
+            Self::Umount(_) => false,
+            Self::List(_) | Self::Show(_) | Self::Restore(_) => false,
+        }
+    }
 }
 
 /// How to print rows or fields, as in the OpenStack client.

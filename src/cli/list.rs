@@ -7,8 +7,8 @@ use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
 use super::args::{self, OutputArgs, StoreArg};
-use super::exit::{Failure, Outcome};
-use super::{print, render, select};
+use super::exit::{Failure, Outcome, note};
+use super::{EMPTY_NOTE, print, render, select, unreadable_note};
 use crate::catalog::{Catalog, Entry};
 use crate::frontend::document::{self, STATUS_AVAILABLE, STATUS_ERROR};
 use crate::image::Image;
@@ -76,7 +76,8 @@ pub(crate) fn run(args: &ListArgs) -> Result<Outcome, Failure> {
     let wants_status = wants(STATUS) || args.status.is_some();
 
     let catalog = args.store.catalog()?;
-    let entries = select::newest_first(&catalog.snapshot());
+    let snapshot = catalog.snapshot();
+    let entries = select::newest_first(&snapshot);
     let volume = args.volume.as_deref().map(|words| select::volume(&entries, words)).transpose()?;
     let mut rows: Vec<Vec<Value>> = entries
         .iter()
@@ -99,7 +100,20 @@ pub(crate) fn run(args: &ListArgs) -> Result<Outcome, Failure> {
     let rows: Vec<Vec<Value>> =
         rows.iter().map(|row| chosen.iter().map(|&column| row[column].clone()).collect()).collect();
     print(|out| render::list(out, args.output.format, &titles, &rows))?;
-    Ok(Outcome::Done)
+    let unreadable = snapshot.unreadable();
+    match (entries.is_empty(), unreadable.first()) {
+        // Nothing could be seen: a script must not take that for an empty store.
+        (true, Some((_, error))) => Err(Failure::from(error.clone())),
+        (false, Some(_)) => {
+            note(&unreadable_note(unreadable));
+            Ok(Outcome::Damaged)
+        }
+        (true, None) => {
+            note(EMPTY_NOTE);
+            Ok(Outcome::Done)
+        }
+        (false, None) => Ok(Outcome::Done),
+    }
 }
 
 /// The image, or nothing and a word in the log.

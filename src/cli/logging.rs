@@ -11,10 +11,18 @@ use crate::error::{Error, ErrorKind};
 /// The environment variable that holds a filter: `debug`, `cinderfs::object=trace,warn`, ….
 const FILTER_VARIABLE: &str = "CINDERFS_LOG";
 
-/// Starts logging. `verbosity` counts `-v` up and `-q` down from 0.
-pub(crate) fn start(verbosity: i16) -> Result<(), Failure> {
+/// What a command tells in its own words, and a daemon can only log: lost blocks, healed blocks, unreadable folders.
+const TOLD_BY_COMMANDS: &str =
+    "warn,cinderfs::image::damage=off,cinderfs::image::view=off,cinderfs::catalog::scan=off";
+
+/// Starts logging. `verbosity` counts `-v` up and `-q` down from 0; `is_daemon` is a process that only has the log to
+/// tell anything.
+pub(crate) fn start(verbosity: i16, is_daemon: bool) -> Result<(), Failure> {
     let from_environment = env::var(FILTER_VARIABLE).unwrap_or_default();
-    let words = filter_words(&from_environment, verbosity);
+    let words = match (from_environment.trim(), verbosity, is_daemon) {
+        ("", 0, false) => TOLD_BY_COMMANDS.to_owned(),
+        (words, _, _) => filter_words(words, verbosity),
+    };
     let filter = EnvFilter::try_new(&words).map_err(|error| {
         Failure::from(Error::caused_by(ErrorKind::Usage, format!("{FILTER_VARIABLE} is no filter"), error))
             .hint(format!(

@@ -6,6 +6,7 @@ mod args;
 mod exit;
 mod list;
 mod logging;
+mod memory;
 #[cfg(feature = "fuse")]
 mod mount;
 mod progress;
@@ -30,6 +31,7 @@ use exit::Failure;
 
 /// Runs the command that the process was called with, and returns its exit code.
 pub fn main() -> ExitCode {
+    memory::tame_the_allocator();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(usage) => {
@@ -43,7 +45,7 @@ pub fn main() -> ExitCode {
 
 fn run(cli: Cli) -> Result<Outcome, Failure> {
     let verbosity = cli.global.verbosity();
-    logging::start(verbosity)?;
+    logging::start(verbosity, cli.verb.is_daemon())?;
     match cli.verb {
         #[cfg(feature = "fuse")]
         Verb::Mount(args) => mount::run(&args, verbosity),
@@ -53,6 +55,17 @@ fn run(cli: Cli) -> Result<Outcome, Failure> {
         Verb::Show(args) => show::run(&args),
         Verb::Restore(args) => restore::run(&args, verbosity < 0),
     }
+}
+
+/// What is said of a store without backups: the usual reason is a share that is not mounted.
+const EMPTY_NOTE: &str =
+    "cinderfs: the store holds no backups; is it the right folder, and is its share mounted?\n";
+
+/// What is said of folders that could not be read, in one line however many they are.
+fn unreadable_note(unreadable: &[(String, Error)]) -> String {
+    let Some((_, first)) = unreadable.first() else { return String::new() };
+    let count = unreadable.len();
+    format!("cinderfs: {count} folder(s) or file(s) could not be read, so backups may be missing: {first}\n")
 }
 
 /// Prints a result on stdout. A reader that stops reading (`| head`) is no failure; a full disk is one.

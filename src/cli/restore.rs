@@ -130,11 +130,25 @@ pub(crate) fn run(args: &RestoreArgs, quiet: bool) -> Result<Outcome, Failure> {
             if let Some(map) = loss_map {
                 map.discard();
             }
-            return Err(signals.blame(error.into()));
+            let is_lost = error.kind().is_damage() && args.on_damage == OnDamage::Stop;
+            let failure = signals.blame(error.into());
+            return Err(if is_lost {
+                failure.hint(
+                    "--on-damage zero --loss-map FILE restores the rest, with zeros in place of what is lost",
+                )
+            } else {
+                failure
+            });
         }
     };
-    reporter.finish(|| summary_json(&report, seconds));
+    reporter.finish(|| {
+        let mut summary = summary_json(&report, seconds);
+        summary["backup_id"] = json!(entry.id.as_str());
+        summary["target"] = json!(args.target.to_string_lossy());
+        summary
+    });
     if !quiet && args.progress != Mode::Json {
+        note(&format!("restored {} to {}\n", said(&entry), render::visible(&args.target.to_string_lossy())));
         note(&summary(&report, seconds, args.loss_map.as_deref()));
     }
     if let Some(map) = loss_map {
@@ -290,11 +304,19 @@ fn merged(ranges: &[Range<u64>], image_bytes: u64) -> Vec<Range<u64>> {
     merged
 }
 
+/// A backup in one line: its id, its name and when it was made.
+fn said(entry: &Entry) -> String {
+    let name = entry.name.as_deref().map(|name| format!("{:?}, ", render::visible(name))).unwrap_or_default();
+    let created_at = entry.created_at.map_or("undated".to_owned(), |time| time.to_string());
+    format!("{} ({name}{created_at})", entry.id)
+}
+
 fn summary_json(report: &Report, seconds: f64) -> Value {
     json!({
         "image_bytes": report.image_bytes,
         "data_bytes": report.data_bytes,
         "hole_bytes": report.hole_bytes,
+        "healed_blocks": report.healed_blocks,
         "damaged_bytes": report.damaged_bytes,
         "damaged_ranges": merged(&report.damaged, report.image_bytes).len(),
         "seconds": (seconds * 1000.0).round() / 1000.0,
@@ -303,18 +325,22 @@ fn summary_json(report: &Report, seconds: f64) -> Value {
 
 fn summary(report: &Report, seconds: f64, loss_map: Option<&Path>) -> String {
     let mut text = format!(
-        "restored {} in {seconds:.1} s: {} of data, {} of holes\n",
+        "{} in {seconds:.1} s: {} of data, {} of holes\n",
         BinaryBytes(report.image_bytes),
         BinaryBytes(report.data_bytes),
         BinaryBytes(report.hole_bytes),
     );
+    if report.healed_blocks > 0 {
+        text.push_str(&format!("healed: {} block(s) from other backups' copies\n", report.healed_blocks));
+    }
     let damaged = merged(&report.damaged, report.image_bytes);
     if damaged.is_empty() {
         return text;
     }
+    let percent = 100.0 * report.damaged_bytes as f64 / report.image_bytes as f64;
     text.push_str(&format!(
-        "damaged: {} bytes in {} range(s) were replaced by zeros",
-        report.damaged_bytes,
+        "LOST: {} ({percent:.1} % of the image) in {} range(s), replaced by zeros",
+        BinaryBytes(report.damaged_bytes),
         damaged.len()
     ));
     match loss_map {
@@ -342,6 +368,7 @@ mod tests {
             image_bytes,
             data_bytes: image_bytes,
             hole_bytes: 0,
+            healed_blocks: 0,
             damaged: damaged.to_vec(),
             damaged_bytes: damaged.iter().map(|range| range.end - range.start).sum(),
         }
@@ -448,12 +475,14 @@ mod tests {
     fn the_summary_names_what_was_lost() {
         assert_eq!(
             summary(&report(3 << 30, &[]), 12.0, None),
-            "restored 3.00 GiB in 12.0 s: 3.00 GiB of data, 0 B of holes\n"
+            "3.00 GiB in 12.0 s: 3.00 GiB of data, 0 B of holes\n"
         );
         let damaged: Vec<Range<u64>> = (0..9).map(|n| n * 100..n * 100 + 10).collect();
         let text = summary(&report(1000, &damaged), 1.0, None);
         assert!(
-            text.contains("damaged: 90 bytes in 9 range(s) were replaced by zeros\n  offset 0 length 10\n"),
+            text.contains(
+                "LOST: 90 B (9.0 % of the image) in 9 range(s), replaced by zeros\n  offset 0 length 10\n"
+            ),
             "{text}"
         );
         assert!(
@@ -463,9 +492,6 @@ mod tests {
         assert!(
             summary(&report(1000, &damaged), 1.0, Some(Path::new("a\nb"))).ends_with("zeros; see a\\nb\n")
         );
-        assert_eq!(
-            summary_json(&report(1000, &damaged), 1.23456).to_string(),
-            r#"{"image_bytes":1000,"data_bytes":1000,"hole_bytes":0,"damaged_bytes":90,"damaged_ranges":9,"seconds":1.235}"#
-        );
+        assert_eq!(summary_json(&report(1000, &damaged), 1.23456)["damaged_ranges"], json!(9));
     }
 }

@@ -74,10 +74,12 @@ pub struct Progress {
 pub struct Report {
     /// The image's length.
     pub image_bytes: u64,
-    /// Bytes that are not holes.
+    /// Bytes that are neither holes nor damaged.
     pub data_bytes: u64,
     /// Bytes that are holes.
     pub hole_bytes: u64,
+    /// Blocks that were taken from another backup's copy.
+    pub healed_blocks: u64,
     /// Ranges of the image that were replaced by zeros.
     pub damaged: Vec<Range<u64>>,
     /// How many bytes those are.
@@ -101,8 +103,8 @@ struct Work<'a> {
 /// Writes `image` to `target`, and tells `observer` how far it is.
 ///
 /// [`ErrorKind::Usage`] when the target exists and `force` is not set, [`ErrorKind::Target`] when it is too small or
-/// cannot be written. On any error a new file is removed again, unless it is complete and its name was taken meanwhile; an
-/// existing target is left as far as it was written.
+/// cannot be written. On any error a new file is removed again, unless it is complete and its name was taken meanwhile. A file that
+/// is to be overwritten is replaced when the new one is complete; a device is left as far as it was written.
 pub fn restore(
     image: &Arc<Image>,
     target: Target,
@@ -128,8 +130,10 @@ pub fn restore(
     match result {
         Ok(()) => sink.finish()?,
         Err(error) => {
-            sink.abandon();
-            return Err(error);
+            return Err(match sink.abandon() {
+                Some(state) => error.context(state),
+                None => error,
+            });
         }
     }
     observer(work.progress());
@@ -292,8 +296,10 @@ impl Work<'_> {
                 _ => damaged.push(range),
             }
         }
-        let damaged_bytes = damaged.iter().map(|range| range.end - range.start).sum();
+        let damaged_bytes: u64 = damaged.iter().map(|range| range.end - range.start).sum();
         let (image_bytes, hole_bytes) = (self.image.len_bytes(), self.hole_bytes.into_inner());
-        Report { image_bytes, data_bytes: image_bytes - hole_bytes, hole_bytes, damaged, damaged_bytes }
+        let healed_blocks = self.image.damage().healed_blocks;
+        let data_bytes = image_bytes - hole_bytes - damaged_bytes;
+        Report { image_bytes, data_bytes, hole_bytes, healed_blocks, damaged, damaged_bytes }
     }
 }

@@ -11,7 +11,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use crate::error::{Error, ErrorKind};
+use crate::error::Error;
 use crate::types::BackupId;
 
 /// Most ranges remembered. A wholly lost object is one range; a store with more scattered damage than this needs
@@ -45,7 +45,7 @@ struct Lost {
 impl DamageLog {
     /// A block could not be served.
     pub(super) fn lost(&self, backup: &BackupId, range: &Range<u64>, error: &Error) {
-        if !is_damage(error.kind()) {
+        if !error.kind().is_damage() {
             tracing::warn!(%backup, offset = range.start, length = range.end - range.start, "cannot read: {error}");
             return;
         }
@@ -106,33 +106,10 @@ impl Lost {
     }
 }
 
-/// Whether a failure says something about the backup, and not about the store's health at this moment.
-pub(super) fn is_damage(kind: ErrorKind) -> bool {
-    match kind {
-        ErrorKind::ObjectNotFound
-        | ErrorKind::UnsafeName
-        | ErrorKind::Truncated
-        | ErrorKind::Malformed
-        | ErrorKind::Unsupported
-        | ErrorKind::LimitExceeded
-        | ErrorKind::Codec
-        | ErrorKind::HashMismatch
-        | ErrorKind::NoData
-        | ErrorKind::ChainBroken => true,
-        ErrorKind::StoreNotFound
-        | ErrorKind::AccessDenied
-        | ErrorKind::StoreIo
-        | ErrorKind::BackupNotFound
-        | ErrorKind::Ambiguous
-        | ErrorKind::Usage
-        | ErrorKind::Target
-        | ErrorKind::Interrupted => false,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::ErrorKind;
 
     #[test]
     fn lost_blocks_merge_and_come_back() {

@@ -12,7 +12,6 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
-use super::damage::is_damage;
 use super::engine::Engine;
 use super::{extents, open_object};
 use crate::backup::{Backup, BlockHashTable};
@@ -34,7 +33,7 @@ pub(super) fn settle(
     let (Some(&longest), 2..) = (possible.last(), possible.len()) else { return Ok(by_rule) };
     let expected = match table.get(table.count() - 1..table.count()).pop().transpose() {
         Ok(expected) => expected,
-        Err(error) if is_damage(error.kind()) => return Ok(by_rule),
+        Err(error) if error.kind().is_damage() => return Ok(by_rule),
         Err(error) => return Err(error),
     };
     let start = (table.count() - 1) * table.block_bytes();
@@ -43,7 +42,7 @@ pub(super) fn settle(
     for longest in [by_rule, longest] {
         let plain = match last_block(engine, layers, start..longest) {
             Ok(plain) => plain,
-            Err(error) if is_damage(error.kind()) => continue,
+            Err(error) if error.kind().is_damage() => continue,
             Err(error) => return Err(error),
         };
         let mut hasher = Sha256::new();

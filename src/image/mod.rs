@@ -21,6 +21,7 @@ mod ending;
 mod engine;
 mod holes;
 mod lately;
+mod scratch;
 mod unproven;
 mod view;
 

@@ -14,9 +14,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use super::copies::LostBlock;
-use super::damage::is_damage;
 use super::engine::Engine;
 use super::lately::LostLately;
+use super::scratch::Scratch;
 use super::{Part, block_range, open_object};
 use crate::backup::{Backup, BlockHashTable};
 use crate::block::{Claim, Follow, Lead, VerifiedBlock, hash_of_zeros};
@@ -213,7 +213,8 @@ impl View {
         let (Some(first), Some(last)) = (run.first(), run.last()) else { return };
         let started = Instant::now();
         let bytes = self.range_of(first.block).start..self.range_of(last.block).end;
-        let mut plain = vec![0; (bytes.end - bytes.start) as usize];
+        let mut plain = Scratch::take((bytes.end - bytes.start) as usize);
+        let plain = plain.bytes();
         let mut missing: Vec<(Range<u64>, Error)> = Vec::new();
         // What no object covers reads as zeros, as on the new volume that a backup without its zero runs is restored to;
         // the digest tells whether that is right.
@@ -221,8 +222,11 @@ impl View {
         let mut meanwhile = None;
         for piece in self.map.pieces(bytes.clone()) {
             match piece {
-                Piece::Gap(image) => gaps.push(image),
-                Piece::Data { image, object, object_offset, extent_object_offset } => {
+                Piece::Gap(image) => {
+                    plain[(image.start - bytes.start) as usize..(image.end - bytes.start) as usize].fill(0);
+                    gaps.push(image);
+                }
+                Piece::Data { image, object, object_offset } => {
                     let out =
                         &mut plain[(image.start - bytes.start) as usize..(image.end - bytes.start) as usize];
                     let mut neighbours = Neighbours {
@@ -230,7 +234,7 @@ impl View {
                         run: &run,
                         image: &image,
                         object_offset,
-                        extent_object_offset,
+                        object,
                         begun: Vec::new(),
                         meanwhile: None,
                     };
@@ -310,7 +314,7 @@ impl View {
 
     /// Looks for another copy of a block that is damaged.
     fn heal(&self, wanted: &Wanted<'_>, error: Error) -> Result<Arc<VerifiedBlock>> {
-        let (true, true, Some(tip)) = (self.heals, is_damage(error.kind()), self.layers.last()) else {
+        let (true, true, Some(tip)) = (self.heals, error.kind().is_damage(), self.layers.last()) else {
             return Err(error);
         };
         let Some(copies) = self.engine.copies() else { return Err(error) };
@@ -365,8 +369,13 @@ impl View {
     }
 
     /// Files a whole block that was decoded on the way to another, if it is right; if not, whoever asks for it will say so.
-    fn file(&self, block: BlockIndex, bytes: &[u8]) {
+    fn file(&self, block: BlockIndex, object: ObjectIndex, bytes: &[u8]) {
         if block.0 >= self.table.count() {
+            return;
+        }
+        // Where a newer backup hides the object, the block is another one.
+        let first = self.map.pieces(self.range_of(block)).next();
+        if !matches!(first, Some(Piece::Data { object: holder, .. }) if holder == object) {
             return;
         }
         let Some(Ok(hash)) = self.table.get(block.0..block.0 + 1).pop() else { return };
@@ -415,13 +424,13 @@ fn no_object() -> Error {
     )
 }
 
-/// Files the blocks that lie before the wanted ones in the same extent and are decoded on the way.
+/// Files the blocks that lie before the wanted ones in the same object and are decoded on the way.
 struct Neighbours<'v, 'w, 'l> {
     view: &'v View,
     run: &'w [Wanted<'l>],
     image: &'w Range<u64>,
+    object: ObjectIndex,
     object_offset: u64,
-    extent_object_offset: u64,
     /// The beginning of a block of which more is to be passed.
     begun: Vec<u8>,
     meanwhile: Option<Vec<Arc<VerifiedBlock>>>,
@@ -433,8 +442,9 @@ impl Passing for Neighbours<'_, '_, '_> {
         self.meanwhile.is_some()
     }
 
+    /// All of the object: it belongs to the volume as it stands, except where a newer backup hides it.
     fn useful_from(&self) -> u64 {
-        self.extent_object_offset
+        0
     }
 
     fn passed(&mut self, offset: u64, bytes: &[u8]) {
@@ -446,12 +456,13 @@ impl Passing for Neighbours<'_, '_, '_> {
             let (now, later) = rest.split_at(rest.len().min((block_bytes - into) as usize));
             // A block whose beginning was not passed is of no use.
             if into == self.begun.len() as u64 {
+                let block = BlockIndex(at / block_bytes);
                 if self.begun.is_empty() && now.len() as u64 == block_bytes {
-                    view.file(BlockIndex(at / block_bytes), now);
+                    view.file(block, self.object, now);
                 } else {
                     self.begun.extend_from_slice(now);
                     if self.begun.len() as u64 == block_bytes {
-                        view.file(BlockIndex(at / block_bytes), &self.begun);
+                        view.file(block, self.object, &self.begun);
                         self.begun.clear();
                     }
                 }

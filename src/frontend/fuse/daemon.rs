@@ -40,7 +40,9 @@ const SYSLOG_LINE_BYTES_MAX: u64 = 2048;
 pub fn start(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Result<u8> {
     let failed = |error: io::Error| Error::caused_by(ErrorKind::Target, "cannot start the daemon", error);
     let (mut reports, report) = io::pipe().map_err(failed)?;
-    let mut child = Command::new("/proc/self/exe")
+    // By its path where that still leads to it, so that `ps` shows the program's name.
+    let program = std::env::current_exe().ok().filter(|path| path.exists());
+    let mut child = Command::new(program.as_deref().unwrap_or(Path::new("/proc/self/exe")))
         .arg0("cinderfs")
         .args(arguments)
         .stdin(Stdio::from(report))

@@ -53,7 +53,10 @@ pub fn mount(fs: CinderFs, store: &str, mountpoint: &Path, options: &MountOption
         let hint = match error.kind() {
             io::ErrorKind::NotFound => " (is the fuse module loaded, and fusermount3 installed?)",
             io::ErrorKind::PermissionDenied => {
-                " (is /dev/fuse open to you, and user_allow_other in /etc/fuse.conf?)"
+                match std::fs::OpenOptions::new().read(true).write(true).open("/dev/fuse") {
+                    Err(_) => " (/dev/fuse is not open to you)",
+                    Ok(_) => " (allow_other and allow_root need user_allow_other in /etc/fuse.conf)",
+                }
             }
             _ => "",
         };

@@ -105,7 +105,7 @@ pub fn unmount(mountpoint: &Path, lazy: bool) -> Result<()> {
         Some(libc::EBUSY) => Error::new(
             ErrorKind::Target,
             format!(
-                "the mount at {mountpoint:?} is in use; end what uses it (fuser -vm {mountpoint:?} tells) or use --lazy"
+                "the mount at {mountpoint:?} is in use; end what uses it (fuser -vm {mountpoint:?} tells processes, losetup -a loop devices) or use --lazy"
             ),
         ),
         _ => Error::caused_by(ErrorKind::Target, format!("cannot unmount {mountpoint:?}"), error),

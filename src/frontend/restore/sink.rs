@@ -1,9 +1,10 @@
 //! Targets of a restore: what may be overwritten, and what is known to be zeros already.
 
-use std::fs::{File, Metadata, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions, Permissions};
 use std::io::{self, Write as _};
 use std::ops::Range;
 use std::os::fd::AsFd as _;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileExt as _, FileTypeExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -24,7 +25,7 @@ const PARTIAL_SUFFIX: &str = ".partial";
 /// An opened target.
 pub(super) enum Sink {
     /// A regular file that reads as zeros where nothing was written.
-    Blank { file: File, path: PathBuf, partial: Option<TempPath> },
+    Blank { file: File, path: PathBuf, partial: Option<TempPath>, replaces_file: bool },
     /// A block device, of which nothing is known.
     Device { file: File, path: PathBuf },
     /// Something that takes bytes in order.
@@ -43,6 +44,12 @@ impl Sink {
             }
             Target::Path(path) => path,
         };
+        if path.as_os_str().as_bytes().ends_with(b"/") {
+            return Err(Error::new(
+                ErrorKind::Usage,
+                format!("target {path:?} names a folder, expected a file"),
+            ));
+        }
         match std::fs::metadata(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 // The name is taken all the same, which would come out when the whole image is written.
@@ -50,14 +57,15 @@ impl Sink {
                     let message = format!("target {path:?} is a symbolic link that leads nowhere");
                     return Err(Error::new(ErrorKind::Usage, message));
                 }
-                Self::create(path, len_bytes)
+                Self::create(path, len_bytes, None)
             }
             Err(error) => Err(failed("look at", path, error)),
             Ok(metadata) => Self::open_existing(path, &metadata, len_bytes, force),
         }
     }
 
-    fn create(path: &Path, len_bytes: u64) -> Result<Self> {
+    /// A new file beside its final name, with the permissions of the one it replaces, if any.
+    fn create(path: &Path, len_bytes: u64, replaces: Option<Permissions>) -> Result<Self> {
         let Some(name) = path.file_name() else {
             return Err(Error::new(ErrorKind::Usage, format!("target {path:?} names no file")));
         };
@@ -66,15 +74,33 @@ impl Sink {
         prefix.push(".");
         // Readable by its owner alone, and removed when it is dropped.
         let partial = tempfile::Builder::new().prefix(&prefix).suffix(PARTIAL_SUFFIX).tempfile_in(folder);
-        let (file, partial) = partial.map_err(|error| failed("create", path, error))?.into_parts();
-        let sink = Self::Blank { file, path: path.into(), partial: Some(partial) };
+        let partial = partial.map_err(|error| match std::fs::metadata(folder) {
+            Err(missing) if missing.kind() == io::ErrorKind::NotFound => Error::new(
+                ErrorKind::Target,
+                format!("cannot create {path:?}: the folder {folder:?} does not exist"),
+            ),
+            _ => failed("create", path, without_path(error)),
+        });
+        let (file, partial) = partial?.into_parts();
+        let replaces_file = replaces.is_some();
+        if let Some(permissions) = replaces {
+            file.set_permissions(permissions).map_err(|error| failed("create", path, error))?;
+        }
+        let sink = Self::Blank { file, path: path.into(), partial: Some(partial), replaces_file };
         sink.set_len(len_bytes)?;
         Ok(sink)
     }
 
     fn open_existing(path: &Path, metadata: &Metadata, len_bytes: u64, force: bool) -> Result<Self> {
         let kind = metadata.file_type();
-        if kind.is_char_device() || kind.is_fifo() {
+        if kind.is_fifo() {
+            // Opening it would wait for a reader, deaf to signals.
+            return Err(Error::new(
+                ErrorKind::Usage,
+                format!("target {path:?} is a pipe; write to stdout with `-`"),
+            ));
+        }
+        if kind.is_char_device() {
             let file =
                 OpenOptions::new().write(true).open(path).map_err(|error| failed("open", path, error))?;
             return Ok(Self::Stream { file: Mutex::new(file), path: path.into() });
@@ -92,11 +118,10 @@ impl Sink {
             ));
         }
         if kind.is_file() {
-            let opened = OpenOptions::new().write(true).truncate(true).open(path);
-            let file = opened.map_err(|error| failed("open", path, error))?;
-            let sink = Self::Blank { file, path: path.into(), partial: None };
-            sink.set_len(len_bytes)?;
-            return Ok(sink);
+            // Replaced when the new one is complete, wherever symbolic links lead.
+            let path = path.canonicalize().map_err(|error| failed("look at", path, error))?;
+            OpenOptions::new().write(true).open(&path).map_err(|error| failed("overwrite", &path, error))?;
+            return Self::create(&path, len_bytes, Some(metadata.permissions()));
         }
         // O_EXCL on a block device fails when it is mounted or otherwise in use.
         let exclusive = i32::try_from(rustix::fs::OFlags::EXCL.bits()).unwrap_or(0);
@@ -152,11 +177,14 @@ impl Sink {
     pub(super) fn finish(self) -> Result<()> {
         match self {
             Self::Stream { .. } => Ok(()),
-            Self::Device { file, path } | Self::Blank { file, path, partial: None } => {
+            Self::Device { file, path } | Self::Blank { file, path, partial: None, .. } => {
                 file.sync_all().map_err(|error| failed("sync", &path, error))
             }
-            Self::Blank { file, path, partial: Some(partial) } => {
+            Self::Blank { file, path, partial: Some(partial), replaces_file } => {
                 file.sync_all().map_err(|error| failed("sync", &path, error))?;
+                if replaces_file {
+                    return partial.persist(&path).map_err(|refused| failed("replace", &path, refused.error));
+                }
                 let named = partial.persist_noclobber(&path).or_else(|refused| {
                     // Not every file system can do it in one step; who creates the target meanwhile loses it then.
                     match refused.error.kind() {
@@ -179,13 +207,17 @@ impl Sink {
         }
     }
 
-    /// Removes a new file; leaves anything else as it is.
-    pub(super) fn abandon(self) {
+    /// Removes a new file, so that what it was to replace stays as it was. Tells when the target is left half written.
+    pub(super) fn abandon(self) -> Option<String> {
+        if let Self::Device { path, .. } = &self {
+            return Some(format!("{path:?} is incomplete, and what it held before is gone"));
+        }
         if let Self::Blank { partial: Some(partial), path, .. } = self
             && let Err(error) = partial.close()
         {
             tracing::warn!("cannot remove what was written for {path:?}: {error}");
         }
+        None
     }
 
     fn set_len(&self, len_bytes: u64) -> Result<()> {
@@ -202,6 +234,12 @@ impl Sink {
             Self::Blank { path, .. } | Self::Device { path, .. } | Self::Stream { path, .. } => path,
         }
     }
+}
+
+/// The error alone: `tempfile` adds a name that nobody knows.
+fn without_path(error: io::Error) -> io::Error {
+    let inner = error.get_ref().and_then(|inner| inner.source()?.downcast_ref::<io::Error>()?.raw_os_error());
+    inner.or(error.raw_os_error()).map_or_else(|| error.kind().into(), io::Error::from_raw_os_error)
 }
 
 fn failed(what: &str, path: &Path, error: io::Error) -> Error {
