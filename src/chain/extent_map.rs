@@ -56,6 +56,15 @@ pub enum Piece {
     Gap(Range<u64>),
 }
 
+impl Piece {
+    /// Which bytes of the image it is.
+    pub fn image(self) -> Range<u64> {
+        match self {
+            Self::Data { image, .. } | Self::Gap(image) => image,
+        }
+    }
+}
+
 /// The flattened extents of a chain.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct ExtentMap {

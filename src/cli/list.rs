@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::args::{self, OutputArgs, StoreArg};
 use super::exit::{Failure, Outcome, note};
-use super::{EMPTY_NOTE, print, render, select, unreadable_note};
+use super::{print, render, select, store_note, unseen};
 use crate::catalog::{Catalog, Entry};
 use crate::frontend::document::{self, STATUS_AVAILABLE, STATUS_ERROR};
 use crate::image::Image;
@@ -100,20 +100,9 @@ pub(crate) fn run(args: &ListArgs) -> Result<Outcome, Failure> {
     let rows: Vec<Vec<Value>> =
         rows.iter().map(|row| chosen.iter().map(|&column| row[column].clone()).collect()).collect();
     print(|out| render::list(out, args.output.format, &titles, &rows))?;
-    let unreadable = snapshot.unreadable();
-    match (entries.is_empty(), unreadable.first()) {
-        // Nothing could be seen: a script must not take that for an empty store.
-        (true, Some((_, error))) => Err(Failure::from(error.clone())),
-        (false, Some(_)) => {
-            note(&unreadable_note(unreadable));
-            Ok(Outcome::Damaged)
-        }
-        (true, None) => {
-            note(EMPTY_NOTE);
-            Ok(Outcome::Done)
-        }
-        (false, None) => Ok(Outcome::Done),
-    }
+    note(&store_note(&snapshot)?);
+    // What could not be seen may hold backups: a script must not take the rest for all.
+    Ok(if unseen(&snapshot).is_some() { Outcome::Damaged } else { Outcome::Done })
 }
 
 /// The image, or nothing and a word in the log.

@@ -25,6 +25,7 @@ use clap::Parser;
 pub use args::Cli;
 pub use exit::Outcome;
 
+use crate::catalog::Snapshot;
 use crate::error::{Error, ErrorKind};
 use args::Verb;
 use exit::Failure;
@@ -57,15 +58,33 @@ fn run(cli: Cli) -> Result<Outcome, Failure> {
     }
 }
 
-/// What is said of a store without backups: the usual reason is a share that is not mounted.
-const EMPTY_NOTE: &str =
-    "cinderfs: the store holds no backups; is it the right folder, and is its share mounted?\n";
+/// Why the store did not let us look into a folder, if that happened. Odd files that are no backups do not count.
+fn unseen(snapshot: &Snapshot) -> Option<&Error> {
+    let is_closed = |error: &&Error| matches!(error.kind(), ErrorKind::AccessDenied | ErrorKind::StoreIo);
+    snapshot.unreadable().iter().map(|(_, error)| error).find(is_closed)
+}
 
-/// What is said of folders that could not be read, in one line however many they are.
-fn unreadable_note(unreadable: &[(String, Error)]) -> String {
-    let Some((_, first)) = unreadable.first() else { return String::new() };
-    let count = unreadable.len();
-    format!("cinderfs: {count} folder(s) or file(s) could not be read, so backups may be missing: {first}\n")
+/// What is to be said of a store beside its backups, in one line; the error where nothing of it could be seen.
+fn store_note(snapshot: &Snapshot) -> Result<String, Failure> {
+    let (is_empty, unreadable) = (snapshot.entries().next().is_none(), snapshot.unreadable());
+    let unseen = unseen(snapshot);
+    if let (true, Some(error)) = (is_empty, unseen) {
+        return Err(error.clone().into());
+    }
+    Ok(match unseen.or(unreadable.first().map(|(_, error)| error)) {
+        Some(first) => {
+            let count = unreadable.len();
+            format!(
+                "cinderfs: {count} folder(s) or file(s) could not be read; backups may be missing: {first}\n"
+            )
+        }
+        // The usual reason is a share that is not mounted.
+        None if is_empty => {
+            "cinderfs: the store holds no backups; is it the right folder, and is its share mounted?\n"
+                .to_owned()
+        }
+        None => String::new(),
+    })
 }
 
 /// Prints a result on stdout. A reader that stops reading (`| head`) is no failure; a full disk is one.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::args::StoreArg;
 use super::exit::{Failure, Outcome, note};
-use super::{EMPTY_NOTE, unreadable_note};
+use super::store_note;
 use crate::catalog::{Catalog, CatalogOptions};
 use crate::frontend::fuse::attr::OwnerOverride;
 use crate::frontend::fuse::daemon::{self, Child};
@@ -94,13 +94,7 @@ fn serve(args: &MountArgs, options: &MountOptions, child: Option<Child>) -> Resu
         store,
         CatalogOptions { cache_bytes_max: options.cache_bytes_max, ..CatalogOptions::default() },
     )?;
-    let snapshot = catalog.snapshot();
-    match (snapshot.entries().next(), snapshot.unreadable().first()) {
-        (None, Some((_, error))) => return Err(error.clone().into()),
-        (None, None) => note(EMPTY_NOTE),
-        (Some(_), Some(_)) => note(&unreadable_note(snapshot.unreadable())),
-        (Some(_), None) => {}
-    }
+    note(&store_note(&catalog.snapshot())?);
     let owner = OwnerOverride { uid: options.uid, gid: options.gid };
     let tree = Tree::new(Arc::new(catalog), owner);
     let mounted = mount(CinderFs::new(tree), &location, &mountpoint, options)?;

@@ -116,7 +116,7 @@ pub fn restore(
         let mut first = [0; 1];
         image.read_at(&mut first, 0)?;
     }
-    let sink = Sink::open(&target, image.len_bytes(), options.force)?;
+    let sink = Sink::open(&target, image.len_bytes(), options.force, options.cancel)?;
     let work = Work {
         image,
         options,

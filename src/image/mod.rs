@@ -37,7 +37,7 @@ use self::unproven::UnprovenView;
 use self::view::View;
 use crate::backup::{Backup, BlockHashTable, DataObject, DigestFile};
 use crate::block::VerifiedBlock;
-use crate::chain::extent_map::{Extent, ExtentMap, ObjectIndex};
+use crate::chain::extent_map::{Extent, ExtentMap, ObjectIndex, Piece};
 use crate::chain::length::image_len;
 use crate::error::{Error, ErrorKind, Result};
 use crate::object::{ObjectReader, proof};
@@ -212,7 +212,17 @@ impl Image {
     fn whole_blocks(&self, part: &Range<u64>) -> Range<u64> {
         let block_bytes = self.block_bytes();
         let end = part.end.div_ceil(block_bytes).saturating_mul(block_bytes);
-        part.start / block_bytes * block_bytes..end.min(self.len_bytes)
+        let blocks = part.start / block_bytes * block_bytes..end.min(self.len_bytes);
+        match &self.content {
+            Content::Proven(_) => blocks,
+            // What is lost with one object says nothing of its neighbours in the image.
+            Content::Unproven(view) => view
+                .map()
+                .pieces(blocks)
+                .map(Piece::image)
+                .find(|piece| piece.contains(&part.start))
+                .unwrap_or(part.clone()),
+        }
     }
 
     /// What is proven when `part` is: its blocks, unless the blocks are those of objects, which need not begin where blocks of

@@ -194,18 +194,35 @@ impl View {
     }
 
     /// Decodes `wanted`, sorted by block, run by run.
+    ///
+    /// A run lies in one object: between two objects another thread may take the lane of the first, and then finds the
+    /// whole run filed or nothing of it decoded.
     fn load(&self, wanted: Vec<Wanted<'_>>, found: &mut BTreeMap<BlockIndex, Found>) {
         let run_blocks = (RUN_BYTES_MAX / self.table.block_bytes()).max(1) as usize;
         let mut run: Vec<Wanted<'_>> = Vec::new();
+        let mut run_holder = None;
         for block in wanted {
-            let goes_on =
-                run.last().is_none_or(|last| last.block.0 + 1 == block.block.0) && run.len() < run_blocks;
+            let holder = self.holder(block.block);
+            let goes_on = run.last().is_none_or(|last| last.block.0 + 1 == block.block.0)
+                && holder.is_some()
+                && holder == run_holder
+                && run.len() < run_blocks;
             if !goes_on {
                 self.load_run(std::mem::take(&mut run), found);
             }
             run.push(block);
+            run_holder = holder;
         }
         self.load_run(run, found);
+    }
+
+    /// The object that holds all of a block; `None` when there are several, or none.
+    fn holder(&self, block: BlockIndex) -> Option<ObjectIndex> {
+        let mut pieces = self.map.pieces(self.range_of(block));
+        match (pieces.next(), pieces.next()) {
+            (Some(Piece::Data { object, .. }), None) => Some(object),
+            _ => None,
+        }
     }
 
     /// Decodes blocks that follow each other, and lands them.
@@ -374,8 +391,7 @@ impl View {
             return;
         }
         // Where a newer backup hides the object, the block is another one.
-        let first = self.map.pieces(self.range_of(block)).next();
-        if !matches!(first, Some(Piece::Data { object: holder, .. }) if holder == object) {
+        if self.holder(block) != Some(object) {
             return;
         }
         let Some(Ok(hash)) = self.table.get(block.0..block.0 + 1).pop() else { return };

@@ -7,9 +7,12 @@ use std::os::fd::AsFd as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileExt as _, FileTypeExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
-use rustix::fs::FallocateFlags;
+use rustix::fs::{FallocateFlags, OFlags};
+use rustix::io::Errno;
 use tempfile::TempPath;
 
 use super::Target;
@@ -33,7 +36,7 @@ pub(super) enum Sink {
 }
 
 impl Sink {
-    pub(super) fn open(target: &Target, len_bytes: u64, force: bool) -> Result<Self> {
+    pub(super) fn open(target: &Target, len_bytes: u64, force: bool, cancel: &AtomicBool) -> Result<Self> {
         let path = match target {
             Target::Stdout => {
                 // A duplicate, so that nobody's buffer lies between: the bytes are large, and binary.
@@ -60,7 +63,7 @@ impl Sink {
                 Self::create(path, len_bytes, None)
             }
             Err(error) => Err(failed("look at", path, error)),
-            Ok(metadata) => Self::open_existing(path, &metadata, len_bytes, force),
+            Ok(metadata) => Self::open_existing(path, &metadata, len_bytes, force, cancel),
         }
     }
 
@@ -91,14 +94,17 @@ impl Sink {
         Ok(sink)
     }
 
-    fn open_existing(path: &Path, metadata: &Metadata, len_bytes: u64, force: bool) -> Result<Self> {
+    fn open_existing(
+        path: &Path,
+        metadata: &Metadata,
+        len_bytes: u64,
+        force: bool,
+        cancel: &AtomicBool,
+    ) -> Result<Self> {
         let kind = metadata.file_type();
         if kind.is_fifo() {
-            // Opening it would wait for a reader, deaf to signals.
-            return Err(Error::new(
-                ErrorKind::Usage,
-                format!("target {path:?} is a pipe; write to stdout with `-`"),
-            ));
+            let file = Mutex::new(open_pipe(path, cancel)?);
+            return Ok(Self::Stream { file, path: path.into() });
         }
         if kind.is_char_device() {
             let file =
@@ -124,7 +130,7 @@ impl Sink {
             return Self::create(&path, len_bytes, Some(metadata.permissions()));
         }
         // O_EXCL on a block device fails when it is mounted or otherwise in use.
-        let exclusive = i32::try_from(rustix::fs::OFlags::EXCL.bits()).unwrap_or(0);
+        let exclusive = i32::try_from(OFlags::EXCL.bits()).unwrap_or(0);
         let opened = OpenOptions::new().write(true).custom_flags(exclusive).open(path);
         let mut file = opened.map_err(|error| failed("open for exclusive use", path, error))?;
         let device_bytes =
@@ -236,6 +242,26 @@ impl Sink {
     }
 }
 
+/// Opens a named pipe as soon as it has a reader. The plain call would wait for one, deaf to signals.
+fn open_pipe(path: &Path, cancel: &AtomicBool) -> Result<File> {
+    const TRY_AGAIN: Duration = Duration::from_millis(50);
+    let nonblocking = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or(0);
+    loop {
+        match OpenOptions::new().write(true).custom_flags(nonblocking).open(path) {
+            Ok(file) => {
+                let blocking = rustix::fs::fcntl_setfl(&file, OFlags::empty());
+                return blocking.map(|()| file).map_err(|error| failed("open", path, error.into()));
+            }
+            Err(error) if error.raw_os_error() == Some(Errno::NXIO.raw_os_error()) => {}
+            Err(error) => return Err(failed("open", path, error)),
+        }
+        if cancel.load(Ordering::Relaxed) {
+            return Err(Error::new(ErrorKind::Interrupted, format!("interrupted: {path:?} had no reader")));
+        }
+        std::thread::sleep(TRY_AGAIN);
+    }
+}
+
 /// The error alone: `tempfile` adds a name that nobody knows.
 fn without_path(error: io::Error) -> io::Error {
     let inner = error.get_ref().and_then(|inner| inner.source()?.downcast_ref::<io::Error>()?.raw_os_error());
@@ -251,7 +277,7 @@ mod tests {
     use super::*;
 
     fn open(path: &Path) -> Result<Sink> {
-        Sink::open(&Target::Path(path.into()), 4, false)
+        Sink::open(&Target::Path(path.into()), 4, false, &AtomicBool::new(false))
     }
 
     fn names(folder: &Path) -> Vec<String> {
@@ -286,7 +312,10 @@ mod tests {
         let target = folder.path().join("disk");
         open(&target).unwrap().abandon();
         drop(open(&target).unwrap());
-        assert!(Sink::open(&Target::Path(target.clone()), u64::MAX, false).is_err(), "no file is that long");
+        assert!(
+            Sink::open(&Target::Path(target.clone()), u64::MAX, false, &AtomicBool::new(false)).is_err(),
+            "no file is that long"
+        );
         assert_eq!(names(folder.path()), ["disk.partial"]);
         assert_eq!(std::fs::read(folder.path().join("disk.partial")).unwrap(), b"somebody's");
     }
