@@ -313,3 +313,67 @@ impl ObjectSource for LargestSource {
         self.0.read_at(buf, offset)
     }
 }
+
+/// Puts an incremental on `parent` that stores these blocks plain, each as an object of its own.
+fn put_incremental(store: &MemoryStore, id: &str, parent: &str, plain: &[u8], block: usize, changed: &[usize]) {
+    let mut objects = Vec::new();
+    for (n, &index) in changed.iter().enumerate() {
+        let suffix = format!("backup-{:05}", n + 1);
+        let bytes = &plain[index * block..(index + 1) * block];
+        objects.push(format!(
+            r#"{{"{suffix}":{{"compression":"none","length":{block},"md5":"","offset":{}}}}}"#,
+            index * block
+        ));
+        store.insert(name(&format!("{id}/{suffix}")), bytes.to_vec());
+    }
+    // The digests, and a metadata document to be replaced.
+    put_full(store, &format!("{id}/x"), "none", Vec::new(), plain.len(), block, &digests(plain, block));
+    let metadata = format!(
+        r#"{{"backup_id":"{id}","created_at":"2024-01-03 03:04:05+00:00","objects":[{}],"parent_id":"{parent}","version":"1.0.0","volume_id":"v"}}"#,
+        objects.join(",")
+    );
+    let sha256file = store.open(&name(&format!("{id}/x/backup_sha256file"))).unwrap();
+    let mut document = vec![0; sha256file.stat().len_bytes as usize];
+    sha256file.read_at(&mut document, 0).unwrap();
+    let document = String::from_utf8(document).unwrap().replace(&format!("{id}/x"), id);
+    for object in ["backup-00001", "backup_metadata", "backup_sha256file"] {
+        store.remove(&name(&format!("{id}/x/{object}")));
+    }
+    store.insert(name(&format!("{id}/backup_metadata")), metadata.into_bytes());
+    store.insert(name(&format!("{id}/backup_sha256file")), document.into_bytes());
+}
+
+/// Between two pieces of one window another thread may take the decoder further; that must not make anybody start anew.
+#[test]
+fn threads_that_read_a_chain_in_order_decode_its_object_once() {
+    const THREADS: usize = 4;
+    let store = MemoryStore::new();
+    let (len, block, window) = (24 << 20, 32 << 10, 1 << 20);
+    let mut plain = noise(len);
+    let stored = zlib(&plain);
+    let stored_bytes = stored.len() as u64;
+    put_full(&store, "full", "zlib", stored, len, block, &digests(&plain, block));
+    let changed: Vec<usize> = (0..len / block).filter(|index| index % 11 == 5).collect();
+    for &index in &changed {
+        plain[index * block] ^= 0x80;
+    }
+    put_incremental(&store, "inc", "full", &plain, block, &changed);
+    let changed_bytes = (changed.len() * block) as u64;
+    let read_bytes = Arc::<AtomicU64>::default();
+    let catalog = open(Counting { inner: store, read_bytes: read_bytes.clone() }, 64 << 20);
+    let image = image(&catalog, "inc");
+    std::thread::scope(|scope| {
+        for thread in 0..THREADS {
+            let (image, plain) = (&image, &plain);
+            scope.spawn(move || {
+                let mut buf = vec![0; window];
+                for at in (thread * window..len).step_by(THREADS * window) {
+                    assert_eq!(image.read_at(&mut buf, at as u64).unwrap(), window);
+                    assert!(buf == plain[at..at + window], "at {at}");
+                }
+            });
+        }
+    });
+    let read = read_bytes.load(Ordering::Relaxed);
+    assert!(read < 2 * (stored_bytes + changed_bytes), "{read} bytes read of {}", stored_bytes + changed_bytes);
+}
