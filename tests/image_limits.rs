@@ -315,7 +315,14 @@ impl ObjectSource for LargestSource {
 }
 
 /// Puts an incremental on `parent` that stores these blocks plain, each as an object of its own.
-fn put_incremental(store: &MemoryStore, id: &str, parent: &str, plain: &[u8], block: usize, changed: &[usize]) {
+fn put_incremental(
+    store: &MemoryStore,
+    id: &str,
+    parent: &str,
+    plain: &[u8],
+    block: usize,
+    changed: &[usize],
+) {
     let mut objects = Vec::new();
     for (n, &index) in changed.iter().enumerate() {
         let suffix = format!("backup-{:05}", n + 1);
@@ -375,5 +382,9 @@ fn threads_that_read_a_chain_in_order_decode_its_object_once() {
         }
     });
     let read = read_bytes.load(Ordering::Relaxed);
-    assert!(read < 2 * (stored_bytes + changed_bytes), "{read} bytes read of {}", stored_bytes + changed_bytes);
+    assert!(
+        read < 2 * (stored_bytes + changed_bytes),
+        "{read} bytes read of {}",
+        stored_bytes + changed_bytes
+    );
 }
