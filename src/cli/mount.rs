@@ -30,8 +30,8 @@ Examples:
   cinderfs umount /mnt
 
 Options for -o:
-  cache_size=SIZE  bound on the cache of verified blocks, as in 64M or 1G; 256M unless told. With less than
-                   32M, what is read ahead may have to be decoded again
+  cache_size=SIZE  bound on the cache of verified blocks, as in 64M or 1G; 256M unless told
+                   (below 32M, what is read ahead may have to be decoded again)
   threads=N        how many requests are served at once
   allow_other      let other users in; each sees what the store's own permissions allow
   allow_root       let root in
