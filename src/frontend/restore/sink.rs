@@ -327,4 +327,45 @@ mod tests {
         std::os::unix::fs::symlink("nowhere", &target).unwrap();
         assert_eq!(open(&target).map(|_| ()).unwrap_err().kind(), ErrorKind::Usage);
     }
+
+    #[test]
+    fn what_is_overwritten_stays_until_the_new_one_is_complete() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let folder = tempfile::tempdir().unwrap();
+        let (file, target) = (folder.path().join("file"), folder.path().join("link"));
+        std::fs::write(&file, "precious").unwrap();
+        std::fs::set_permissions(&file, Permissions::from_mode(0o640)).unwrap();
+        std::os::unix::fs::symlink("file", &target).unwrap();
+        let forced = || Sink::open(&Target::Path(target.clone()), 4, true, &AtomicBool::new(false)).unwrap();
+        let sink = forced();
+        sink.write(0, b"new").unwrap();
+        assert_eq!(sink.abandon(), None);
+        assert_eq!(std::fs::read(&file).unwrap(), b"precious");
+        let sink = forced();
+        sink.write(1, b"new").unwrap();
+        sink.finish().unwrap();
+        assert_eq!(std::fs::read(&file).unwrap(), b"\0new");
+        assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o640);
+        assert_eq!(names(folder.path()), ["file", "link"]);
+    }
+
+    #[test]
+    fn a_folder_that_is_named_or_missing_is_told_before_the_work() {
+        let folder = tempfile::tempdir().unwrap();
+        let slash = PathBuf::from(format!("{}/new/", folder.path().display()));
+        assert_eq!(open(&slash).map(|_| ()).unwrap_err().kind(), ErrorKind::Usage);
+        let error = open(&folder.path().join("missing/disk")).map(|_| ()).unwrap_err().to_string();
+        assert!(error.ends_with("missing\" does not exist"), "{error}");
+    }
+
+    #[test]
+    fn a_pipe_without_a_reader_can_be_given_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("pipe");
+        let rights = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rights).unwrap();
+        let cancelled = AtomicBool::new(true);
+        let error = Sink::open(&Target::Path(pipe), 4, false, &cancelled).map(|_| ()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Interrupted);
+    }
 }
