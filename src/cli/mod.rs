@@ -96,3 +96,38 @@ fn print(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), Fai
         Ok(()) => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::catalog::{Catalog, CatalogOptions};
+    use crate::store::fault::{Fault, FaultStore, Operation, Rule};
+    use crate::store::memory::MemoryStore;
+    use crate::types::ObjectName;
+
+    /// A store of these (torn) documents, of which folder `closed` may not be read.
+    fn snapshot(documents: &[&str]) -> Arc<Snapshot> {
+        let store = MemoryStore::new();
+        for name in documents {
+            store.insert(ObjectName::parse(name).unwrap(), b"{".to_vec());
+        }
+        let closed = Rule::new(Operation::List, Fault::Error(ErrorKind::AccessDenied)).names("closed/*");
+        let store = FaultStore::new(store, [closed]);
+        Catalog::open(Arc::new(store), CatalogOptions::default()).unwrap().snapshot()
+    }
+
+    #[test]
+    fn what_cannot_be_seen_is_not_taken_for_nothing() {
+        let none = snapshot(&[]);
+        assert!(store_note(&none).unwrap().contains("holds no backups"));
+        assert!(unseen(&none).is_none());
+        let all_closed = snapshot(&["closed/backup_metadata"]);
+        assert_eq!(store_note(&all_closed).unwrap_err().kind(), ErrorKind::AccessDenied);
+        let some_closed = snapshot(&["closed/backup_metadata", "open/backup_metadata"]);
+        assert!(store_note(&some_closed).unwrap().contains("1 folder(s) or file(s) could not be read"));
+        assert!(unseen(&some_closed).is_some());
+        assert_eq!(store_note(&snapshot(&["open/backup_metadata"])).unwrap(), "");
+    }
+}
