@@ -1,6 +1,6 @@
 //! A cache of verified blocks, bounded in bytes.
 //!
-//! Problem: blocks are 1 byte to 64 MiB, depending on the backup, so a bound on entries is no bound on memory; and a
+//! Problem: blocks are 1 byte to 16 MiB, depending on the backup, so a bound on entries is no bound on memory; and a
 //! mount reads with many threads. Idea: least recently used first, counted in bytes, in shards by the digest's first
 //! byte so that threads seldom meet.
 //!

@@ -7,8 +7,8 @@
 //! that cannot seek is fed in order by the same threads.
 //!
 //! Invariants: nothing is written that was not verified, unless [`OnDamage::Zero`] asked for zeros in its place; what was
-//! in the target before cannot show through: a blank file stays sparse, anything else gets its zeros written; a new file
-//! has its final name only when it is complete; memory does not depend on the image's size.
+//! in the target before cannot show through: a blank file stays sparse, anything else gets its zeros written; a file
+//! has its final name only when it is complete, and what it replaces stays until then; memory does not depend on the image's size.
 
 mod plan;
 mod sink;

@@ -11,6 +11,7 @@
 //! - [`lately`]: which blocks need not be tried again at once.
 //! - [`copies`]: where else a lost block may be found.
 //! - [`damage`]: what was lost so far.
+//! - [`scratch`]: the buffer that each thread decodes into.
 //!
 //! Invariants: no byte leaves an image that was not compared with a digest; damage costs the blocks it hits, not the
 //! object around them; an image never changes, so whoever has read a byte may keep it.

@@ -4,8 +4,9 @@
 //! the cache is there; the rest is claimed, decoded in runs, hashed, and filed. What a decoder passes on the way to the
 //! wanted bytes is hashed and filed as well, since the kernel's read-ahead asks for it in any order.
 //!
-//! Invariants: [`Part::Data`] comes from a [`VerifiedBlock`] only; of a run, a block that cannot be read or is wrong does
-//! not take its neighbours with it.
+//! Invariants: [`Part::Data`] comes from a [`VerifiedBlock`] only; a run of more than one block lies in one object; of a run,
+//! a block that cannot be read or is wrong does not take its neighbours with it, and is looked for in other backups before
+//! it is given up.
 
 use std::collections::BTreeMap;
 use std::ops::Range;

@@ -35,7 +35,8 @@ const OFFER_BYTES_MAX: u64 = 16 << 20;
 const STEP_BYTES: u64 = 256 << 10;
 
 /// For how long a failure of an object is believed without looking again. Long enough that the kernel's page by page
-/// retry after a failed large read costs nothing, short enough that a repaired object is soon noticed.
+/// retry does not decode a broken stream up to its break for each page, short enough that a repaired object is soon
+/// noticed. (Wrong blocks of a stream that does not break are remembered by the image.)
 pub const FAILURE_BELIEVED: Duration = Duration::from_secs(3);
 
 static NEXT_ID: AtomicU64 = AtomicU64::new(0);

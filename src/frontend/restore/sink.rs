@@ -1,4 +1,11 @@
 //! Targets of a restore: what may be overwritten, and what is known to be zeros already.
+//!
+//! Problem: a restore takes hours and may fail at the end, and a half-written image looks like a whole one. Idea: a file
+//! is written beside its final name and renamed when it is complete, whether it is new or replaces another. A device can
+//! only be written in place, so its failure says that it is incomplete; a pipe takes bytes in order.
+//!
+//! Invariants: nothing that exists is touched without `force` (pipes and character devices apart); a device in use is not
+//! touched at all; opening a target never waits where a signal would not be seen.
 
 use std::fs::{File, Metadata, OpenOptions, Permissions};
 use std::io::{self, Write as _};
