@@ -62,11 +62,15 @@ pub mod types;
 // What can go wrong, with the rules for saying so.
 pub mod error;
 mod byte_lru;
+// Threads for work that nobody waits for.
+pub mod workers;
 // -- read path, from the bytes at rest to the reader --
 // Where containers live.
 pub mod store;
 // The bytes Cinder writes: names, `_metadata`, `_sha256file`.
 pub mod format;
+// What is kept between runs: restart points, verified blocks, whole images.
+pub mod cache_dir;
 // Which backups a store holds, and which are unusable and why.
 pub mod catalog;
 // One opened backup: metadata, digests and objects, checked against each other.

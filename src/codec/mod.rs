@@ -2,12 +2,14 @@
 //!
 //! Problem: an object holds up to 2 GB of plain bytes in one stream, and the stream is hostile until its blocks have
 //! been verified. Idea: a [`Decoder`] is a cursor that only moves forward, with bounded memory whatever the stream
-//! says; everything about random access is the business of [`crate::object`], which keeps and reuses cursors.
+//! says. It may note on its way where decoding could start again ([`RestartPoint`]); what is made of that is the
+//! business of [`crate::object`], which keeps points and reuses cursors.
 //!
 //! Invariants: a decoder never allocates by what the stream claims beyond the named bounds; it never reads the stored
 //! bytes whole; its end is the stream's own end, as genuine Cinder sees it (bytes after a zlib stream are ignored, bz2
 //! streams are concatenated).
 
+mod restart;
 mod input;
 mod stream;
 mod none;
@@ -18,9 +20,11 @@ mod zstd;
 use std::fmt;
 use std::sync::Arc;
 
+pub use self::restart::{Recording, RestartPoint};
 use self::stream::StreamDecoder;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::store::ObjectSource;
+use crate::workers::Workers;
 
 /// How an object is compressed.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -75,16 +79,75 @@ pub trait Decoder: Send {
     /// store's error when the object cannot be read. After an error the decoder is spent and gives the same error again.
     fn read(&mut self, out: &mut [u8]) -> Result<usize>;
 
-    /// About how much memory this decoder holds, in bytes.
+    /// Notes restart points from now on, as `recording` says, or (`None`) no more. Decoders that cannot, do not.
+    fn record(&mut self, _recording: Option<Recording>) {}
+
+    /// Takes the restart points passed since the last call, in order; each lies at or before the bytes given so far.
+    fn take_points(&mut self) -> Vec<RestartPoint> {
+        Vec::new()
+    }
+
+    /// About how much memory this decoder holds, in bytes, points that were not taken included.
     fn memory_bytes(&self) -> usize;
 }
 
-/// A decoder at the start of an object. Reads nothing yet.
-pub fn decoder(codec: Codec, source: Arc<dyn ObjectSource>) -> Result<Box<dyn Decoder>> {
-    match codec {
-        Codec::None => Ok(Box::new(none::NoneDecoder::new(source))),
-        Codec::Zlib => Ok(Box::new(StreamDecoder::new(zlib::Zlib::new(), source))),
-        Codec::Bz2 => Ok(Box::new(StreamDecoder::new(bz2::Bz2::new(), source))),
-        Codec::Zstd => Ok(Box::new(StreamDecoder::new(zstd::Zstd::new()?, source))),
+/// The stream of one object, and what its decoders share.
+pub struct ObjectStream {
+    codec: Codec,
+    source: Arc<dyn ObjectSource>,
+    /// Who may decode ahead, where a codec's parts are independent.
+    workers: Arc<Workers>,
+}
+
+impl ObjectStream {
+    /// The stream of `source`. Reads nothing yet.
+    pub fn new(codec: Codec, source: Arc<dyn ObjectSource>, workers: Arc<Workers>) -> Self {
+        Self { codec, source, workers }
     }
+
+    /// Who decodes ahead.
+    pub fn workers(&self) -> &Arc<Workers> {
+        &self.workers
+    }
+
+    /// How it is compressed.
+    pub fn codec(&self) -> Codec {
+        self.codec
+    }
+
+    /// Its stored bytes.
+    pub fn source(&self) -> &Arc<dyn ObjectSource> {
+        &self.source
+    }
+
+    /// A decoder at the object's start. Reads nothing yet.
+    pub fn start(&self) -> Result<Box<dyn Decoder>> {
+        let source = self.source.clone();
+        match self.codec {
+            Codec::None => Ok(Box::new(none::NoneDecoder::new(source))),
+            Codec::Zlib => Ok(Box::new(StreamDecoder::new(zlib::Zlib::new(), source))),
+            Codec::Bz2 => Ok(Box::new(StreamDecoder::new(bz2::Bz2::new(), source))),
+            Codec::Zstd => Ok(Box::new(StreamDecoder::new(zstd::Zstd::new()?, source))),
+        }
+    }
+
+    /// A decoder that goes on from `point`, whose first byte is that at `point.plain_offset`.
+    ///
+    /// Fails with [`ErrorKind::Codec`](crate::ErrorKind::Codec) when the point cannot be one of this stream; a wrong one
+    /// that is not noticed here leads to wrong bytes or a failed read.
+    pub fn resume(&self, point: &RestartPoint) -> Result<Box<dyn Decoder>> {
+        let message = format!("{}: no restart at plain offset {}", self.codec, point.plain_offset);
+        Err(Error::new(ErrorKind::Codec, message))
+    }
+
+    /// The same point with a smaller state, if the codec knows one. Costs about as much as decoding what the state holds,
+    /// so it is done beside the reading.
+    pub fn pack(&self, point: RestartPoint) -> RestartPoint {
+        point
+    }
+}
+
+/// A decoder at the start of an object, on the caller's thread alone. Reads nothing yet.
+pub fn decoder(codec: Codec, source: Arc<dyn ObjectSource>) -> Result<Box<dyn Decoder>> {
+    ObjectStream::new(codec, source, Arc::new(Workers::new(0))).start()
 }
