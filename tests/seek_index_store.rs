@@ -2,6 +2,8 @@
 //!
 //! Each state is derived from the place of its point, so whoever reads one knows what it must be.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests, where a panic is the report")]
+
 use std::collections::HashSet;
 use std::fs::{self, Permissions};
 use std::io::{BufRead as _, BufReader};
@@ -9,7 +11,7 @@ use std::os::unix::fs::{FileExt as _, PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use cinderfs::cache_dir::CacheDir;
 use cinderfs::cache_dir::seek_indexes::{
@@ -50,15 +52,21 @@ fn state(key: &SeekIndexKey, plain_offset: u64, stored_bits: u64, len_max: u64) 
 
 /// What the `generation`th writer knows of an object: more than the one before, at other bits.
 fn points(key: &SeekIndexKey, generation: u64, count: u64, len_max: u64) -> Vec<RestartPoint> {
-    let point = |n| {
+    each_point(*key, generation, count, len_max).collect()
+}
+
+/// The same, made one by one.
+fn each_point(
+    key: SeekIndexKey,
+    generation: u64,
+    count: u64,
+    len_max: u64,
+) -> impl Iterator<Item = RestartPoint> {
+    (0..count).map(move |n| {
         let (plain_offset, stored_bits) = (n << 22, n * 1_234_567 + generation);
-        RestartPoint {
-            plain_offset,
-            stored_bits,
-            state: state(key, plain_offset, stored_bits, len_max).into(),
-        }
-    };
-    (0..count).map(point).collect()
+        let state = state(&key, plain_offset, stored_bits, len_max).into();
+        RestartPoint { plain_offset, stored_bits, state }
+    })
 }
 
 fn save(
@@ -216,6 +224,44 @@ fn no_flipped_bit_goes_unnoticed() {
 }
 
 #[test]
+fn whatever_is_done_to_a_file_no_state_changes() {
+    let world = World::new();
+    let store = world.store(PLENTY);
+    let points = points(&key(1), 3, 12, 200);
+    save(&store, &key(1), 77, &points).unwrap();
+    let path = store.path().join(name(&key(1)));
+    let good = fs::read(&path).unwrap();
+    let mut x = 88_172_645_463_325_252_u64;
+    let mut below = |end: usize| {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        (x % end as u64) as usize
+    };
+    let (mut loaded, mut whole) = (0, 0);
+    for _ in 0..3000 {
+        let mut bad = good.clone();
+        for _ in 0..=below(3) {
+            let (at, to) = (below(bad.len()), below(bad.len()));
+            match below(6) {
+                0 => bad[at] = below(256) as u8,
+                1 => bad.swap(at, to),
+                2 => bad[at.min(to)..at.max(to)].fill(0),
+                3 => bad[at.min(to)..].rotate_left(1),
+                4 => bad.truncate(at + 1),
+                _ => bad.insert(at, below(256) as u8),
+            }
+        }
+        fs::write(&path, &bad).unwrap();
+        let Some(saved) = store.load(&key(1)) else { continue };
+        loaded += 1;
+        whole += usize::from(holds(&saved, 77, &points));
+    }
+    println!("{whole} of {loaded} were as before");
+    assert!(loaded > 50 && whole < loaded, "{whole} of {loaded} were as before");
+}
+
+#[test]
 fn files_of_another_length_are_deleted() {
     let world = World::new();
     let store = world.store(PLENTY);
@@ -328,7 +374,8 @@ fn a_failed_save_leaves_the_old_file_and_nothing_else() {
     let empty = |plain_offset| RestartPoint { plain_offset, stored_bits: 0, state: [].into() };
     let sized = |len| Ok(RestartPoint { plain_offset: 0, stored_bits: 0, state: vec![0; len].into() });
     let broken = || Err(Error::new(ErrorKind::Codec, "no such window"));
-    let attempts: [(ErrorKind, Box<dyn Iterator<Item = Result<RestartPoint>>>); 5] = [
+    type Points = Box<dyn Iterator<Item = Result<RestartPoint>>>;
+    let attempts: [(ErrorKind, Points); 5] = [
         (ErrorKind::Codec, Box::new((0..9).map(empty).map(Ok).chain([broken()]))),
         (ErrorKind::Malformed, Box::new([0, 2, 2].into_iter().map(empty).map(Ok))),
         (ErrorKind::LimitExceeded, Box::new([sized(300_000)].into_iter())),
@@ -386,7 +433,7 @@ fn a_damaged_state_costs_the_file() {
 fn the_least_recently_used_goes_first() {
     let world = World::new();
     // Each file takes 32 KiB on disk: eight fit, and seven stay when one is too many.
-    let store = world.store(8 * 32 << 10);
+    let store = world.store((8 * 32) << 10);
     let point = |n: u8| [RestartPoint { plain_offset: 0, stored_bits: 0, state: vec![n; 30_000].into() }];
     let there = || (0..100).filter(|&n| store.known_to(&key(n)).is_some()).collect::<Vec<_>>();
     for n in 0..8 {
@@ -512,6 +559,15 @@ impl SmallDisk {
         rustix::mount::mount("tmpfs", &at, "tmpfs", MountFlags::empty(), c"size=1m,mode=700").unwrap();
         Self(at)
     }
+
+    /// A child that another test starts holds all our descriptors until it has become its program; the disk is busy then.
+    fn make_read_only(&self) {
+        let end = Instant::now() + Duration::from_secs(10);
+        while let Err(errno) = rustix::mount::mount_remount(&self.0, MountFlags::RDONLY, c"") {
+            assert!(errno == rustix::io::Errno::BUSY && Instant::now() < end, "{errno}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
 }
 
 impl Drop for SmallDisk {
@@ -536,7 +592,7 @@ fn a_full_or_read_only_disk_is_an_error_and_keeps_what_it_has() {
     assert!(holds(&store.load(&key(1)).unwrap(), 1, &small));
 
     age(&store.path().join(name(&key(1))), hours(9));
-    rustix::mount::mount_remount(&disk.0, MountFlags::RDONLY, c"").unwrap();
+    disk.make_read_only();
     let store = open(&disk.0, PLENTY);
     assert!(holds(&store.load(&key(1)).unwrap(), 1, &small));
     store.forget(&key(1));
@@ -549,14 +605,16 @@ fn a_full_or_read_only_disk_is_an_error_and_keeps_what_it_has() {
 
 /// What the processes and threads under load save: a generation says how far it knows, so that a reader can tell.
 fn save_generation(store: &SeekIndexStore, n: u8, generation: u64) -> Result<SavedIndex> {
-    save(store, &key(n), generation, &points(&key(n), generation, 3 + generation % 40, 4000))
+    // As in earnest, most of the time goes into making the states, while the file is open.
+    let points = each_point(key(n), generation, 3 + generation % 40, 20_000);
+    store.save(&key(n), generation, &mut points.map(Ok))
 }
 
 /// Loads an object's index, which must be one that somebody saved. Says how many states were there and how many gone.
 fn check_generation(store: &SeekIndexStore, n: u8) -> Option<(u64, u64)> {
     let saved = store.load(&key(n))?;
     let generation = saved.known_to();
-    let expected = points(&key(n), generation, 3 + generation % 40, 4000);
+    let expected = points(&key(n), generation, 3 + generation % 40, 20_000);
     assert_eq!(saved.points().len(), expected.len(), "generation {generation}");
     let (mut good, mut gone) = (0, 0);
     for (index, (found, expected)) in saved.points().iter().zip(&expected).enumerate() {
@@ -605,7 +663,7 @@ impl Drop for Writer {
 #[ignore = "started by other tests, which kill it"]
 fn child_that_saves_without_end() {
     let directory = std::env::var_os(CHILD_DIRECTORY).expect("only other tests start this one");
-    let store = open(Path::new(&directory), 400_000);
+    let store = open(Path::new(&directory), 2_000_000);
     for generation in 1.. {
         for n in 0..8 {
             save_generation(&store, n, generation).unwrap();
@@ -626,7 +684,7 @@ fn processes_and_threads_share_a_directory_while_others_evict() {
         for thread in 0..3 {
             let (world, is_over, good, gone, missing) = (&world, &is_over, &good, &gone, &missing);
             scope.spawn(move || {
-                let store = world.store(200_000);
+                let store = world.store(1_000_000);
                 for generation in 1.. {
                     if is_over.load(Ordering::Relaxed) {
                         return;
@@ -642,13 +700,15 @@ fn processes_and_threads_share_a_directory_while_others_evict() {
                             }
                         }
                     }
-                    match thread {
-                        0 => store.forget(&key((generation % 8) as u8)),
-                        1 => drop(save_generation(&store, (generation % 8) as u8, generation).unwrap()),
-                        _ => {
-                            drop(save_generation(&store, 100 + (generation % 50) as u8, generation).unwrap())
+                    let n = match thread {
+                        0 => {
+                            store.forget(&key((generation % 8) as u8));
+                            continue;
                         }
-                    }
+                        1 => generation % 8,
+                        _ => 100 + generation % 50,
+                    };
+                    save_generation(&store, n as u8, generation).unwrap();
                 }
             });
         }
@@ -657,13 +717,14 @@ fn processes_and_threads_share_a_directory_while_others_evict() {
     });
     drop(writers);
     let counts = [good, gone, missing].map(AtomicU64::into_inner);
+    println!("{counts:?}");
     assert!(counts[0] > 100 && counts[2] > 0, "too little happened: {counts:?}");
     // What is left is bounded, and usable by whoever comes next. Two killed writers may have left one file each.
-    let store = world.store(200_000);
+    let store = world.store(1_000_000);
     save_generation(&store, 200, 1).unwrap();
     let indexes = names(&store).into_iter().filter(|name| !name.ends_with(".tmp"));
     let sum: u64 = indexes.map(|name| fs::metadata(store.path().join(name)).unwrap().len()).sum();
-    assert!(sum <= 200_000, "{sum}");
+    assert!(sum <= 1_000_000, "{sum}");
     assert!((0..8).all(|n| save_generation(&store, n, u64::MAX >> 8).is_ok()));
 }
 
@@ -675,7 +736,7 @@ fn a_writer_killed_at_any_moment_leaves_a_usable_directory() {
         let writer = Writer::start(&world.cache());
         std::thread::sleep(Duration::from_micros(round * 311 % 5000));
         drop(writer);
-        let store = world.store(400_000);
+        let store = world.store(2_000_000);
         for n in 0..8 {
             let (states, gone) = check_generation(&store, n).unwrap_or_default();
             assert_eq!(gone, 0, "nobody else is there");
@@ -692,5 +753,6 @@ fn a_writer_killed_at_any_moment_leaves_a_usable_directory() {
         // The next writer starts at the first generation again, and must have something to save.
         (0..10).for_each(|n| store.forget(&key(n)));
     }
-    assert!(good > 1000 && left_behind > 0, "{good} states, {left_behind} killed in the middle");
+    println!("{good} states, {left_behind} killed in the middle");
+    assert!(good > 500 && left_behind > 0, "{good} states, {left_behind} killed in the middle");
 }

@@ -255,3 +255,22 @@ fn delete_damaged(part: &Part, key: &SeekIndexKey) {
         tracing::debug!("cannot delete it: {error}");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_s_name_is_its_key() {
+        let key = SeekIndexKey(std::array::from_fn(|n| n as u8 * 8 + 3));
+        let name = key.file_name();
+        assert!(name.starts_with("030b131b"), "{name}");
+        assert_eq!(SeekIndexKey::from_file_name(&name), Some(key));
+        for other in
+            [&name[1..], &name.to_uppercase(), &name.replace("0b", "+b"), &format!("{name}0"), "", "é"]
+        {
+            assert_eq!(SeekIndexKey::from_file_name(other), None, "{other}");
+        }
+        assert_eq!(SeekIndexKey::from_file_name(&"é".repeat(32)), None);
+    }
+}
