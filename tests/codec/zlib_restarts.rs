@@ -143,6 +143,37 @@ fn points_are_as_far_apart_as_wanted() {
 }
 
 #[test]
+fn a_border_just_where_a_point_is_wanted_is_noted() {
+    let plain = far_reaching(200_000, 7);
+    let stream = stream(&blocks(&plain, 2));
+    let (_, all) = record(&mut *stream.start().unwrap(), 0, every(1), &[1000]);
+    assert!(all.len() > 30, "{}", all.len());
+    for point in &all {
+        let recording = Some(Recording { from: point.plain_offset, spacing_bytes: 1 << 30 });
+        for read in [777, plain.len() + 1] {
+            let (_, points) = record(&mut *stream.start().unwrap(), 0, recording, &[read]);
+            assert_eq!(places(&points), places(std::slice::from_ref(point)), "reads of {read}");
+        }
+    }
+}
+
+#[test]
+fn an_empty_block_is_no_second_point() {
+    let plain = far_reaching(50_000, 8);
+    // Each flush writes an empty block, so there are two borders at one plain offset.
+    let pieces: Vec<_> = plain.chunks(5000).map(|piece| (piece, libz_rs_sys::Z_SYNC_FLUSH)).collect();
+    let stream = stream(&deflate_pieces(DEFAULT, &pieces));
+    let (_, points) = record(&mut *stream.start().unwrap(), 0, every(1), &[1000]);
+    let offsets: Vec<_> = points.iter().map(|point| point.plain_offset).collect();
+    assert_eq!(offsets, (1..=10).map(|piece| piece * 5000).collect::<Vec<_>>());
+    for (i, point) in points.iter().enumerate() {
+        let recording = Some(Recording { from: point.plain_offset, spacing_bytes: 1 });
+        let (_, again) = record(&mut *stream.resume(point).unwrap(), point.plain_offset, recording, &[1000]);
+        assert_eq!(places(&again), places(&points[i + 1..]));
+    }
+}
+
+#[test]
 fn recording_may_begin_change_and_end_anywhere() {
     let plain = far_reaching(2_000_000, 2);
     let stream = stream(&blocks(&plain, 6));
@@ -387,7 +418,7 @@ proptest! {
             match value % 5 {
                 0 => point.stored_bits = point.stored_bits.saturating_add_signed(bits),
                 1 => point.stored_bits = offset % (stream.source().stat().len_bytes * 8 + 100),
-                2 => point.plain_offset = offset | 1 << 63,
+                2 => point.plain_offset = u64::MAX - offset % 100_000,
                 3 => point.state = state.clone().into(),
                 _ => {
                     let mut state = stream.pack(point.clone()).state.to_vec();
