@@ -4,7 +4,8 @@
 //! interface), in turns within one run. Packing is done by one thread, after the pass, so that both are seen alone.
 //!
 //! Usage: `restart_cost FILE [ROUNDS]`, where FILE is a zlib object, best of a gigabyte or more; see `scripts/make-store.py`.
-//! Text on stdout; times are of the wall clock, medians of ROUNDS (default 5).
+//! Text on stdout. Passes and packing are counted in CPU seconds of this thread, medians of ROUNDS (default 5), so that a
+//! busy machine blurs them less; seeks in seconds of the wall clock.
 #![allow(clippy::print_stdout, reason = "the figures are what this program is for")]
 
 use std::error::Error;
@@ -41,9 +42,15 @@ impl ObjectSource for FileObject {
     }
 }
 
-/// One pass; seconds, plain bytes and points.
-fn pass(stream: &ObjectStream, spacing_bytes: u64) -> cinderfs::Result<(f64, u64, Vec<RestartPoint>)> {
-    let started = Instant::now();
+/// CPU seconds of this thread, from the kernel's scheduler.
+fn cpu_seconds() -> Result<f64, Box<dyn Error>> {
+    let line = std::fs::read_to_string("/proc/thread-self/schedstat")?;
+    Ok(line.split(' ').next().ok_or("schedstat is empty")?.parse::<f64>()? / 1e9)
+}
+
+/// One pass; CPU seconds, plain bytes and points.
+fn pass(stream: &ObjectStream, spacing_bytes: u64) -> Result<(f64, u64, Vec<RestartPoint>), Box<dyn Error>> {
+    let started = cpu_seconds()?;
     let mut decoder = stream.start()?;
     if spacing_bytes > 0 {
         decoder.record(Some(Recording { from: 0, spacing_bytes }));
@@ -58,19 +65,19 @@ fn pass(stream: &ObjectStream, spacing_bytes: u64) -> cinderfs::Result<(f64, u64
         plain_bytes += read as u64;
         points.extend(decoder.take_points());
     }
-    Ok((started.elapsed().as_secs_f64(), plain_bytes, points))
+    Ok((cpu_seconds()? - started, plain_bytes, points))
 }
 
-/// One pass with flate2 alone.
+/// One pass with flate2 alone; CPU seconds.
 fn bare_pass(path: &str) -> Result<f64, Box<dyn Error>> {
-    let started = Instant::now();
+    let started = cpu_seconds()?;
     let file = BufReader::with_capacity(128 * 1024, File::open(path)?);
     let mut decoder = flate2::bufread::ZlibDecoder::new(file);
     let mut piece = vec![0; PIECE_BYTES];
     while decoder.read(&mut piece)? > 0 {
         black_box(&piece);
     }
-    Ok(started.elapsed().as_secs_f64())
+    Ok(cpu_seconds()? - started)
 }
 
 fn at(sorted: &[f64], share: f64) -> f64 {
@@ -125,9 +132,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         show(format!("a point every {} MiB", spacing_bytes >> 20), seconds);
         let points = pass(&stream, spacing_bytes)?.2;
         let count = points.len() as f64;
-        let started = Instant::now();
+        let started = cpu_seconds()?;
         let points: Vec<_> = points.into_iter().map(|point| stream.pack(point)).collect();
-        let pack_seconds = started.elapsed().as_secs_f64();
+        let pack_seconds = cpu_seconds()? - started;
         let bytes: usize = points.iter().map(|point| point.state.len() + 24).sum();
         println!(
             "  {count} points; packed {:.0} bytes each, {:.4} % of plain; pack {:.0} us each, {:.4} of a pass",
