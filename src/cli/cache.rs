@@ -11,8 +11,11 @@ use crate::error::{ErrorKind, Result};
 /// Where the cache directory is or would be.
 pub(crate) fn location() -> Result<PathBuf, Failure> {
     CacheDir::location().ok_or_else(|| {
-        Failure::new(ErrorKind::Usage, "there is no cache directory: neither a home nor XDG_CACHE_HOME is known")
-            .hint("set CINDERFS_CACHE_DIR to a directory of your own")
+        Failure::new(
+            ErrorKind::Usage,
+            "there is no cache directory: neither a home nor XDG_CACHE_HOME is known",
+        )
+        .hint("set CINDERFS_CACHE_DIR to a directory of your own")
     })
 }
 
