@@ -19,6 +19,8 @@ use self::scan::Scan;
 use crate::backup::Backup;
 use crate::block::VerifiedBlock;
 use crate::byte_lru::ByteLru;
+use crate::cache_dir::CacheDir;
+use crate::cache_dir::blocks::BlockRing;
 use crate::chain::resolve::CHAIN_MAX;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::names::SHA256FILE_SUFFIX;
@@ -55,11 +57,21 @@ pub struct CatalogOptions {
     /// Bound on decoders that wait to go on, in bytes. Each stream that is being read needs one: 60 KiB for zlib, 4 MiB for
     /// bz2, 3 MiB for zstd as Cinder writes it. With fewer than streams, each read starts its stream anew.
     pub idle_decoder_bytes_max: usize,
+    /// Where things are kept between runs; `None` for nowhere.
+    pub cache_dir: Option<CacheDir>,
+    /// Bound on the verified blocks that are kept in the cache directory, in bytes; 0 for none, else at least
+    /// [`SIZE_BYTES_MIN`](crate::cache_dir::blocks::SIZE_BYTES_MIN).
+    pub disk_cache_bytes_max: u64,
 }
 
 impl Default for CatalogOptions {
     fn default() -> Self {
-        Self { cache_bytes_max: 256 << 20, idle_decoder_bytes_max: 64 << 20 }
+        Self {
+            cache_bytes_max: 256 << 20,
+            idle_decoder_bytes_max: 64 << 20,
+            cache_dir: None,
+            disk_cache_bytes_max: 0,
+        }
     }
 }
 
@@ -176,9 +188,18 @@ struct Opened {
 }
 
 impl Catalog {
-    /// A catalog of `store`; scans it once.
+    /// A catalog of `store`; scans it once. [`ErrorKind::Usage`] or [`ErrorKind::Target`] when the disk cache that is asked
+    /// for cannot be had.
     pub fn open(store: Arc<dyn Store>, options: CatalogOptions) -> Result<Self> {
-        let engine = Arc::new(Engine::new(store, options.cache_bytes_max, options.idle_decoder_bytes_max));
+        let mut engine = Engine::new(store, options.cache_bytes_max, options.idle_decoder_bytes_max);
+        if options.disk_cache_bytes_max > 0 {
+            let dir = options.cache_dir.as_ref().ok_or_else(|| {
+                Error::new(ErrorKind::Usage, "a disk cache needs a cache directory, and none is known")
+            })?;
+            let disk = BlockRing::open(dir, options.disk_cache_bytes_max)?;
+            engine = engine.with_disk(Arc::new(disk));
+        }
+        let engine = Arc::new(engine);
         let mut scan = Scan::default();
         let started = Instant::now();
         let snapshot = scan.run(&**engine.store())?;
@@ -277,9 +298,29 @@ impl Shared {
         let snapshot = self.snapshot();
         let chain = snapshot.chain(&entry.id)?;
         let mut documents: Vec<_> = chain.iter().map(|entry| entry.metadata_stat.version.clone()).collect();
-        documents.extend(self.digest_version(entry));
-        let known = lock(&self.images).get(&entry.id).filter(|opened| opened.documents == documents).cloned();
-        if let Some(opened) = known {
+        let known = lock(&self.images).get(&entry.id).cloned();
+        match self.digest_version(entry) {
+            Ok(version) => documents.push(version),
+            // What was known stays known when the store fails: the image may live on what is cached of it. In a store that
+            // was deleted or unmounted nothing is found, so that alone does not say that the digests are gone.
+            Err(error) => {
+                let had_digests = known.as_ref().filter(|opened| {
+                    opened.image.is_ok()
+                        && opened.documents.len() > documents.len()
+                        && opened.documents.starts_with(&documents)
+                });
+                if let Some(opened) = had_digests
+                    && match error.kind() {
+                        ErrorKind::StoreIo => true,
+                        ErrorKind::ObjectNotFound => self.refresh().is_err(),
+                        _ => false,
+                    }
+                {
+                    return opened.image.clone();
+                }
+            }
+        }
+        if let Some(opened) = known.filter(|opened| opened.documents == documents) {
             // What the documents are to blame for stays so until they change; what the store is, may pass.
             let may_pass = opened.image.as_ref().is_err_and(|error| scan::is_of_the_store(error.kind()));
             if !may_pass || opened.at.elapsed() < SCAN_INTERVAL {
@@ -322,10 +363,10 @@ impl Shared {
         Ok(backup)
     }
 
-    fn digest_version(&self, entry: &Entry) -> Option<ObjectVersion> {
-        let stem = entry.metadata_name.as_str().strip_suffix(crate::format::names::METADATA_SUFFIX)?;
-        let name = ObjectName::parse(&format!("{stem}{SHA256FILE_SUFFIX}")).ok()?;
-        Some(self.store().open(&name).ok()?.stat().version.clone())
+    fn digest_version(&self, entry: &Entry) -> Result<ObjectVersion> {
+        let stem = entry.metadata_name.as_str().strip_suffix(crate::format::names::METADATA_SUFFIX);
+        let name = ObjectName::parse(&format!("{}{SHA256FILE_SUFFIX}", stem.unwrap_or_default()))?;
+        Ok(self.store().open(&name)?.stat().version.clone())
     }
 }
 

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use super::args::StoreArg;
 use super::exit::{Failure, Outcome, note};
 use super::store_note;
+use crate::cache_dir::{self, CacheDir};
 use crate::catalog::{Catalog, CatalogOptions};
+use crate::error::{Error, ErrorKind};
 use crate::frontend::fuse::attr::OwnerOverride;
 use crate::frontend::fuse::daemon::{self, Child};
 use crate::frontend::fuse::fs::CinderFs;
@@ -17,9 +19,6 @@ use crate::frontend::fuse::options::MountOptions;
 use crate::frontend::fuse::tree::Tree;
 use crate::store::Store;
 use crate::store::posix::PosixStore;
-
-/// Where the index cache lies, if the user says so; a mountpoint must keep away from it.
-const CACHE_DIR_VARIABLE: &str = "CINDERFS_CACHE_DIR";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -32,6 +31,8 @@ Examples:
 Options for -o:
   cache_size=SIZE  bound on the cache of verified blocks, as in 64M or 1G; 256M unless told
                    (below 32M, what is read ahead may have to be decoded again)
+  disk_cache=SIZE  also keep verified blocks in the cache directory, at most that many bytes, for later
+                   mounts and for when the store does not answer; off unless told
   threads=N        how many requests are served at once
   allow_other      let other users in; each sees what the store's own permissions allow
   allow_root       let root in
@@ -53,7 +54,7 @@ pub(crate) struct MountArgs {
     #[arg(value_name = "MOUNTPOINT")]
     mountpoint: PathBuf,
 
-    /// Mount options: allow_other, allow_root, uid=N, gid=N, cache_size=SIZE, threads=N, log=FILE, nonempty
+    /// Mount options: allow_other, allow_root, uid=N, gid=N, cache_size=SIZE, disk_cache=SIZE, threads=N, log=FILE, nonempty
     #[arg(short = 'o', value_name = "OPTION,...")]
     options: Vec<String>,
 
@@ -84,15 +85,27 @@ fn serve(args: &MountArgs, options: &MountOptions, child: Option<Child>) -> Resu
     let path = args.store.path()?;
     let store = Arc::new(PosixStore::open(&path)?);
     let location = store.location().to_owned();
-    let cache_dir = std::env::var_os(CACHE_DIR_VARIABLE).map(PathBuf::from);
+    let cache_dir = match options.disk_cache_bytes_max {
+        0 => std::env::var_os(cache_dir::VARIABLE).map(PathBuf::from),
+        _ => Some(CacheDir::location().ok_or_else(no_cache_dir)?),
+    };
     let mut keep_away = vec![("store", Path::new(&location)), ("store", &path)];
     keep_away.extend(cache_dir.as_deref().map(|dir| ("cache", dir)));
     // Before the store is scanned, which may take a while.
     let mountpoint = mountpoint::check(&args.mountpoint, &keep_away, options.nonempty)?;
 
+    let cache_dir = match (&cache_dir, options.disk_cache_bytes_max) {
+        (Some(dir), 1..) => Some(CacheDir::open(dir)?),
+        _ => None,
+    };
     let catalog = Catalog::open(
         store,
-        CatalogOptions { cache_bytes_max: options.cache_bytes_max, ..CatalogOptions::default() },
+        CatalogOptions {
+            cache_bytes_max: options.cache_bytes_max,
+            cache_dir,
+            disk_cache_bytes_max: options.disk_cache_bytes_max,
+            ..CatalogOptions::default()
+        },
     )?;
     note(&store_note(&catalog.snapshot())?);
     let owner = OwnerOverride { uid: options.uid, gid: options.gid };
@@ -105,6 +118,11 @@ fn serve(args: &MountArgs, options: &MountOptions, child: Option<Child>) -> Resu
         return Err(error.into());
     }
     Ok(mounted.serve()?)
+}
+
+fn no_cache_dir() -> Error {
+    let message = format!("disk_cache needs a cache directory: set {} or HOME", cache_dir::VARIABLE);
+    Error::new(ErrorKind::Usage, message)
 }
 
 /// The arguments that make the background process do what these ask for.
@@ -128,7 +146,6 @@ fn absolute(path: &Path) -> OsString {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::ErrorKind;
     use clap::Parser;
 
     #[derive(Parser)]
