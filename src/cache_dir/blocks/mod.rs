@@ -167,13 +167,8 @@ impl BlockRing {
         });
         match written {
             Ok(()) => self.writing.works(),
-            Err(error) => {
-                if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
-                    // What the ring already has is ours, so the next try begins there.
-                    let _ = self.ring.start_over();
-                }
-                self.writing.fails(&error);
-            }
+            // A full disk too: what is there stays there, and is read.
+            Err(error) => self.writing.fails(&error),
         }
     }
 

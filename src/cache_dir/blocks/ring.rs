@@ -102,17 +102,6 @@ impl Ring {
         self.given.load(Ordering::Relaxed)
     }
 
-    /// Goes to the ring's beginning, whose space is surely there.
-    pub(super) fn start_over(&self) -> io::Result<()> {
-        let mut stretch = self.stretch.lock().unwrap_or_else(PoisonError::into_inner);
-        *stretch = Stretch::default();
-        self.give(|given| {
-            let start = given.next_multiple_of(self.layout.data_bytes);
-            (start, start)
-        })?;
-        Ok(())
-    }
-
     /// Room for a record of `len` bytes, at most [`record_bytes_max`](Self::record_bytes_max).
     fn take(&self, len: u64) -> io::Result<u64> {
         let align = if len < PAGE { SMALL } else { PAGE };

@@ -4,19 +4,23 @@
 //! key[..16] (16), position (u64), length in bytes (u32), zero (4)
 //! ```
 //!
-//! A position counts all bytes that the ring ever gave away and never comes again; 0 is none. Two processes that change one
-//! bucket at once may lose one of their entries, which costs a miss later.
+//! A position counts all bytes that the ring ever gave away and never comes again; 0 is none. The threads of one process
+//! change a bucket in turn. Two processes may change one at once; each looks for a free slot from another place on, by its
+//! key, so they seldom choose the same, and then it costs a miss later.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::Key;
 use super::layout::{Layout, PAGE};
 
 const ENTRY_BYTES: usize = 32;
 const FINGERPRINT_BYTES: usize = 16;
+
+/// Locks for all buckets: threads are fewer.
+const TURNS: usize = 64;
 
 /// Where a record lies.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -29,6 +33,8 @@ pub(super) struct Entry {
 pub(super) struct Table {
     file: Arc<File>,
     layout: Layout,
+    /// Held while a bucket is changed; each is for many buckets.
+    changing: [Mutex<()>; TURNS],
 }
 
 /// One bucket as it was read.
@@ -36,7 +42,7 @@ pub(super) struct Bucket([u8; PAGE as usize]);
 
 impl Table {
     pub(super) fn new(file: Arc<File>, layout: Layout) -> Self {
-        Self { file, layout }
+        Self { file, layout, changing: [const { Mutex::new(()) }; TURNS] }
     }
 
     /// The bucket that holds `key`, if any does.
@@ -59,7 +65,9 @@ impl Table {
         entry: Entry,
         age: impl Fn(&Entry) -> Option<u64>,
     ) -> io::Result<()> {
+        let _turn = self.turn(key);
         let bucket = self.bucket(key)?;
+        let first = usize::from(key[FINGERPRINT_BYTES + 8]);
         let worth = |slot: &usize| match bucket.entry(*slot) {
             Some(_) if bucket.has(*slot, key) => (0, 0),
             None => (1, 0),
@@ -68,7 +76,8 @@ impl Table {
                 Some(age) => (3, u64::MAX - age),
             },
         };
-        let slot = (0..Bucket::SLOTS).min_by_key(worth).unwrap_or(0);
+        let slots = (first..first + Bucket::SLOTS).map(|slot| slot % Bucket::SLOTS);
+        let slot = slots.min_by_key(worth).unwrap_or(0);
         let mut bytes = [0; ENTRY_BYTES];
         bytes[..FINGERPRINT_BYTES].copy_from_slice(&key[..FINGERPRINT_BYTES]);
         bytes[16..24].copy_from_slice(&entry.position.to_le_bytes());
@@ -78,10 +87,16 @@ impl Table {
 
     /// Frees a slot if it still holds `entry`.
     pub(super) fn erase(&self, key: &Key, slot: usize, entry: &Entry) -> io::Result<()> {
+        let _turn = self.turn(key);
         if self.bucket(key)?.entry(slot) == Some(*entry) {
             self.file.write_all_at(&[0; ENTRY_BYTES], self.slot_at(key, slot))?;
         }
         Ok(())
+    }
+
+    fn turn(&self, key: &Key) -> MutexGuard<'_, ()> {
+        let bucket = (self.bucket_at(key) / PAGE) as usize;
+        self.changing[bucket % TURNS].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn bucket_at(&self, key: &Key) -> u64 {
