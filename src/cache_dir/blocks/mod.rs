@@ -79,9 +79,8 @@ impl BlockRing {
         Self::open_any_size(dir, bytes_max)
     }
 
-    /// As [`open`](Self::open), also for sizes that are of use in tests only; too small for a bucket and a record is an error.
-    #[doc(hidden)]
-    pub fn open_any_size(dir: &CacheDir, bytes_max: u64) -> Result<Self> {
+    /// As [`open`](Self::open), also for sizes that are of use in tests only.
+    fn open_any_size(dir: &CacheDir, bytes_max: u64) -> Result<Self> {
         let folder = dir.path().join("blocks");
         let (file, layout) = layout::open(&folder, bytes_max).map_err(|error| {
             Error::caused_by(ErrorKind::Target, format!("cannot open the disk cache in {folder:?}"), error)
@@ -115,7 +114,8 @@ impl BlockRing {
         let found = self.find(key, len_bytes).and_then(|found| {
             let Some((slot, entry)) = found else { return Ok(None) };
             let mut record = vec![0; len_bytes];
-            Ok(self.ring.read(&mut record, entry.position)?.then_some((slot, entry, record)))
+            let whole = self.ring.read(&mut record, entry.position)?;
+            Ok(Some((slot, entry, whole.then_some(record))))
         });
         let (slot, entry, record) = match found {
             Ok(found) => {
@@ -127,7 +127,8 @@ impl BlockRing {
                 return None;
             }
         };
-        let Some(made) = check(&record) else {
+        let made = record.as_ref().and_then(|record| check(record));
+        let (Some(made), Some(record)) = (made, record) else {
             // Or it would pass for held, and never be put again.
             let _ = self.table.erase(key, slot, &entry);
             return None;
