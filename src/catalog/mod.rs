@@ -268,12 +268,16 @@ impl Shared {
         if is_current {
             return known;
         }
-        let mut scan = match self.scanning.try_lock() {
-            Ok(scan) => scan,
+        match self.scanning.try_lock() {
+            Ok(scan) => self.scan(scan),
             // What a scan that panicked left is from the one before it.
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            Err(TryLockError::WouldBlock) => return known,
-        };
+            Err(TryLockError::Poisoned(poisoned)) => self.scan(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => known,
+        }
+    }
+
+    /// Scans now, however short ago the last scan was.
+    fn scan(&self, mut scan: MutexGuard<'_, Scan>) -> Result<Arc<Snapshot>> {
         let started = Instant::now();
         let scanned = scan.run(&**self.store());
         let mut current = lock(&self.current);
@@ -312,7 +316,7 @@ impl Shared {
                 if let Some(opened) = had_digests
                     && match error.kind() {
                         ErrorKind::StoreIo => true,
-                        ErrorKind::ObjectNotFound => self.refresh().is_err(),
+                        ErrorKind::ObjectNotFound => self.scan(lock(&self.scanning)).is_err(),
                         _ => false,
                     }
                 {
