@@ -7,6 +7,7 @@
 //! Invariants: whatever lies here is a claim until it was checked, so a damaged or foreign file costs time and never a
 //! byte; it holds bytes of volumes, so nobody but its owner may read it; each part has a bound in bytes.
 
+pub mod images;
 pub mod seek_indexes;
 
 use std::path::{Path, PathBuf};

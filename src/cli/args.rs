@@ -75,6 +75,7 @@ pub(crate) enum Verb {
     List(super::list::ListArgs),
     Show(super::show::ShowArgs),
     Restore(super::restore::RestoreArgs),
+    Hydrate(super::hydrate::HydrateArgs),
 }
 
 impl Verb {
@@ -85,7 +86,7 @@ impl Verb {
             Self::Mount(_) => true,
             #[cfg(feature = "fuse")]
             Self::Umount(_) => false,
-            Self::List(_) | Self::Show(_) | Self::Restore(_) => false,
+            Self::List(_) | Self::Show(_) | Self::Restore(_) | Self::Hydrate(_) => false,
         }
     }
 }

@@ -4,6 +4,7 @@
 
 mod args;
 mod exit;
+mod hydrate;
 mod list;
 mod logging;
 mod memory;
@@ -55,6 +56,7 @@ fn run(cli: Cli) -> Result<Outcome, Failure> {
         Verb::List(args) => list::run(&args),
         Verb::Show(args) => show::run(&args),
         Verb::Restore(args) => restore::run(&args, verbosity < 0),
+        Verb::Hydrate(args) => hydrate::run(&args, verbosity < 0),
     }
 }
 

@@ -11,6 +11,7 @@
 //! - [`lately`]: which blocks need not be tried again at once.
 //! - [`copies`]: where else a lost block may be found.
 //! - [`damage`]: what was lost so far.
+//! - [`materialised`]: the whole image as a file beside the store.
 //! - [`scratch`]: the buffer that each thread decodes into.
 //!
 //! Invariants: no byte leaves an image that was not compared with a digest; damage costs the blocks it hits, not the
@@ -22,6 +23,7 @@ mod ending;
 mod engine;
 mod holes;
 mod lately;
+mod materialised;
 mod scratch;
 mod unproven;
 mod view;
@@ -29,6 +31,7 @@ mod view;
 pub use copies::{Copies, LostBlock};
 pub use damage::Damage;
 pub use engine::Engine;
+pub use materialised::Materialised;
 
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
@@ -42,7 +45,7 @@ use crate::chain::extent_map::{Extent, ExtentMap, ObjectIndex, Piece};
 use crate::chain::length::image_len;
 use crate::error::{Error, ErrorKind, Result};
 use crate::object::{ObjectReader, proof};
-use crate::types::{BackupId, BlockIndex};
+use crate::types::{BackupId, BlockHash, BlockIndex};
 
 /// Most bytes answered at once by [`Image::visit`], so that a large range does not need large memory. A multiple of the
 /// kernel's largest read.
@@ -91,6 +94,7 @@ pub struct Image {
     damage: DamageLog,
     data_bytes: OnceLock<u64>,
     count_started: OnceLock<()>,
+    content_hash: OnceLock<BlockHash>,
 }
 
 enum Content {
@@ -146,6 +150,7 @@ impl Image {
             damage: DamageLog::default(),
             data_bytes,
             count_started,
+            content_hash: OnceLock::new(),
         })
     }
 
