@@ -517,7 +517,7 @@ fn who_is_not_root_reads_the_same_bytes_through_the_daemon() {
     assert!(mount.log().contains("passthrough is refused"), "{}", mount.log());
     drop(mount);
     // What root hydrated is closed to nobody, and no error.
-    fs::remove_dir_all(world.images()).unwrap();
+    fs::remove_dir_all(world.cache()).unwrap();
     backup.put(&world.store());
     world.hydrate(&[ID]);
     let mount = world.setup("allow_other").by_nobody().mount(&world.store());
@@ -593,7 +593,7 @@ fn two_processes_that_hydrate_one_image_write_it_once() {
 fn too_small_a_disk_is_told_before_anything_is_written() {
     let (world, _) = World::with_backup(3000);
     fs::create_dir(world.cache()).unwrap();
-    let script = "mount -t tmpfs -o size=48m tmpfs \"$1\" && CINDERFS_CACHE_DIR=\"$1\" \"$2\" hydrate \"$3\" \"$4\"; \
+    let script = "mount -t tmpfs -o size=48m,mode=700 tmpfs \"$1\" && CINDERFS_CACHE_DIR=\"$1\" \"$2\" hydrate \"$3\" \"$4\"; \
                   code=$?; ls \"$1/images\"; exit $code";
     let mut command = Command::new("unshare");
     command.args(["--mount", "--propagation", "private", "--", "sh", "-c", script, "sh"]);

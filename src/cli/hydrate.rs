@@ -17,7 +17,7 @@ use super::args::{OutputArgs, StoreArg};
 use super::exit::{Failure, Outcome, note};
 use super::progress::{Mode, Reporter};
 use super::restore::{RANGES_SHOWN_MAX, Signals, THREADS_MAX, said};
-use super::{print, render, select};
+use super::{cache, print, render, select};
 use crate::cache_dir::CacheDir;
 use crate::cache_dir::images::{Images, State};
 use crate::catalog::{Catalog, Entry};
@@ -75,9 +75,7 @@ const COLUMNS: [&str; 6] = ["ID", "Volume", "Size", "Stored", "Status", "Verifie
 /// Runs `hydrate`. `quiet` takes away the bar and the summary.
 pub(crate) fn run(args: &HydrateArgs, quiet: bool) -> Result<Outcome, Failure> {
     let chosen = args.output.choose(&COLUMNS)?;
-    let location = CacheDir::location().ok_or_else(|| {
-        Failure::new(ErrorKind::Usage, "there is no cache directory").hint("set CINDERFS_CACHE_DIR")
-    })?;
+    let location = cache::location()?;
     if args.list {
         return list(args, &Images::below(&location), &chosen);
     }

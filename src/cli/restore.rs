@@ -92,7 +92,7 @@ pub(crate) fn run(args: &RestoreArgs, quiet: bool) -> Result<Outcome, Failure> {
         return Err(Failure::new(ErrorKind::Usage, "a disk image does not belong on a terminal")
             .hint("redirect stdout, or name a file"));
     }
-    let catalog = args.store.catalog()?;
+    let catalog = args.store.catalog_to_read()?;
     let entries = select::newest_first(&catalog.snapshot());
     let usable = |entry: &Arc<Entry>| catalog.image(entry).is_ok();
     let entry = select::backup(&entries, &args.backup, args.volume.as_deref(), &usable)?;
@@ -123,6 +123,7 @@ pub(crate) fn run(args: &RestoreArgs, quiet: bool) -> Result<Outcome, Failure> {
         reporter.update(progress.done_bytes, progress.total_bytes);
     });
     let seconds = started.elapsed().as_secs_f64();
+    catalog.keep_indexes();
     let report = match result {
         Ok(report) => report,
         Err(error) => {

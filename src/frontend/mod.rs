@@ -4,4 +4,5 @@ pub mod document;
 #[cfg(feature = "fuse")]
 pub mod fuse;
 pub mod hydrate;
+pub mod index;
 pub mod restore;

@@ -81,6 +81,8 @@ pub struct MountOptions {
     pub log: Option<PathBuf>,
     /// `passthrough=on|off`: whether the kernel may read hydrated images itself.
     pub passthrough: bool,
+    /// `seek_index=on|off`: whether restart points are noted, kept and used.
+    pub seek_index: bool,
     /// `nonempty`: the mountpoint may hold files, which the mount hides.
     pub nonempty: bool,
 }
@@ -96,6 +98,7 @@ impl Default for MountOptions {
             threads: None,
             log: None,
             passthrough: true,
+            seek_index: true,
             nonempty: false,
         }
     }
@@ -149,6 +152,9 @@ impl MountOptions {
             ("passthrough", Some("on")) => self.passthrough = true,
             ("passthrough", Some("off")) => self.passthrough = false,
             ("passthrough", _) => return Err(bad("passthrough=on or passthrough=off")),
+            ("seek_index", Some("on")) => self.seek_index = true,
+            ("seek_index", Some("off")) => self.seek_index = false,
+            ("seek_index", _) => return Err(bad("seek_index=on or seek_index=off")),
             ("log", Some(path)) if !path.is_empty() => self.log = Some(path.into()),
             ("log", _) => return Err(bad("log=FILE")),
             ("uid" | "gid" | "cache_size" | "threads", None) => return Err(bad("a value after '='")),
@@ -218,7 +224,7 @@ mod tests {
     fn our_options() {
         let options = MountOptions::parse(&[
             "allow_other,uid=1000,gid=0,cache_size=64M",
-            "threads=3,log=/var/log/a\\,b,passthrough=off,nonempty,cache_size=1g",
+            "threads=3,log=/var/log/a\\,b,passthrough=off,seek_index=off,nonempty,cache_size=1g",
         ])
         .unwrap();
         assert_eq!(
@@ -232,6 +238,7 @@ mod tests {
                 threads: Some(3),
                 log: Some("/var/log/a,b".into()),
                 passthrough: false,
+                seek_index: false,
                 nonempty: true,
             }
         );
@@ -264,6 +271,7 @@ mod tests {
             ("log=", "log=FILE"),
             ("passthrough", "passthrough=off"),
             ("passthrough=maybe", "passthrough=off"),
+            ("seek_index=maybe", "seek_index=off"),
             ("allow_other=yes", "no value"),
             ("allow_other,allow_root", "exclude"),
             ("big\u{1b}[31m", "\"big\\u{1b}[31m\""),
