@@ -11,7 +11,7 @@
 use std::collections::HashSet;
 use std::fs::File;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use fuser::BackingId;
@@ -52,10 +52,10 @@ impl Hydrated {
         Self { images, passthrough, refused: OnceLock::new(), said: Mutex::default() }
     }
 
-    /// For the first open of an image.
+    /// For the first open of an image. [`lend`](Self::lend) follows, once the handle is the one that all share.
     pub fn first_open(&self, image: &Image, register: Register<'_>) -> Backing {
         let mut backing = Backing::default();
-        let Some(file) = self.find(image) else { return backing };
+        let Some((file, path)) = self.find(image) else { return backing };
         if self.passthrough {
             match register(&file) {
                 Ok(id) => backing.id = Some(id),
@@ -67,29 +67,27 @@ impl Hydrated {
                 Err(_) => {}
             }
         }
-        self.lend(image, file, &backing);
+        backing.keep(file, &path);
         backing
     }
 
-    /// For the next ones: how it is read stays, but what was hydrated meanwhile is looked into.
-    pub fn next_open(&self, image: &Image, backing: &Backing) {
-        if backing.source.get().is_none()
-            && let Some(file) = self.find(image)
+    /// Lets the image look into the file that its handle has. How it is read stays with the first open, but what was
+    /// hydrated meanwhile is found. Also where the kernel reads the file: some requests come to us all the same.
+    pub fn lend(&self, image: &Image, backing: &Backing, is_first: bool) {
+        if !is_first
+            && backing.source.get().is_none()
+            && let Some((file, path)) = self.find(image)
         {
-            self.lend(image, file, backing);
+            backing.keep(file, &path);
+        }
+        if let Some(source) = backing.source.get() {
+            image.look_into(source);
         }
     }
 
-    /// Also where the kernel reads it: some requests come to us all the same.
-    fn lend(&self, image: &Image, file: File, backing: &Backing) {
-        let source =
-            backing.source.get_or_init(|| Arc::new(Materialised::new(file, &self.images.path(&image.key()))));
-        image.look_into(source);
-    }
-
-    fn find(&self, image: &Image) -> Option<File> {
+    fn find(&self, image: &Image) -> Option<(File, PathBuf)> {
         match hydrate::find(image, &self.images) {
-            Ok(found) => found,
+            Ok(found) => found.map(|file| (file, self.images.path(&image.key()))),
             Err(why) => {
                 let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
                 if said.len() < SAID_MAX && said.insert(image.key()) {
@@ -103,6 +101,11 @@ impl Hydrated {
 }
 
 impl Backing {
+    /// The first file is kept until the last handle is released; one that is refuted is not replaced before.
+    fn keep(&self, file: File, path: &Path) {
+        self.source.get_or_init(|| Arc::new(Materialised::new(file, path)));
+    }
+
     /// What the kernel reads in the image's place, if it does.
     pub fn id(&self) -> Option<&BackingId> {
         self.id.as_ref()

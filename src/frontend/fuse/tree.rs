@@ -201,17 +201,17 @@ impl Tree {
                         Arc::new(Handle::Image { node, entry, image, backing })
                     }
                 };
-                let opened = self.keep(handle);
+                let (opened, is_first) = self.keep(handle);
                 if let (Some(hydrated), Handle::Image { image, backing, .. }) =
                     (&self.hydrated, &*opened.handle)
                 {
-                    hydrated.next_open(image, backing);
+                    hydrated.lend(image, backing, is_first);
                 }
                 Ok(opened)
             }
             Node::Document(id) => {
                 let text = self.document(&view.entry_of(&node, id)?).into_bytes();
-                Ok(self.keep(Arc::new(Handle::Document { node, text })))
+                Ok(self.keep(Arc::new(Handle::Document { node, text })).0)
             }
             _ => Err(Errno(if node.kind() == Kind::Directory { libc::EISDIR } else { libc::ELOOP })),
         }
@@ -268,7 +268,7 @@ impl Tree {
             .namespace
             .children(&node, &|id| self.opens(&view, id))
             .ok_or(Errno(if view.namespace.contains(&node) { libc::ENOTDIR } else { libc::ESTALE }))?;
-        Ok(self.keep(Arc::new(Handle::Folder { node, children })).number)
+        Ok(self.keep(Arc::new(Handle::Folder { node, children })).0.number)
     }
 
     /// The `index`th entry of an open folder, `.` and `..` first: its number, kind and name.
@@ -350,16 +350,19 @@ impl Tree {
         lock(&self.inodes).node(ino).cloned().ok_or(Errno(libc::ESTALE))
     }
 
-    /// Gives a handle a number. All opens of an image share one handle, whoever came first, because the kernel wants
-    /// them to have one source.
-    fn keep(&self, handle: Arc<Handle>) -> Opened {
+    /// Gives a handle a number. All opens of an image share one handle, that of the first, because the kernel wants them
+    /// to have one source. Whether this is the first.
+    fn keep(&self, handle: Arc<Handle>) -> (Opened, bool) {
         let number = self.next_handle.fetch_add(1, Ordering::Relaxed);
         let mut handles = lock(&self.handles);
-        let first =
-            if matches!(*handle, Handle::Image { .. }) { find(&handles, handle.node()) } else { None };
+        let first = match &*handle {
+            Handle::Image { node, .. } => find(&handles, node),
+            Handle::Document { .. } | Handle::Folder { .. } => None,
+        };
+        let is_first = first.is_none();
         let handle = first.unwrap_or(handle);
         handles.insert(number, handle.clone());
-        Opened { number, handle }
+        (Opened { number, handle }, is_first)
     }
 
     fn handle(&self, handle: u64) -> Answer<Arc<Handle>> {
