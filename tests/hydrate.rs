@@ -18,6 +18,8 @@ use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -255,7 +257,7 @@ fn a_file_that_is_not_as_it_was_left_is_not_used() {
     let other = Backup::new(other_id, VOLUME, noise(8, backup.image.len()));
     other.put(&world.store());
     type Touch = fn(&World);
-    let touches: [(&str, Touch); 6] = [
+    let touches: [(&str, Touch); 7] = [
         ("a changed byte under the old time", |world| {
             let image = world.only(".img");
             let time = fs::metadata(&image).unwrap().modified().unwrap();
@@ -274,6 +276,11 @@ fn a_file_that_is_not_as_it_was_left_is_not_used() {
         ("a torn record", |world| fs::write(world.only(".json"), "{\"version\": 1").unwrap()),
         ("a file that others may write to", |world| {
             fs::set_permissions(world.only(".img"), fs::Permissions::from_mode(0o622)).unwrap();
+            forge_record(world);
+        }),
+        ("somebody's file", |world| {
+            std::os::unix::fs::chown(world.only(".img"), Some(NOBODY), None).unwrap();
+            forge_record(world);
         }),
     ];
     for (what, touch) in touches {
@@ -475,6 +482,39 @@ fn opens_while_images_come_and_go_all_succeed() {
         }
     });
     assert!(!mount.log().contains("ERROR"), "{}", mount.log());
+}
+
+/// Two first opens at once must agree on one name of the file in the kernel: with two, one of them fails.
+#[test]
+fn first_opens_at_once_all_succeed() {
+    const THREADS: usize = 8;
+    let (world, backup) = World::with_backup(4);
+    world.hydrate(&[ID]);
+    let mount = world.mount("threads=8");
+    let (path, image) = (mount.image(ID), &backup.image);
+    let barrier = Barrier::new(THREADS);
+    let failed = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        for _ in 0..THREADS {
+            scope.spawn(|| {
+                for _ in 0..300 {
+                    barrier.wait();
+                    let file = File::open(&path);
+                    barrier.wait();
+                    let mut bytes = [0; 100];
+                    let read = file.and_then(|file| file.read_exact_at(&mut bytes, 70));
+                    // Nobody panics here: the others would wait for him.
+                    if read.is_err() || bytes != image[70..170] {
+                        failed.fetch_add(1, Ordering::Relaxed);
+                    }
+                    // Until the daemon knows that all are closed.
+                    thread::sleep(Duration::from_millis(2));
+                }
+            });
+        }
+    });
+    assert_eq!(failed.into_inner(), 0);
+    assert_eq!(reads(&mount), 0);
 }
 
 #[test]
