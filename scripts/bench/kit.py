@@ -1,4 +1,8 @@
-"""Daemons, clocks and facts for `bench.py`: start a FUSE daemon, know when it serves, stop it whatever happens."""
+"""Daemons, mounts, clocks and facts: start a FUSE daemon, know when it serves, stop it whatever happens.
+
+Nothing here knows what is measured. Every daemon and every mount is a context manager, so that a failure, Ctrl-C or SIGTERM
+takes down what was put up.
+"""
 
 import contextlib
 import os
@@ -7,23 +11,37 @@ import shutil
 import signal
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 
+SCRIPTS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 START_SECONDS_MAX = 60
 STOP_SECONDS_MAX = 30
 READ_SECONDS_MAX = 1200
 
 
 class Failed(Exception):
-    """A measurement that cannot be made, or one that read a wrong byte: the whole run is void."""
+    """A measurement that read a wrong byte, or a program that failed: the whole run is void."""
+
+
+class Missing(Exception):
+    """Something that this machine or this build does not have. Its place in the tables says so."""
+
+
+def say(text):
+    print("bench: " + text, file=sys.stderr, flush=True)
 
 
 class Daemon:
-    """A FUSE daemon in the foreground: ready on entry, unmounted and gone on exit. Stopped by its own pid only."""
+    """A FUSE daemon in the foreground: ready on entry, unmounted and gone on exit. Stopped by its own pid only.
 
-    def __init__(self, command, mountpoint, environment=None):
+    `by_umount` is for programs that do not unmount when they get SIGTERM. The mountpoint may be a file.
+    """
+
+    def __init__(self, command, mountpoint, environment=None, by_umount=False):
         self.command, self.mountpoint, self.environment = command, mountpoint, environment
+        self.by_umount = by_umount
         self.ready_seconds = None
 
     def __enter__(self):
@@ -48,15 +66,17 @@ class Daemon:
 
     def __exit__(self, *_):
         if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
+            if self.by_umount:
+                unmount(self.mountpoint)
+            else:
+                self.process.send_signal(signal.SIGTERM)
             try:
                 self.process.wait(STOP_SECONDS_MAX)
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
         if os.path.ismount(self.mountpoint) or not reachable(self.mountpoint):
-            unmount = ["umount", "-l"] if os.geteuid() == 0 else ["fusermount3", "-u", "-z"]
-            subprocess.run([*unmount, self.mountpoint], check=False)
+            unmount(self.mountpoint)
             raise Failed("%s left its mount behind: %s" % (self.command, self.output()))
 
     def output(self):
@@ -64,12 +84,45 @@ class Daemon:
         return self.log.read()[-2000:].decode(errors="replace").strip()
 
     def peak_rss(self):
-        """Highest resident memory so far, in bytes, mapped files included."""
-        with open("/proc/%d/status" % self.process.pid) as status:
-            for line in status:
-                if line.startswith("VmHWM:"):
-                    return int(line.split()[1]) * 1024
-        raise Failed("no VmHWM for %d" % self.process.pid)
+        return peak_rss(self.process.pid)
+
+    def cpu_seconds(self):
+        """User and system time of all its threads so far."""
+        with open("/proc/%d/stat" % self.process.pid) as stat:
+            fields = stat.read().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def bytes_read(self):
+        """Bytes that all its read calls have returned so far, FUSE requests included."""
+        with open("/proc/%d/io" % self.process.pid) as counts:
+            return next(int(line.split()[1]) for line in counts if line.startswith("rchar:"))
+
+
+def peak_rss(pid):
+    """Highest resident memory of a process so far, in bytes, mapped files included."""
+    with open("/proc/%d/status" % pid) as status:
+        for line in status:
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    raise Failed("no VmHWM for %d" % pid)
+
+
+def unmount(mountpoint):
+    command = ["umount", "-l"] if os.geteuid() == 0 else ["fusermount3", "-u", "-z"]
+    subprocess.run([*command, mountpoint], check=False)
+
+
+@contextlib.contextmanager
+def loop_mount(image, where, kind, options="ro"):
+    """A file's file system, mounted by the kernel through a loop device that goes with the mount."""
+    os.makedirs(where, exist_ok=True)
+    timed(["mount", "-t", kind, "-o", "loop," + options, image, where])
+    try:
+        yield where
+    finally:
+        if subprocess.run(["umount", where], check=False).returncode != 0:
+            unmount(where)
+            raise Failed("%s stayed busy" % where)
 
 
 def reachable(path):
@@ -105,10 +158,15 @@ def files_of(store):
     return [os.path.join(here, name) for here, _, names in os.walk(store) for name in names]
 
 
+def bytes_under(folder):
+    """What its files take on disk, in bytes."""
+    return sum(os.stat(path).st_blocks * 512 for path in files_of(folder))
+
+
 def warm(store):
-    """Reads a store into the page cache. Hard-linked objects are read once."""
+    """Reads a store, or one file, into the page cache. Hard-linked objects are read once."""
     seen = set()
-    for path in files_of(store):
+    for path in files_of(store) if os.path.isdir(store) else [store]:
         inode = os.stat(path).st_ino
         if inode not in seen:
             seen.add(inode)
@@ -131,6 +189,32 @@ def chill(store, everything):
     with open("/proc/sys/vm/drop_caches", "w") as knob:
         knob.write("3")
     return "drop_caches"
+
+
+def drop_pages(path):
+    """Drops one file's pages from the page cache, so that its file system is asked again."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(file)
+
+
+def program(name, package):
+    """Path of a program; `Missing` says what to install."""
+    path = shutil.which(name)
+    if path is None:
+        raise Missing("%s is not installed (%s)" % (name, package))
+    return path
+
+
+def output_of(*command):
+    """What a command prints, empty where it cannot run."""
+    try:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=SCRIPTS, check=False)
+    except OSError:
+        return ""
+    return done.stdout.decode().strip()
 
 
 def available_memory():

@@ -1,0 +1,109 @@
+"""A volume with a real ext4 on it, backed up by genuine Cinder: what a user who lost one file has.
+
+About 45 % of it are files of this machine's /usr, 25 % random data (what compressed and encrypted files are), the rest was never
+written. Two files are wanted: the one that lies nearest to the volume's start and the one nearest to its end.
+"""
+
+import json
+import os
+import random
+import shutil
+
+import genuine
+import kit
+import readers
+import volumes
+
+FILES_SHARE, RANDOM_SHARE = 0.45, 0.25
+RANDOM_FILE_BYTES = 32 << 20
+WANTED_BYTES = range(64 << 10, 4 << 20)
+SOURCES = ["/usr/lib", "/usr/share", "/usr/bin"]
+
+
+def volume(run):
+    """The volume, its store with one full backup, and in `wanted` the two files: where, path, sha256."""
+    if os.geteuid() != 0:
+        raise kit.Missing("needs root, to make a file system and mount it")
+    size = run.args.restore_size
+    name = os.path.join(run.stores, "ext4-%d" % size)
+    image, store = name + ".img", name
+
+    def make():
+        kit.say("making an ext4 volume of %d MiB" % (size >> 20))
+        wanted = build(run, image, size)
+        kit.say("backing it up")
+        backup_id = run.cinder().back_up(image, store)
+        container = os.path.dirname(next(path for path in kit.files_of(store) if path.endswith("_metadata")))
+        prefix = next(path for path in os.listdir(container) if path.endswith("_metadata")).removesuffix("_metadata")
+        objects = sum(path[-5:].isdigit() for path in os.listdir(container))
+        return json.dumps({"wanted": wanted, "made by": run.cinder().what, "backups": [{
+            "id": backup_id, "container": os.path.relpath(container, store), "prefix": prefix, "objects": objects,
+            "sha256": readers.sha256(image)}]}).encode()
+    report = volumes.once(name + ".json", make)
+    made = volumes.Volume("ext4, %d MiB" % (size >> 20), "zlib", size, store, report, image)
+    made.wanted = report["wanted"]
+    return made
+
+
+def build(run, image, size):
+    with open(image, "wb") as file:
+        file.truncate(size)
+    kit.timed(["mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0", image])
+    where = run.folder("ext4-")
+    with kit.loop_mount(image, where, "ext4", "rw"):
+        copied = copy_files(where, int(size * FILES_SHARE), int(size * RANDOM_SHARE))
+        os.sync()
+        places = physical_places(copied)
+        wanted = []
+        for what, path in (("start", min(places, key=places.get)), ("end", max(places, key=places.get))):
+            wanted.append({"what": "file at %.0f %% of the volume" % (100 * places[path] / size), "where": what,
+                           "path": os.path.relpath(path, where), "bytes": os.path.getsize(path), "sha256": readers.sha256(path)})
+    os.rmdir(where)
+    return wanted
+
+
+def copy_files(where, files_bytes, random_bytes):
+    """Folders of this machine in an order that a seed decides, with files of random data between. The paths copied."""
+    dice, names = random.Random("ext4"), []
+    for source in SOURCES:
+        for here, folders, files in os.walk(source):
+            folders.sort()
+            names.append((here, sorted(files)))
+    dice.shuffle(names)
+    copied, left, random_left, number = [], files_bytes, random_bytes, 0
+    every = files_bytes // max(random_bytes // RANDOM_FILE_BYTES, 1)
+    due = left
+    for here, files in names:
+        target = where + here
+        for name in files:
+            path = os.path.join(here, name)
+            try:
+                length = os.path.getsize(path)
+                if os.path.islink(path) or not 0 < length <= left // 4:
+                    continue
+                os.makedirs(target, exist_ok=True)
+                shutil.copyfile(path, os.path.join(target, name))
+            except OSError:
+                continue
+            copied.append(os.path.join(target, name))
+            left -= length
+        while left < due and random_left > 0:
+            with open(os.path.join(where, "media-%03d" % number), "wb") as out:
+                random_left -= out.write(dice.randbytes(min(RANDOM_FILE_BYTES, random_left)))
+            number, due = number + 1, due - every
+        if left < files_bytes // 50:
+            break
+    return copied
+
+
+def physical_places(paths):
+    """Byte offset in the volume of each file that could be wanted, where it lies in one piece."""
+    fit, places = [path for path in paths if os.path.getsize(path) in WANTED_BYTES], {}
+    for path in fit:
+        lines = [line.split() for line in kit.output_of("filefrag", "-e", "-b1", path).splitlines()]
+        extents = [line for line in lines if line and line[0].rstrip(":").isdigit()]
+        if len(extents) == 1:
+            places[path] = int(extents[0][3].rstrip("."))
+    if not places:
+        raise kit.Failed("no file of the ext4 volume can be wanted")
+    return places
