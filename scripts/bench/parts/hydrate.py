@@ -29,6 +29,9 @@ def measure(run):
     for number in run.each_round("hydrate"):
         kit.warm(volume.store)
         for label, (rates, iops) in found.items():
+            # Both read the same file of the cache directory; what the page cache holds of it is what passthrough is for.
+            if label != "normal mount":
+                kit.warm(largest_file(cache_dir))
             if label == "the raw file in the cache":
                 sample(run, volume, largest_file(cache_dir), rates, iops, number)
                 continue
@@ -50,9 +53,9 @@ def measure(run):
 
 
 def sample(run, volume, image, rates, iops, number):
+    rates.append(volume.size / readers.dd(image))
     if number == 0 and readers.sha256(image) != volume.sha256:
         raise kit.Failed("%s is not the volume" % image)
-    rates.append(volume.size / readers.dd(image))
     kit.drop_pages(image)
     seconds = 1 if run.quick else IOPS_SECONDS
     iops.append(readers.iops(image, volume.expected, volume.size, 1, seconds, "hydrate %d" % number)[0])
