@@ -51,6 +51,25 @@ impl Codec {
         }
     }
 
+    /// How far apart restart points should be, in plain bytes, unless readers come back to a place often; `None` where
+    /// any byte is there at once.
+    pub fn spacing_bytes(self) -> Option<u64> {
+        match self {
+            Self::None => None,
+            Self::Zlib => Some(4 << 20),
+            Self::Bz2 => Some(1 << 20),
+            Self::Zstd => Some(32 << 20),
+        }
+    }
+
+    /// How dense points may become where readers come back often, in plain bytes; `None` where that would cost too much.
+    pub fn dense_spacing_bytes(self) -> Option<u64> {
+        match self {
+            Self::Zlib => Some(1 << 20),
+            Self::None | Self::Bz2 | Self::Zstd => None,
+        }
+    }
+
     /// The name that Cinder writes.
     pub fn name(self) -> &'static str {
         match self {

@@ -238,6 +238,7 @@ impl View {
         // the digest tells whether that is right.
         let mut gaps: Vec<Range<u64>> = Vec::new();
         let mut meanwhile = None;
+        let mut read_from: Vec<(Arc<ObjectReader>, u64)> = Vec::new();
         for piece in self.map.pieces(bytes.clone()) {
             match piece {
                 Piece::Gap(image) => {
@@ -259,6 +260,7 @@ impl View {
                     let read = open_object(&self.engine, &self.layers, object)
                         .map_err(|error| (0, error))
                         .and_then(|reader| {
+                            read_from.push((reader.clone(), reader.generation()));
                             let read = reader.read_at(out, object_offset, &mut neighbours);
                             read.map_err(|failure| (failure.filled, failure.error))
                         });
@@ -291,6 +293,7 @@ impl View {
                     if gaps.iter().any(overlaps) { verified.map_err(|_| no_object()) } else { verified }
                 }
             };
+            let result = result.or_else(|error| self.look_again(&wanted, error, &read_from));
             let result = result.or_else(|error| self.heal(&wanted, error));
             if let Err(error) = &result {
                 self.lost_lately.note(wanted.block, error, started.elapsed());
@@ -328,6 +331,39 @@ impl View {
                 Err(Error::new(ErrorKind::HashMismatch, message))
             }
         }
+    }
+
+    /// Reads a wrong block again, in case restart points of an earlier run led astray.
+    fn look_again(
+        &self,
+        wanted: &Wanted<'_>,
+        error: Error,
+        read_from: &[(Arc<ObjectReader>, u64)],
+    ) -> Result<Arc<VerifiedBlock>> {
+        let may_help = read_from.iter().any(|(reader, seen)| reader.may_have_been_misled(*seen));
+        if !error.kind().is_damage() || !may_help {
+            return Err(error);
+        }
+        let range = self.range_of(wanted.block);
+        let mut plain = vec![0; (range.end - range.start) as usize];
+        let mut to_blame: Vec<&ObjectReader> = Vec::new();
+        for piece in self.map.pieces(range.clone()) {
+            let Piece::Data { image, object, object_offset } = piece else { continue };
+            let out = &mut plain[(image.start - range.start) as usize..(image.end - range.start) as usize];
+            let name =
+                super::object_of(&self.layers, object).and_then(|(backup, data)| backup.object_name(data));
+            let reader =
+                name.ok().and_then(|name| read_from.iter().find(|(reader, _)| *reader.name() == name));
+            let Some((reader, seen)) = reader else { return Err(error) };
+            match reader.read_again(out, object_offset, *seen) {
+                Ok(true) => to_blame.push(reader),
+                Ok(false) => {}
+                Err(_) => return Err(error),
+            }
+        }
+        let verified = self.verify(wanted, &plain).map_err(|_| error)?;
+        to_blame.iter().for_each(|reader| reader.forget_index());
+        Ok(verified)
     }
 
     /// Looks for another copy of a block that is damaged.
