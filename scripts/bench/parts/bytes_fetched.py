@@ -2,7 +2,6 @@
 
 import bisect
 import json
-import os
 import statistics
 import subprocess
 import time
@@ -18,13 +17,13 @@ BAR = 1.2
 SETTLE_SECONDS = 0.02  # between reads, so that what one causes is not counted for the next
 
 
-def points_of(run, volume, index):
-    """The restart points of the volume's one object: (plain offset, stored offset), in order; None where nothing prints them."""
-    if not os.path.exists(run.example("restart_points")):
-        return None
-    done = subprocess.run([run.example("restart_points"), volume.store, volume.backup_id], env=run.environment(index.path),
-                          stdout=subprocess.PIPE, check=True)
-    return [(point["plain_offset"], point["stored_bits"] / 8) for point in json.loads(done.stdout)[0]]
+def points_of(run, index):
+    """The restart points of the one object: (plain offset, stored offset) in bytes, in order."""
+    done = subprocess.run([run.example("restart_points"), index.path], stdout=subprocess.PIPE, check=True)
+    found = json.loads(done.stdout)
+    if len(found) != 1:
+        raise kit.Failed("%d indexes of one object in %s" % (len(found), index.path))
+    return [(plain, bits / 8) for plain, bits in found[0]]
 
 
 def measure(run):
@@ -51,8 +50,7 @@ def measure(run):
         yield "| %s | %d | %.0f | %.0f | %s |" % (label, len(fetched), statistics.median(fetched) / 1024,
                                                  readers.percentile(fetched, 0.99) / 1024, cells)
         if key:
-            run.bars.put(key, "worst of %d reads %.2f" % (len(fetched), worst) if worst else "no list of restart points",
-                         worst <= BAR if worst else None)
+            run.bars.put(key, "worst of %d reads %.2f" % (len(fetched), worst), worst <= BAR)
 
 
 def fetches(run, volume, index):
@@ -81,10 +79,7 @@ def fetches(run, volume, index):
 
 def against_points(run, volume, index, fetched, offsets):
     """The last three cells of a row, and the worst read's ratio."""
-    points = points_of(run, volume, index)
-    if points is None:
-        return "| | (no `restart_points` example)", None
-    points = [(0, 0), *points, (volume.size, volume.stored_bytes())]
+    points = sorted({(0, 0), *points_of(run, index), (volume.size, volume.stored_bytes())})
     plain = [at for at, _ in points]
     places = [bisect.bisect_right(plain, offset) for offset in offsets]
     own = [points[after][1] - points[after - 1][1] for after in places]
