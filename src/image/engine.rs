@@ -7,10 +7,12 @@ use crate::block::{BlockCache, Flights};
 use crate::object::indexing::Indexing;
 use crate::object::pool::ObjectPool;
 use crate::store::Store;
+use crate::workers::Workers;
 
 /// Shared by all images of a process.
 pub struct Engine {
     objects: ObjectPool,
+    workers: Arc<Workers>,
     cache: BlockCache,
     flights: Flights,
     copies: OnceLock<Weak<dyn Copies>>,
@@ -25,13 +27,19 @@ impl Engine {
         idle_decoder_bytes_max: usize,
         indexing: Arc<Indexing>,
     ) -> Self {
+        let workers = indexing.workers().clone();
         let objects = ObjectPool::new(store, idle_decoder_bytes_max, indexing);
         Self {
             objects,
+            workers,
             cache: BlockCache::new(cache_bytes_max),
             flights: Flights::default(),
             copies: OnceLock::new(),
         }
+    }
+
+    pub(super) fn workers(&self) -> &Workers {
+        &self.workers
     }
 
     pub(super) fn objects(&self) -> &ObjectPool {

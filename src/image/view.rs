@@ -23,11 +23,14 @@ use crate::backup::{Backup, BlockHashTable};
 use crate::block::{Claim, Follow, Lead, VerifiedBlock, hash_of_zeros};
 use crate::chain::extent_map::{ExtentMap, ObjectIndex, Piece};
 use crate::error::{Error, ErrorKind, Result};
-use crate::object::{Filled, NothingElse, ObjectReader, Passing};
+use crate::object::{Filled, NothingElse, ObjectReader, Passing, Urgency};
 use crate::types::{BlockHash, BlockIndex, ObjectName};
 
 /// Plain bytes decoded at once, in bytes, unless a single block is larger.
 const RUN_BYTES_MAX: u64 = 1 << 20;
+
+/// How much of what is passed on the way to the wanted bytes is kept, in lengths of these.
+const PASSED_USEFUL: u64 = 8;
 
 /// Healed blocks that are logged one by one; after these they are only counted.
 const HEALED_LOGGED_MAX: u64 = 100;
@@ -117,7 +120,7 @@ impl View {
     ) -> Result<()> {
         let block_bytes = self.table.block_bytes();
         let blocks = range.start / block_bytes..range.end.div_ceil(block_bytes).min(self.table.count());
-        for (block, found) in self.find(blocks) {
+        for (block, found) in self.find(blocks, Urgency::Wanted) {
             let bytes = self.range_of(block);
             let part = bytes.start.max(range.start)..bytes.end.min(range.end);
             match &found {
@@ -130,6 +133,13 @@ impl View {
             }
         }
         Ok(())
+    }
+
+    /// Gets the blocks of a range into the cache.
+    pub(super) fn fetch(&self, range: Range<u64>) {
+        let block_bytes = self.table.block_bytes();
+        let blocks = range.start / block_bytes..range.end.div_ceil(block_bytes).min(self.table.count());
+        self.find(blocks, Urgency::Ahead);
     }
 
     fn range_of(&self, block: BlockIndex) -> Range<u64> {
@@ -148,7 +158,7 @@ impl View {
     }
 
     /// All of `blocks`, in order.
-    fn find(&self, blocks: Range<u64>) -> BTreeMap<BlockIndex, Found> {
+    fn find(&self, blocks: Range<u64>, urgency: Urgency) -> BTreeMap<BlockIndex, Found> {
         let mut found = BTreeMap::new();
         let mut missing = Vec::new();
         for (index, hash) in blocks.clone().zip(self.table.get(blocks)) {
@@ -167,6 +177,7 @@ impl View {
         let mut follows: Vec<(BlockIndex, BlockHash, Follow)> = Vec::new();
         for (block, hash) in missing {
             match self.engine.flights().claim(hash) {
+                Claim::Follow(_) if urgency == Urgency::Ahead => {} // it comes without us
                 Claim::Follow(follow) => follows.push((block, hash, follow)),
                 // Between the look into the cache and the claim another reader may have landed.
                 Claim::Lead(lead) => match self.cached(block, &hash) {
@@ -178,7 +189,7 @@ impl View {
                 },
             }
         }
-        self.load(wanted, &mut found);
+        self.load(wanted, urgency, &mut found);
         // Only now, when nobody waits for us, we wait for others. Whom a leader fails tries for itself: the same digest
         // may stand elsewhere for it.
         let mut again = Vec::new();
@@ -190,7 +201,7 @@ impl View {
                 (None, None) => again.push(Wanted { block, hash, lead: None }),
             }
         }
-        self.load(again, &mut found);
+        self.load(again, urgency, &mut found);
         found
     }
 
@@ -198,7 +209,7 @@ impl View {
     ///
     /// A run lies in one object: between two objects another thread may take the lane of the first, and then finds the
     /// whole run filed or nothing of it decoded.
-    fn load(&self, wanted: Vec<Wanted<'_>>, found: &mut BTreeMap<BlockIndex, Found>) {
+    fn load(&self, wanted: Vec<Wanted<'_>>, urgency: Urgency, found: &mut BTreeMap<BlockIndex, Found>) {
         let run_blocks = (RUN_BYTES_MAX / self.table.block_bytes()).max(1) as usize;
         let mut run: Vec<Wanted<'_>> = Vec::new();
         let mut run_holder = None;
@@ -209,12 +220,12 @@ impl View {
                 && holder == run_holder
                 && run.len() < run_blocks;
             if !goes_on {
-                self.load_run(std::mem::take(&mut run), found);
+                self.load_run(std::mem::take(&mut run), urgency, found);
             }
             run.push(block);
             run_holder = holder;
         }
-        self.load_run(run, found);
+        self.load_run(run, urgency, found);
     }
 
     /// The object that holds all of a block; `None` when there are several, or none.
@@ -227,7 +238,7 @@ impl View {
     }
 
     /// Decodes blocks that follow each other, and lands them.
-    fn load_run(&self, run: Vec<Wanted<'_>>, found: &mut BTreeMap<BlockIndex, Found>) {
+    fn load_run(&self, run: Vec<Wanted<'_>>, urgency: Urgency, found: &mut BTreeMap<BlockIndex, Found>) {
         let (Some(first), Some(last)) = (run.first(), run.last()) else { return };
         let started = Instant::now();
         let bytes = self.range_of(first.block).start..self.range_of(last.block).end;
@@ -250,6 +261,7 @@ impl View {
                         &mut plain[(image.start - bytes.start) as usize..(image.end - bytes.start) as usize];
                     let mut neighbours = Neighbours {
                         view: self,
+                        urgency,
                         run: &run,
                         image: &image,
                         object_offset,
@@ -480,6 +492,7 @@ fn no_object() -> Error {
 /// Files the blocks that lie before the wanted ones in the same object and are decoded on the way.
 struct Neighbours<'v, 'w, 'l> {
     view: &'v View,
+    urgency: Urgency,
     run: &'w [Wanted<'l>],
     image: &'w Range<u64>,
     object: ObjectIndex,
@@ -490,14 +503,20 @@ struct Neighbours<'v, 'w, 'l> {
 }
 
 impl Passing for Neighbours<'_, '_, '_> {
+    fn urgency(&self) -> Urgency {
+        self.urgency
+    }
+
     fn already_there(&mut self) -> bool {
         self.meanwhile = self.run.iter().map(|wanted| self.view.cached(wanted.block, &wanted.hash)).collect();
         self.meanwhile.is_some()
     }
 
-    /// All of the object: it belongs to the volume as it stands, except where a newer backup hides it.
+    /// What lies shortly before: reads that are under way at once are not far apart, and hashing costs half as much as
+    /// decoding. (It belongs to the volume as it stands, except where a newer backup hides it.)
     fn useful_from(&self) -> u64 {
-        0
+        let wanted = self.image.end - self.image.start;
+        self.object_offset.saturating_sub(wanted.saturating_mul(PASSED_USEFUL))
     }
 
     fn passed(&mut self, offset: u64, bytes: &[u8]) {

@@ -46,7 +46,7 @@ impl Indexing {
         Self { store, workers, is_on, held_bytes: AtomicI64::new(0) }
     }
 
-    pub(super) fn workers(&self) -> &Arc<Workers> {
+    pub(crate) fn workers(&self) -> &Arc<Workers> {
         &self.workers
     }
 
