@@ -65,12 +65,13 @@ def parse():
     return args
 
 
-def measure(args, stores, scratch):
-    """Sections of the document by name; a part's also hold its title."""
-    run, sections, begun = Run(args, stores, scratch), {}, time.monotonic()
+def measure(args, kept, scratch):
+    """Sections of the document by name; a part's also hold its title. Volumes are kept in `kept`, if anywhere."""
+    run, sections, begun = Run(args, scratch), {}, time.monotonic()
     commit = kit.output_of("git", "describe", "--always", "--dirty") or "unknown"
-    for part in args.part:
+    for place, part in enumerate(args.part):
         module, load, started, daemons = PARTS[part], os.getloadavg()[0], time.monotonic(), len(run.peaks)
+        run.use_stores(os.path.join(kept or scratch, module.VOLUMES))
         lines = list(module.measure(run))
         facts = "%s at `%s`; median of %d (least-greatest); load %.1f before, %.1f after; %.0f s." % (
             datetime.date.today(), commit, run.rounds, load, os.getloadavg()[0], time.monotonic() - started)
@@ -78,6 +79,8 @@ def measure(args, stores, scratch):
         if args.quick:
             lines.append("**A smoke test (`--quick`): too small to be a measurement.**")
         sections[part] = "\n".join(lines).rstrip() + "\n"
+        if not kept and all(PARTS[later].VOLUMES != module.VOLUMES for later in args.part[place + 1:]):
+            run.drop_stores()
     run.put_memory_bar(args.part)
     machine = "%s, %s; the FUSE ceiling and the mounts ran %s root, so their read-ahead was %s." % (
         kit.machine_facts(), kit.output_of("rustc", "-V"), *(
@@ -98,8 +101,8 @@ def main():
             with kit.folder(given, "run-") as scratch:
                 sections = measure(args, given, scratch)
         else:
-            with kit.folder("/var/tmp", "cinderfs-bench-") as work:
-                sections = measure(args, work, work)
+            with kit.folder("/var/tmp", "cinderfs-bench-") as scratch:
+                sections = measure(args, None, scratch)
         if args.write:
             report.write(sections)
     except (kit.Failed, kit.Missing, subprocess.SubprocessError, OSError, shutil.Error) as error:

@@ -7,10 +7,12 @@ has one of those and everything that is compared with it.
 import os
 import statistics
 import subprocess
+import tempfile
 import time
 
 import bars
 import filesystem
+import genuine
 import kit
 import readers
 
@@ -76,22 +78,22 @@ class Rescue:
 
     def by_us(self, target, how, index):
         cache_dir = self.run.copy_of(index) if index else self.run.folder("cache-")
-        started = time.monotonic()
-        process = subprocess.Popen([self.run.args.cinderfs, "restore", self.volume.store, self.volume.backup_id, target],
-                                   env=self.run.environment(cache_dir), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                                   stderr=subprocess.PIPE)
-        try:
-            said = process.stderr.read()  # its progress; ends when it does
-            _, status, usage = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
-        finally:
-            if process.returncode is None:
-                process.kill()
-                process.wait()
-        seconds = time.monotonic() - started
-        if process.returncode != 0:
-            raise kit.Failed("restore ended with %d: %s" % (process.returncode, said.decode(errors="replace").strip()))
-        self.restores[how].append((seconds, usage.ru_maxrss * 1024))
+        with tempfile.TemporaryFile() as log:
+            started = time.monotonic()
+            process = subprocess.Popen([self.run.args.cinderfs, "restore", self.volume.store, self.volume.backup_id, target],
+                                       env=self.run.environment(cache_dir), stdin=subprocess.DEVNULL,
+                                       stdout=subprocess.DEVNULL, stderr=log)
+            try:
+                peak = kit.wait_watching(process, genuine.RESTORE_SECONDS_MAX)
+            finally:
+                if process.returncode is None:
+                    process.kill()
+                    process.wait()
+            seconds = time.monotonic() - started
+            if process.returncode != 0:
+                log.seek(0)
+                raise kit.Failed("restore ended with %d: %s" % (process.returncode, log.read().decode(errors="replace").strip()))
+        self.restores[how].append((seconds, peak))
         self.run.forget(cache_dir)
 
     def loop_read(self, image, file):

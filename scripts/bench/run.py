@@ -29,9 +29,9 @@ class Mount(kit.Daemon):
         return os.path.join(self.mountpoint, "backups", backup_id, "volume.img")
 
     def __exit__(self, *failure):
-        if self.process.poll() is None:
-            self.run.peaks.append((self.what, self.cache_size, self.peak_rss()))
         super().__exit__(*failure)
+        if self.peak:
+            self.run.peaks.append((self.what, self.cache_size, self.peak))
 
 
 class Index:
@@ -42,10 +42,10 @@ class Index:
 
 
 class Run:
-    """Stores are made in `stores` and may be left there for the next run; `scratch` is this run's."""
+    """Volumes are made in `stores`, which the part at hand decides; `scratch` is this run's and goes with it."""
 
-    def __init__(self, args, stores, scratch):
-        self.args, self.stores, self.scratch = args, stores, scratch
+    def __init__(self, args, scratch):
+        self.args, self.stores, self.scratch = args, None, scratch
         self.rounds, self.quick = args.runs, args.quick
         self.mountpoint = self.folder("mnt-")
         self.bars, self.peaks = bars.Bars(), []
@@ -56,6 +56,17 @@ class Run:
 
     def example(self, name):
         return os.path.join(self.args.examples, name)
+
+    def use_stores(self, path):
+        os.makedirs(path, exist_ok=True)
+        self.stores = path
+
+    def drop_stores(self):
+        """Gives the disk back: no later part reads these volumes, nor what is known of them."""
+        for store, index in self._indexes.items():
+            if index and store.startswith(self.stores + os.sep):
+                self.forget(index.path)
+        shutil.rmtree(self.stores, ignore_errors=True)
 
     def each_round(self, part):
         for number in range(self.rounds):
@@ -128,6 +139,7 @@ class Run:
         return target
 
     def forget(self, cache_dir):
+        """Gives the disk back."""
         shutil.rmtree(cache_dir, ignore_errors=True)
 
     # -- what it left --

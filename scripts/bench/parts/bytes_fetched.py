@@ -13,6 +13,7 @@ import tracing
 import volumes
 
 TITLE = "Stored bytes fetched for one cold 4 KiB read"
+VOLUMES = "giant"
 BAR = 1.2
 SETTLE_SECONDS = 0.02  # between reads, so that what one causes is not counted for the next
 

@@ -10,6 +10,7 @@ import readers
 import volumes
 
 TITLE = "A long chain of one-block objects"
+VOLUMES = "chain"
 BAR_FIRST_SECONDS, BAR_STEADY = 1.0, 1.3
 WARM_UP_SHARE = 0.2  # of the random reads; what comes after them is steady
 

@@ -3,6 +3,7 @@
 import rescue
 
 TITLE = "One file of the ext4 volume"
+VOLUMES = "ext4"
 BAR_NO_INDEX, BAR_INDEX = 15, 100
 
 

@@ -9,6 +9,7 @@ import readers
 import volumes
 
 TITLE = "A hydrated image (passthrough)"
+VOLUMES = "giant"
 IOPS_SECONDS = 3
 
 

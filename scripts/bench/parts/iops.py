@@ -10,6 +10,7 @@ import peers
 import readers
 
 TITLE = "Random 4 KiB reads per second, cold"
+VOLUMES = "ext4"
 BAR, JOBS = 1.5, (1, 4)
 SECONDS, SECONDS_QUICK = 5, 0.5
 

@@ -9,6 +9,7 @@ import readers
 import shapes
 
 TITLE = "Memory, `cache_size=64M`"
+VOLUMES = "small"
 OPTIONS = ["cache_size=64M"]
 MIB = 1 << 20
 

@@ -9,6 +9,7 @@ import readers
 import volumes
 
 TITLE = "Opening a chain of three backups of a 1 TiB volume"
+VOLUMES = "huge"
 MIB = 1 << 20
 
 

@@ -10,6 +10,7 @@ import readers
 import volumes
 
 TITLE = "Random 4 KiB reads inside one object"
+VOLUMES = "giant"
 BAR_P50, BAR_P99 = 400, 100
 WITHOUT_INDEX_SECONDS, WITHOUT_INDEX_READS = 20, 40
 

@@ -9,6 +9,7 @@ import readers
 import volumes
 
 TITLE = "The first pass, with and without recording"
+VOLUMES = "giant"
 BAR_TIME, BAR_SIZE = 1.10, 0.01
 OFF = "seek_index=off"
 

@@ -3,6 +3,7 @@
 import rescue
 
 TITLE = "Restore of the ext4 volume"
+VOLUMES = "ext4"
 BAR_TIME, BAR_MEMORY = 8, 10
 
 

@@ -11,6 +11,7 @@ import readers
 import volumes
 
 TITLE = "Sequential `dd`, beside the FUSE ceiling and peers, MB/s"
+VOLUMES = "giant"
 MIB = 1 << 20
 BAR_NO_INDEX, BAR_INDEX, BAR_WARM = 0.6, 0.65, 0.9
 

@@ -11,6 +11,7 @@ import readers
 import shapes
 
 TITLE = "Sequential, MB/s (10^6 bytes of the volume per second)"
+VOLUMES = "small"
 COLUMNS = ("mount", "file", "stdout", "decode", "decode_hash", "ceiling")
 
 
