@@ -65,9 +65,9 @@ def parse():
     return args
 
 
-def measure(args, kept, scratch):
-    """Sections of the document by name; a part's also hold its title. Volumes are kept in `kept`, if anywhere."""
-    run, sections, begun = Run(args, scratch), {}, time.monotonic()
+def measure(args, kept, scratch, sections):
+    """Fills `sections` of the document by name; a part's also hold its title. Volumes are kept in `kept`, if anywhere."""
+    run, begun = Run(args, scratch), time.monotonic()
     commit = kit.output_of("git", "describe", "--always", "--dirty") or "unknown"
     for place, part in enumerate(args.part):
         module, load, started, daemons = PARTS[part], os.getloadavg()[0], time.monotonic(), len(run.peaks)
@@ -87,28 +87,29 @@ def measure(args, kept, scratch):
             ("as", "1 MiB") if os.geteuid() == 0 else ("without", "the kernel's 128 KiB")))
     table = "\n".join(run.bars.lines(commit, report.between(report.read(), "bars")))
     kit.say("%.0f s in all" % (time.monotonic() - begun))
-    return {"bars": "%s\n\nMachine: %s\n" % (table, machine), **sections}
+    sections["bars"] = "%s\n\nMachine: %s\n" % (table, machine)
 
 
 def main():
     args = parse()
     # SIGTERM unwinds like SIGINT, so that every `with` unmounts what it mounted.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    given = os.environ.get("CINDERFS_BENCH_DIR")
+    given, sections = os.environ.get("CINDERFS_BENCH_DIR"), {}
     try:
         if given:
             os.makedirs(given, exist_ok=True)
             with kit.folder(given, "run-") as scratch:
-                sections = measure(args, given, scratch)
+                measure(args, given, scratch, sections)
         else:
             with kit.folder("/var/tmp", "cinderfs-bench-") as scratch:
-                sections = measure(args, None, scratch)
+                measure(args, None, scratch, sections)
         if args.write:
             report.write(sections)
     except (kit.Failed, kit.Missing, subprocess.SubprocessError, OSError, shutil.Error) as error:
-        kit.say(str(error))
+        kit.say("%s: the run is void; what stands on stdout was measured before" % error)
         return 1
-    print("\n".join(sections.values()))
+    finally:
+        print("\n".join(sections.values()))
     return 0
 
 

@@ -7,6 +7,7 @@ written. Two files are wanted: the one that lies nearest to the volume's start a
 import json
 import os
 import random
+import re
 import shutil
 
 import genuine
@@ -17,6 +18,7 @@ import volumes
 FILES_SHARE, RANDOM_SHARE = 0.45, 0.25
 RANDOM_FILE_BYTES = 32 << 20
 WANTED_BYTES = range(64 << 10, 4 << 20)
+EXTENT = re.compile(r"^ *\d+: +\d+\.\. *\d+: +(\d+)\.\.", re.M)  # number: logical..: physical..
 SOURCES = ["/usr/lib", "/usr/share", "/usr/bin"]
 
 
@@ -100,10 +102,9 @@ def physical_places(paths):
     """Byte offset in the volume of each file that could be wanted, where it lies in one piece."""
     fit, places = [path for path in paths if os.path.getsize(path) in WANTED_BYTES], {}
     for path in fit:
-        lines = [line.split() for line in kit.output_of("filefrag", "-e", "-b1", path).splitlines()]
-        extents = [line for line in lines if line and line[0].rstrip(":").isdigit()]
+        extents = EXTENT.findall(kit.output_of("filefrag", "-e", "-b1", path))
         if len(extents) == 1:
-            places[path] = int(extents[0][3].rstrip("."))
+            places[path] = int(extents[0])
     if not places:
         raise kit.Failed("no file of the ext4 volume can be wanted")
     return places
