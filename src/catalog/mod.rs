@@ -236,6 +236,11 @@ impl Catalog {
     pub fn image(&self, entry: &Entry) -> Result<Arc<Image>> {
         self.0.image(entry)
     }
+
+    /// Saves the restart points that were noted and not saved yet. To be called before the process ends.
+    pub fn keep_indexes(&self) {
+        self.0.engine.keep_indexes();
+    }
 }
 
 impl Copies for Shared {

@@ -144,7 +144,7 @@ impl ObjectStream {
         let source = self.source.clone();
         match self.codec {
             Codec::None => Ok(Box::new(none::NoneDecoder::new(source))),
-            Codec::Zlib => Ok(Box::new(StreamDecoder::new(zlib::Zlib::new(), source))),
+            Codec::Zlib => Ok(Box::new(StreamDecoder::new(zlib::Zlib::new()?, source))),
             Codec::Bz2 => Ok(Box::new(StreamDecoder::new(bz2::Bz2::new(), source))),
             Codec::Zstd => Ok(Box::new(StreamDecoder::new(zstd::Zstd::new()?, source))),
         }
@@ -155,14 +155,26 @@ impl ObjectStream {
     /// Fails with [`ErrorKind::Codec`](crate::ErrorKind::Codec) when the point cannot be one of this stream; a wrong one
     /// that is not noticed here leads to wrong bytes or a failed read.
     pub fn resume(&self, point: &RestartPoint) -> Result<Box<dyn Decoder>> {
-        let message = format!("{}: no restart at plain offset {}", self.codec, point.plain_offset);
-        Err(Error::new(ErrorKind::Codec, message))
+        let source = self.source.clone();
+        match self.codec {
+            Codec::Zlib => {
+                let (stream, offset) = zlib::Zlib::resume(point, source.stat().len_bytes)?;
+                Ok(Box::new(StreamDecoder::at(stream, source, offset)))
+            }
+            Codec::None | Codec::Bz2 | Codec::Zstd => {
+                let message = format!("{}: no restart at plain offset {}", self.codec, point.plain_offset);
+                Err(Error::new(ErrorKind::Codec, message))
+            }
+        }
     }
 
     /// The same point with a smaller state, if the codec knows one. Costs about as much as decoding what the state holds,
     /// so it is done beside the reading.
     pub fn pack(&self, point: RestartPoint) -> RestartPoint {
-        point
+        match self.codec {
+            Codec::Zlib => zlib::pack(&*self.source, point),
+            Codec::None | Codec::Bz2 | Codec::Zstd => point,
+        }
     }
 }
 

@@ -8,12 +8,13 @@
 //! - each step consumes or produces something, or the stream ends in an error: no loop spins;
 //! - a stream of empty blocks or frames does not keep one read busy for long: steps without a plain byte are counted;
 //! - plain bytes decoded before a failure are delivered first, the failure is what the next read gets;
-//! - after the end or a failure the codec's memory is gone, and no more data comes.
+//! - after the end or a failure the codec's memory is gone but for points that were not taken, and no more data comes.
 
+use std::mem::take;
 use std::sync::Arc;
 
 use super::input::StoredInput;
-use super::{Codec, Decoder};
+use super::{Codec, Decoder, Recording, RestartPoint};
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::ObjectSource;
 
@@ -56,11 +57,21 @@ pub(super) trait Stream: Send {
 
     /// About how much memory the state holds, in bytes.
     fn memory_bytes(&self) -> usize;
+
+    /// As [`Decoder::record`].
+    fn record(&mut self, _recording: Option<Recording>) {}
+
+    /// As [`Decoder::take_points`].
+    fn take_points(&mut self) -> Vec<RestartPoint> {
+        Vec::new()
+    }
 }
 
 /// A cursor over the plain bytes of a compressed object.
 pub(super) struct StreamDecoder<S> {
     state: State<S>,
+    /// Points that the stream noted in the read in which it ended.
+    last_points: Vec<RestartPoint>,
 }
 
 enum State<S> {
@@ -70,8 +81,15 @@ enum State<S> {
 }
 
 impl<S: Stream> StreamDecoder<S> {
+    /// At the object's first byte.
     pub(super) fn new(stream: S, source: Arc<dyn ObjectSource>) -> Self {
-        Self { state: State::Running { stream, input: StoredInput::new(source), idle_steps: 0 } }
+        Self::at(stream, source, 0)
+    }
+
+    /// At the stored byte `offset`, where `stream` goes on.
+    pub(super) fn at(stream: S, source: Arc<dyn ObjectSource>, offset: u64) -> Self {
+        let input = StoredInput::at(source, offset);
+        Self { state: State::Running { stream, input, idle_steps: 0 }, last_points: Vec::new() }
     }
 }
 
@@ -109,6 +127,7 @@ impl<S: Stream> Decoder for StreamDecoder<S> {
             filled += produced;
             *idle_steps = if produced == 0 { *idle_steps + 1 } else { 0 };
             if let Some(last) = last {
+                self.last_points = stream.take_points();
                 self.state = last;
             } else if *idle_steps > IDLE_STEPS_MAX {
                 let message = format!(
@@ -125,10 +144,25 @@ impl<S: Stream> Decoder for StreamDecoder<S> {
         }
     }
 
+    fn record(&mut self, recording: Option<Recording>) {
+        if let State::Running { stream, .. } = &mut self.state {
+            stream.record(recording);
+        }
+    }
+
+    fn take_points(&mut self) -> Vec<RestartPoint> {
+        match &mut self.state {
+            State::Running { stream, .. } => stream.take_points(),
+            State::Ended | State::Failed(_) => take(&mut self.last_points),
+        }
+    }
+
     fn memory_bytes(&self) -> usize {
         match &self.state {
             State::Running { stream, input, .. } => stream.memory_bytes() + input.memory_bytes(),
-            State::Ended | State::Failed(_) => 0,
+            State::Ended | State::Failed(_) => {
+                self.last_points.iter().map(|point| size_of_val(point) + point.state.len()).sum()
+            }
         }
     }
 }

@@ -11,6 +11,7 @@
 //! - [`readahead`]: who reads on and on, and what he will want next.
 //! - [`lately`]: which blocks need not be tried again at once.
 //! - [`copies`]: where else a lost block may be found.
+//! - [`objects`]: what the image reads from, object by object.
 //! - [`damage`]: what was lost so far.
 //! - [`scratch`]: the buffer that each thread decodes into.
 //!
@@ -23,6 +24,7 @@ mod ending;
 mod engine;
 mod holes;
 mod lately;
+mod objects;
 mod readahead;
 mod scratch;
 mod unproven;
@@ -31,6 +33,7 @@ mod view;
 pub use copies::{Copies, LostBlock};
 pub use damage::Damage;
 pub use engine::Engine;
+pub use objects::StoredObject;
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -282,6 +285,15 @@ impl Image {
                 return;
             }
         }
+    }
+
+    /// The objects that the image reads from, each once, in the order in which they are first needed.
+    pub fn objects(&self) -> Vec<StoredObject<'_>> {
+        let map = match &self.content {
+            Content::Proven(view) => view.map(),
+            Content::Unproven(view) => view.map(),
+        };
+        objects::of(&self.engine, &self.layers, map)
     }
 
     /// The image cut into groups of ranges, each group read fastest by one reader in order, different groups by different

@@ -29,8 +29,8 @@ use crate::types::{BlockHash, BlockIndex, ObjectName};
 /// Plain bytes decoded at once, in bytes, unless a single block is larger.
 const RUN_BYTES_MAX: u64 = 1 << 20;
 
-/// How much of what is passed on the way to the wanted bytes is kept, in lengths of these.
-const PASSED_USEFUL: u64 = 8;
+/// How much of what is passed on the way to the wanted bytes is kept, in lengths of the whole read.
+const PASSED_USEFUL: u64 = 16;
 
 /// Healed blocks that are logged one by one; after these they are only counted.
 const HEALED_LOGGED_MAX: u64 = 100;
@@ -46,6 +46,14 @@ pub(super) struct View {
     lost_lately: LostLately,
     heals: bool,
     healed_blocks: AtomicU64,
+}
+
+/// What is asked for at once.
+#[derive(Clone, Copy)]
+struct Reading {
+    urgency: Urgency,
+    /// How much it is in all.
+    bytes: u64,
 }
 
 /// What became of one block.
@@ -159,6 +167,7 @@ impl View {
 
     /// All of `blocks`, in order.
     fn find(&self, blocks: Range<u64>, urgency: Urgency) -> BTreeMap<BlockIndex, Found> {
+        let (blocks_start, blocks_end) = (blocks.start, blocks.end);
         let mut found = BTreeMap::new();
         let mut missing = Vec::new();
         for (index, hash) in blocks.clone().zip(self.table.get(blocks)) {
@@ -173,6 +182,8 @@ impl View {
                 },
             }
         }
+        let bytes = (blocks_end - blocks_start).saturating_mul(self.table.block_bytes());
+        let reading = Reading { urgency, bytes };
         let mut wanted = Vec::new();
         let mut follows: Vec<(BlockIndex, BlockHash, Follow)> = Vec::new();
         for (block, hash) in missing {
@@ -189,7 +200,7 @@ impl View {
                 },
             }
         }
-        self.load(wanted, urgency, &mut found);
+        self.load(wanted, reading, &mut found);
         // Only now, when nobody waits for us, we wait for others. Whom a leader fails tries for itself: the same digest
         // may stand elsewhere for it.
         let mut again = Vec::new();
@@ -201,7 +212,7 @@ impl View {
                 (None, None) => again.push(Wanted { block, hash, lead: None }),
             }
         }
-        self.load(again, urgency, &mut found);
+        self.load(again, reading, &mut found);
         found
     }
 
@@ -209,7 +220,7 @@ impl View {
     ///
     /// A run lies in one object: between two objects another thread may take the lane of the first, and then finds the
     /// whole run filed or nothing of it decoded.
-    fn load(&self, wanted: Vec<Wanted<'_>>, urgency: Urgency, found: &mut BTreeMap<BlockIndex, Found>) {
+    fn load(&self, wanted: Vec<Wanted<'_>>, reading: Reading, found: &mut BTreeMap<BlockIndex, Found>) {
         let run_blocks = (RUN_BYTES_MAX / self.table.block_bytes()).max(1) as usize;
         let mut run: Vec<Wanted<'_>> = Vec::new();
         let mut run_holder = None;
@@ -220,12 +231,12 @@ impl View {
                 && holder == run_holder
                 && run.len() < run_blocks;
             if !goes_on {
-                self.load_run(std::mem::take(&mut run), urgency, found);
+                self.load_run(std::mem::take(&mut run), reading, found);
             }
             run.push(block);
             run_holder = holder;
         }
-        self.load_run(run, urgency, found);
+        self.load_run(run, reading, found);
     }
 
     /// The object that holds all of a block; `None` when there are several, or none.
@@ -238,7 +249,7 @@ impl View {
     }
 
     /// Decodes blocks that follow each other, and lands them.
-    fn load_run(&self, run: Vec<Wanted<'_>>, urgency: Urgency, found: &mut BTreeMap<BlockIndex, Found>) {
+    fn load_run(&self, run: Vec<Wanted<'_>>, reading: Reading, found: &mut BTreeMap<BlockIndex, Found>) {
         let (Some(first), Some(last)) = (run.first(), run.last()) else { return };
         let started = Instant::now();
         let bytes = self.range_of(first.block).start..self.range_of(last.block).end;
@@ -261,7 +272,7 @@ impl View {
                         &mut plain[(image.start - bytes.start) as usize..(image.end - bytes.start) as usize];
                     let mut neighbours = Neighbours {
                         view: self,
-                        urgency,
+                        reading,
                         run: &run,
                         image: &image,
                         object_offset,
@@ -492,7 +503,7 @@ fn no_object() -> Error {
 /// Files the blocks that lie before the wanted ones in the same object and are decoded on the way.
 struct Neighbours<'v, 'w, 'l> {
     view: &'v View,
-    urgency: Urgency,
+    reading: Reading,
     run: &'w [Wanted<'l>],
     image: &'w Range<u64>,
     object: ObjectIndex,
@@ -504,7 +515,7 @@ struct Neighbours<'v, 'w, 'l> {
 
 impl Passing for Neighbours<'_, '_, '_> {
     fn urgency(&self) -> Urgency {
-        self.urgency
+        self.reading.urgency
     }
 
     fn already_there(&mut self) -> bool {
@@ -515,8 +526,7 @@ impl Passing for Neighbours<'_, '_, '_> {
     /// What lies shortly before: reads that are under way at once are not far apart, and hashing costs half as much as
     /// decoding. (It belongs to the volume as it stands, except where a newer backup hides it.)
     fn useful_from(&self) -> u64 {
-        let wanted = self.image.end - self.image.start;
-        self.object_offset.saturating_sub(wanted.saturating_mul(PASSED_USEFUL))
+        self.object_offset.saturating_sub(self.reading.bytes.saturating_mul(PASSED_USEFUL))
     }
 
     fn passed(&mut self, offset: u64, bytes: &[u8]) {

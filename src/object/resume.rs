@@ -13,7 +13,7 @@ use super::cursors::Cursor;
 use super::indexing::{PACK_AT_ONCE, key_of, point_of};
 use super::seek_index::{Entry, State};
 use super::turns::Turn;
-use super::{Filled, ObjectReader, Passing, ReadFailure, STEP_BYTES};
+use super::{ObjectReader, Passing, ReadFailure, STEP_BYTES};
 use crate::cache_dir::seek_indexes::SavedIndex;
 use crate::codec::RestartPoint;
 use crate::error::Result;
@@ -171,8 +171,8 @@ impl ObjectReader {
         }
     }
 
-    /// Saves what is worth it, before the object is closed.
-    pub(super) fn keep_index(&self) {
+    /// Saves the restart points that are not saved yet.
+    pub fn keep_index(&self) {
         if self.indexing.is_worth_saving(&self.turns.lock().index, true) {
             self.save();
         }
@@ -264,21 +264,36 @@ impl ObjectReader {
         Ok(Whole { reader: self, turn, cursor, spacing })
     }
 
-    /// Decodes what has not been decoded yet, for its restart points alone; returns how far it has come by now, in plain
-    /// bytes. To be called again until that is the object's length.
-    pub fn explore(&self, passing: &mut dyn Passing) -> Result<u64> {
+    /// Plain offset, in bytes, up to which restart points are known; all of an object that needs none.
+    pub fn known_to(&self) -> u64 {
         self.load_index_once();
-        let known_to = self.turns.lock().index.known_to();
         if self.indexing.spacing_bytes(self.stream.codec(), self.len_bytes).is_none() {
-            return Ok(self.len_bytes);
+            return self.len_bytes;
         }
+        self.turns.lock().index.known_to()
+    }
+
+    /// Decodes some of what has not been decoded yet, for its restart points alone; returns how far they are known then, in
+    /// plain bytes. To be called again until that is the object's length.
+    pub fn explore(&self) -> Result<u64> {
+        let known_to = self.known_to();
         if known_to < self.len_bytes {
-            let target = (known_to + super::OFFER_BYTES_MAX).min(self.len_bytes);
-            match self.read_at(&mut [0], target - 1, passing).map_err(|failure| failure.error)? {
-                Filled::All | Filled::NotNeeded => {}
-            }
+            let target = (known_to + EXPLORED_AT_ONCE).min(self.len_bytes);
+            self.read_at(&mut [0], target - 1, &mut Exploring).map_err(|failure| failure.error)?;
         }
-        Ok(self.turns.lock().index.known_to())
+        Ok(self.known_to())
+    }
+}
+
+/// Decoded at once by [`ObjectReader::explore`], in bytes: a fraction of a second.
+const EXPLORED_AT_ONCE: u64 = 32 << 20;
+
+/// Nobody waits for what is explored.
+struct Exploring;
+
+impl Passing for Exploring {
+    fn urgency(&self) -> super::Urgency {
+        super::Urgency::Ahead
     }
 }
 

@@ -8,6 +8,8 @@
 )]
 
 mod damage;
+mod deflate;
 mod genuine;
 mod kit;
 mod streams;
+mod zlib_restarts;
