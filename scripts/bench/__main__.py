@@ -109,7 +109,7 @@ def main():
         kit.say("%s: the run is void; what stands on stdout was measured before" % error)
         return 1
     finally:
-        print("\n".join(sections.values()))
+        print("\n".join(sections[name] for name in sorted(sections, key=lambda name: name != "bars")))
     return 0
 
 

@@ -10,7 +10,6 @@ import random
 import re
 import shutil
 
-import genuine
 import kit
 import readers
 import volumes

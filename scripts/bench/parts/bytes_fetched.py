@@ -29,10 +29,11 @@ def points_of(run, index):
 
 def measure(run):
     giant, small = run.args.giant_size, run.args.bz2_size
-    yield ("| volume | reads | fetched: p50, KiB | p99, KiB | distance of the points around it: mean, KiB | fetched / distance, all "
-           "reads | worst read / the larger of its distance and the mean |")
+    yield ("| volume | reads | fetched: p50, KiB | p99, KiB | distance of the points around it: mean, KiB "
+           "| fetched / distance, all reads | worst read / the larger of its distance and the mean |")
     yield "|" + " --- |" * 7
-    for label, codec, size, key in (("zlib", "zlib", giant, "bytes"), ("zstd", "zstd", giant, None), ("bz2", "bz2", small, None)):
+    rows = (("zlib", "zlib", giant, "bytes"), ("zstd", "zstd", giant, None), ("bz2", "bz2", small, None))
+    for label, codec, size, key in rows:
         volume = volumes.mixed(run, label, codec, size)
         index = run.index_of(volume)
         if index is None:
