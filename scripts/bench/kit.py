@@ -7,6 +7,7 @@ takes down what was put up.
 import contextlib
 import os
 import platform
+import re
 import shutil
 import signal
 import statistics
@@ -93,10 +94,13 @@ class Daemon:
             fields = stat.read().rsplit(")", 1)[1].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
-    def bytes_read(self):
-        """Bytes that all its read calls have returned so far, FUSE requests included."""
-        with open("/proc/%d/io" % self.process.pid) as counts:
-            return next(int(line.split()[1]) for line in counts if line.startswith("rchar:"))
+    def fuse_threads(self):
+        """How many of its threads serve requests, by the name that the library gives them."""
+        count = 0
+        for thread in os.listdir("/proc/%d/task" % self.process.pid):
+            with open("/proc/%d/task/%s/comm" % (self.process.pid, thread)) as name:
+                count += re.fullmatch(r"fuser-\d+\n", name.read()) is not None
+        return count
 
 
 def peak_rss(pid):
@@ -176,8 +180,8 @@ def files_of(store):
 
 
 def bytes_under(folder):
-    """What its files take on disk, in bytes."""
-    return sum(os.stat(path).st_blocks * 512 for path in files_of(folder))
+    """What its files take on disk, in bytes, without the tag that marks a cache directory."""
+    return sum(os.stat(path).st_blocks * 512 for path in files_of(folder) if os.path.basename(path) != "CACHEDIR.TAG")
 
 
 def warm(store):

@@ -95,6 +95,15 @@ class Run:
                 cache_size = int(option.removeprefix("cache_size=").removesuffix("M")) * MIB
         return Mount(self, what, command, mountpoint, cache_dir or self.folder("cache-"), cache_size)
 
+    def ceiling(self, mountpoint, size, like):
+        """A daemon that serves `volume.img` out of memory with as many threads as ours serves the store `like` with."""
+        def count(_):
+            with self.mount(like, "counting threads") as daemon:
+                return daemon.fuse_threads()
+        threads = self.shared("threads", count)
+        command = [self.example("fuse_ceiling"), mountpoint, str(size)]
+        return kit.Daemon(command + ([str(threads)] if threads else []), mountpoint)
+
     def environment(self, cache_dir=None):
         return {**os.environ, "CINDERFS_CACHE_DIR": cache_dir or self.folder("cache-")}
 

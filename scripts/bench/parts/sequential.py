@@ -96,7 +96,7 @@ def measure(run):
         rates.append(size / readers.drop_and_dd(os.path.join(ceiling, "volume.img")))
         return rates[-1]
 
-    with kit.Daemon([run.example("fuse_ceiling"), ceiling, str(size)], ceiling):
+    with run.ceiling(ceiling, size, found[0].volume.store):
         for number in run.each_round("sequential"):
             before = None
             for way in found[number % len(found):] + found[:number % len(found)]:

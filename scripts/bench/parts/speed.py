@@ -23,7 +23,7 @@ def restore_target(run, size):
 
 def one_round(run, volume, seconds, first):
     kit.warm(volume.store)
-    with kit.Daemon([run.example("fuse_ceiling"), run.mountpoint, str(volume.size)], run.mountpoint):
+    with run.ceiling(run.mountpoint, volume.size, volume.store):
         seconds["ceiling"].append(readers.dd(os.path.join(run.mountpoint, "volume.img")))
     with run.mount(volume.store, "dd, " + volume.label) as daemon:
         seconds["mount"].append(readers.dd(daemon.image(volume.backup_id)))
