@@ -243,6 +243,12 @@ def available_memory():
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
 
 
+def roomy_folder(size, otherwise):
+    """Memory, where there is room for `size` bytes and as much again for who writes them, so that the disk is not measured."""
+    free = os.statvfs("/dev/shm").f_bavail * os.statvfs("/dev/shm").f_frsize if os.path.isdir("/dev/shm") else 0
+    return "/dev/shm" if free > 2 * size and available_memory() > 3 * size else otherwise
+
+
 def machine_facts():
     with open("/proc/cpuinfo") as lines:
         models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

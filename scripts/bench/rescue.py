@@ -36,18 +36,11 @@ class Rescue:
         # (how, start or end) -> seconds
         self.files = {(how, file["where"]): [] for how in ("cinder", "no index", "index") for file in self.volume.wanted}
 
-    def target_folder(self):
-        """Memory where there is room for it beside Cinder's own, so that the disk is not what is measured."""
-        size = self.volume.size
-        free = os.statvfs("/dev/shm").f_bavail * os.statvfs("/dev/shm").f_frsize if os.path.isdir("/dev/shm") else 0
-        roomy = free > 2 * size and kit.available_memory() > 3.5 * size
-        return "/dev/shm" if roomy else self.run.scratch
-
     def measure(self):
         if self.rounds_done:
             return
         for number in self.run.each_round("restore and first file"):
-            with kit.folder(self.target_folder(), "cinderfs-bench-") as folder:
+            with kit.folder(kit.roomy_folder(self.volume.size, self.run.scratch), "cinderfs-bench-") as folder:
                 target = os.path.join(folder, "volume.img")
                 kit.warm(self.volume.store)
                 self.by_cinder(target)

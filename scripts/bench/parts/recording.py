@@ -42,13 +42,13 @@ def measure(run):
     yield ("| volume | recording, s | not recording, s | ratio | with the daemon's end: ratio | CPU: ratio | index | of plain size "
            "| `index` or first pass, s |")
     yield "|" + " --- |" * 9
-    slower, sizes, complete = {}, {}, True
+    slower, sizes, missing = {}, {}, set()
     for volume in made:
         on, off = found[volume.label]["on"], found[volume.label]["off"]
         kept, index = max(one[3] for one in on), run.index_of(volume)
         cells = [kit.spread([one[0] for one in on], form="%.2f"), kit.spread([one[0] for one in off], form="%.2f") if off else ""]
         if not kept or not off:
-            complete = False
+            missing.add(volume.codec)
             cells += ["**%s**" % bars.NOT_BUILT, "", ""]
         else:
             ratios = [bars.ratios([one[what] for one in off], [one[what] for one in on]) for what in (0, 1, 2)]
@@ -58,11 +58,13 @@ def measure(run):
             sizes[volume.codec] = index.bytes / volume.size
             cells += ["%.1f MB" % (index.bytes / 1e6), "%.2f %%" % (100 * sizes[volume.codec]), "%.1f" % index.seconds]
         else:
-            complete = False
+            missing.add(volume.codec)
             cells += ["**%s**" % bars.NOT_BUILT, "", ""]
         yield "| %s | %s |" % (volume.label, " | ".join(cells))
-    said = ", ".join("%s %s" % (codec, kit.spread(values, form="%.2f")) for codec, values in slower.items())
-    run.bars.put("recording", said or bars.NOT_BUILT,
+    complete = not missing
+    absent = ["%s %s" % (codec, bars.NOT_BUILT) for codec in sorted(missing)]
+    said = ["%s %s" % (codec, kit.spread(values, form="%.2f")) for codec, values in slower.items()]
+    run.bars.put("recording", ", ".join(said + absent),
                  complete and all(statistics.median(values) <= BAR_TIME for values in slower.values()))
-    said = ", ".join("%s %.2f %%" % (codec, 100 * share) for codec, share in sizes.items())
-    run.bars.put("index size", said or bars.NOT_BUILT, complete and all(share <= BAR_SIZE for share in sizes.values()))
+    said = ["%s %.2f %%" % (codec, 100 * share) for codec, share in sizes.items()]
+    run.bars.put("index size", ", ".join(said + absent), complete and all(share <= BAR_SIZE for share in sizes.values()))

@@ -15,12 +15,6 @@ VOLUMES = "small"
 COLUMNS = ("mount", "file", "stdout", "decode", "decode_hash", "ceiling")
 
 
-def restore_target(run, size):
-    """Memory where there is room for it, so that the disk is not what is measured."""
-    free = os.statvfs("/dev/shm").f_bavail * os.statvfs("/dev/shm").f_frsize if os.path.isdir("/dev/shm") else 0
-    return "/dev/shm" if free > 2 * size and kit.available_memory() > 3 * size else run.scratch
-
-
 def one_round(run, volume, seconds, first):
     kit.warm(volume.store)
     with run.ceiling(run.mountpoint, volume.size, volume.store):
@@ -34,7 +28,7 @@ def one_round(run, volume, seconds, first):
         raise kit.Failed("%s decoded to %d bytes" % (volume.objects, decoded["plain_bytes"]))
     seconds["decode"].append(decoded["decode"]["wall"])
     seconds["decode_hash"].append(decoded["decode_hash"]["wall"])
-    with kit.folder(restore_target(run, volume.size), "cinderfs-bench-") as folder:
+    with kit.folder(kit.roomy_folder(volume.size, run.scratch), "cinderfs-bench-") as folder:
         target = os.path.join(folder, "volume.img")
         command = [run.args.cinderfs, "restore", volume.store, volume.backup_id]
         seconds["file"].append(kit.timed([*command, target], stdout=subprocess.DEVNULL, env=run.environment()))
