@@ -5,7 +5,7 @@
 //!
 //! Usage: `restart_cost FILE [ROUNDS]`, where FILE is a zlib object, best of a gigabyte or more; see `scripts/make-store.py`.
 //! Text on stdout. Passes and packing are counted in CPU seconds of this thread, medians of ROUNDS (default 5), so that a
-//! busy machine blurs them less; seeks in seconds of the wall clock.
+//! busy machine blurs them less (that clock ticks too seldom for one seek); seeks are in seconds of the wall clock.
 #![allow(clippy::print_stdout, reason = "the figures are what this program is for")]
 
 use std::error::Error;

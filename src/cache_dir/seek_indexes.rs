@@ -3,7 +3,8 @@
 //! Problem: a mount opens hundreds of objects, whose indexes are some megabytes each, of which a reader wants a few
 //! kilobytes now. Idea: opening an index reads its table, some tens of kilobytes; a state is read when a decoder starts
 //! from it, through a descriptor that lives as long as this one read: 256 opened objects must not take 256 descriptors
-//! beside those of the objects, and an evicted file must give its space back. [`file`] has the layout, [`room`] the bound.
+//! beside those of the objects, and an evicted file must give its space back. [`mod@file`] has the layout,
+//! [`room`] the bound.
 //!
 //! All files lie in one folder: there are a thousand or so (a hundred thousand at most), which no file system minds.
 //!

@@ -331,6 +331,27 @@ fn every_point_of_every_genuine_object() {
 }
 
 #[test]
+fn a_short_read_behind_a_point_asks_the_store_for_little() {
+    let plain = far_reaching(3_000_000, 9);
+    let stored = blocks(&plain, 6);
+    let (_, points) = record(&mut *stream(&stored).start().unwrap(), 0, every(200_000), &[65_536]);
+    let asked = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let counter = asked.clone();
+    let counted = stream_of(Object::new(stored.len() as u64, move |buf, offset| {
+        counter.fetch_add(buf.len(), std::sync::atomic::Ordering::Relaxed);
+        let rest = &stored[stored.len().min(offset as usize)..];
+        let n = rest.len().min(buf.len());
+        buf[..n].copy_from_slice(&rest[..n]);
+        Ok(n)
+    }));
+    for point in &points[..points.len() - 2] {
+        let mut decoder = counted.resume(point).unwrap();
+        assert_eq!(decoder.read(&mut [0; 4096]).unwrap(), 4096);
+        assert_eq!(asked.swap(0, std::sync::atomic::Ordering::Relaxed), 16 * 1024);
+    }
+}
+
+#[test]
 fn a_point_behind_the_object_is_refused_by_name() {
     let stream = stream(&zlib(&mixed(1000), 6));
     let bits = stream.source().stat().len_bytes * 8;
