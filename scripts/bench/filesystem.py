@@ -1,14 +1,16 @@
 """A volume with a real ext4 on it, backed up by genuine Cinder: what a user who lost one file has.
 
 About 45 % of it are files of this machine's /usr, 25 % random data (what compressed and encrypted files are), the rest was never
-written. Two files are wanted: the one that lies nearest to the volume's start and the one nearest to its end.
+written. Two files are wanted: one that was copied first, near the volume's start, and one near its end.
 """
 
+import errno
 import json
 import os
 import random
 import re
 import shutil
+import tempfile
 
 import kit
 import readers
@@ -16,7 +18,8 @@ import volumes
 
 FILES_SHARE, RANDOM_SHARE = 0.45, 0.25
 RANDOM_FILE_BYTES = 32 << 20
-WANTED_BYTES = range(64 << 10, 4 << 20)
+WANTED_BYTES = range(64 << 10, 1 << 20)
+PIECE_BYTES = 8 << 20
 EXTENT = re.compile(r"^ *\d+: +\d+\.\. *\d+: +(\d+)\.\.", re.M)  # number: logical..: physical..
 SOURCES = ["/usr/lib", "/usr/share", "/usr/bin"]
 
@@ -52,26 +55,62 @@ def build(run, image, size):
     kit.timed(["mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0", image])
     where = run.folder("ext4-")
     with kit.loop_mount(image, where, "ext4", "rw"):
-        copied = copy_files(where, int(size * FILES_SHARE), int(size * RANDOM_SHARE))
-        os.sync()
-        places = physical_places(copied)
+        names = wanted_names()
+        first = put(where, names)
+        copy_files(where, int(size * FILES_SHARE), int(size * RANDOM_SHARE))
         wanted = []
-        for what, path in (("start", min(places, key=places.get)), ("end", max(places, key=places.get))):
-            wanted.append({"what": "file at %.0f %% of the volume" % (100 * places[path] / size), "where": what,
+        for what, path in (("start", first), ("end", last_file(where, names))):
+            wanted.append({"what": "file at %.0f %% of the volume" % (100 * place(path) / size), "where": what,
                            "path": os.path.relpath(path, where), "bytes": os.path.getsize(path), "sha256": readers.sha256(path)})
     os.rmdir(where)
     return wanted
 
 
+def wanted_names():
+    """Files of this machine that could be wanted, in an order that a seed decides."""
+    names = [os.path.join(here, name) for here, _, files in os.walk(SOURCES[0]) for name in files]
+    random.Random("wanted").shuffle(names)
+    return (path for path in names if not os.path.islink(path) and os.path.getsize(path) in WANTED_BYTES)
+
+
+def put(where, names):
+    """Copies the next one into a folder of its own; its path there."""
+    return shutil.copy(next(names), tempfile.mkdtemp(prefix="folder-", dir=where))
+
+
+def last_file(where, names):
+    """A file near the volume's end: all room is taken in pieces, the last piece gets the file's bytes, the others are freed."""
+    pieces = []
+    while True:
+        path = os.path.join(where, "piece-%04d" % len(pieces))
+        try:
+            with open(path, "wb") as file:
+                os.posix_fallocate(file.fileno(), 0, PIECE_BYTES)
+        except OSError as error:
+            os.unlink(path)
+            if error.errno != errno.ENOSPC or not pieces:
+                raise
+            break
+        pieces.append(path)
+    last = max(pieces, key=place)
+    with open(next(names), "rb") as source, open(last, "r+b") as target:
+        target.write(source.read())
+        target.truncate()
+    for path in pieces:
+        if path != last:
+            os.unlink(path)
+    return last
+
+
 def copy_files(where, files_bytes, random_bytes):
-    """Folders of this machine in an order that a seed decides, with files of random data between. The paths copied."""
+    """Folders of this machine in an order that a seed decides, with files of random data between."""
     dice, names = random.Random("ext4"), []
     for source in SOURCES:
         for here, folders, files in os.walk(source):
             folders.sort()
             names.append((here, sorted(files)))
     dice.shuffle(names)
-    copied, left, random_left, number = [], files_bytes, random_bytes, 0
+    left, random_left, number = files_bytes, random_bytes, 0
     every = files_bytes // max(random_bytes // RANDOM_FILE_BYTES, 1)
     due = left
     for here, files in names:
@@ -86,7 +125,6 @@ def copy_files(where, files_bytes, random_bytes):
                 shutil.copyfile(path, os.path.join(target, name))
             except OSError:
                 continue
-            copied.append(os.path.join(target, name))
             left -= length
         while left < due and random_left > 0:
             with open(os.path.join(where, "media-%03d" % number), "wb") as out:
@@ -94,16 +132,8 @@ def copy_files(where, files_bytes, random_bytes):
             number, due = number + 1, due - every
         if left < files_bytes // 50:
             break
-    return copied
 
 
-def physical_places(paths):
-    """Byte offset in the volume of each file that could be wanted, where it lies in one piece."""
-    fit, places = [path for path in paths if os.path.getsize(path) in WANTED_BYTES], {}
-    for path in fit:
-        extents = EXTENT.findall(kit.output_of("filefrag", "-e", "-b1", path))
-        if len(extents) == 1:
-            places[path] = int(extents[0])
-    if not places:
-        raise kit.Failed("no file of the ext4 volume can be wanted")
-    return places
+def place(path):
+    """Byte offset in the volume of a file's first byte."""
+    return int(EXTENT.findall(kit.output_of("filefrag", "-s", "-e", "-b1", path))[0])
