@@ -49,7 +49,7 @@ def parse():
     parser.add_argument("--examples", help="folder of fuse_ceiling and the like", default="target/release/examples")
     parser.add_argument("--part", action="append", choices=PARTS, help="repeatable; default all")
     parser.add_argument("--codec", action="append", choices=("none", "zlib", "bz2", "zstd"),
-                        help="of the volumes of `speed` and `memory`; repeatable; default all")
+                        help="of the parts that measure several; repeatable; default all")
     parser.add_argument("--quick", action="store_true", help="small sizes, one round: a smoke test")
     parser.add_argument("--write", action="store_true", help="also put the tables into docs/PERFORMANCE.md")
     for kind, group in ((cinder.parse_size, SIZES), (int, COUNTS)):

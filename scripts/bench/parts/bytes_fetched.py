@@ -34,6 +34,8 @@ def measure(run):
     yield "|" + " --- |" * 7
     rows = (("zlib", "zlib", giant, "bytes"), ("zstd", "zstd", giant, None), ("bz2", "bz2", small, None))
     for label, codec, size, key in rows:
+        if codec not in run.args.codec:
+            continue
         volume = volumes.mixed(run, label, codec, size)
         index = run.index_of(volume)
         if index is None:

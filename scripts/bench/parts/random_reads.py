@@ -16,11 +16,14 @@ WITHOUT_INDEX_SECONDS, WITHOUT_INDEX_READS = 20, 40
 
 
 def shapes(run):
+    """The volumes and the bars that they are measured for."""
     giant, small = run.args.giant_size, run.args.bz2_size
-    yield volumes.mixed(run, "zlib, one object of %d MB" % (giant // 10**6), "zlib", giant), "random zlib"
-    yield volumes.mixed(run, "bz2, one object of %d MB" % (small // 10**6), "bz2", small), "random bz2"
-    yield volumes.mixed(run, "zstd, one object of %d MB" % (giant // 10**6), "zstd", giant), None
-    yield volumes.mixed(run, "zlib, objects of 50 MiB", "zlib", giant, object_size=52428800), None
+    rows = [("zlib, one object of %d MB" % (giant // 10**6), "zlib", giant, {}, "random zlib"),
+            ("bz2, one object of %d MB" % (small // 10**6), "bz2", small, {}, "random bz2"),
+            ("zstd, one object of %d MB" % (giant // 10**6), "zstd", giant, {}, None),
+            ("zlib, objects of 50 MiB", "zlib", giant, {"object_size": 52428800}, None)]
+    return [(volumes.mixed(run, label, codec, size, **shape), bar) for label, codec, size, shape, bar in rows
+            if codec in run.args.codec]
 
 
 def decode_seconds(run, volume):
@@ -38,7 +41,7 @@ def read(run, volume, index, offsets, seconds_max=float("inf")):
 
 
 def measure(run):
-    made = list(shapes(run))
+    made = shapes(run)
     found = {volume.label: {"decode": [], "all50": [], "all99": [], "p50": [], "p99": []} for volume, _ in made}
     for volume, _ in made:
         run.index_of(volume)
