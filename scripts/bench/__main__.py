@@ -76,6 +76,8 @@ def measure(args, kept, scratch, sections):
         facts = "%s at `%s`; median of %d (least-greatest); load %.1f before, %.1f after; %.0f s." % (
             datetime.date.today(), commit, run.rounds, load, os.getloadavg()[0], time.monotonic() - started)
         lines = ["### " + module.TITLE, "", *lines, "", facts, run.peaks_since(daemons)]
+        if load > len(os.sched_getaffinity(0)) / 2:
+            lines.append("**Others were using this machine: take the ratios with care and the rates for nothing.**")
         if args.quick:
             lines.append("**A smoke test (`--quick`): too small to be a measurement.**")
         sections[part] = "\n".join(lines).rstrip() + "\n"
