@@ -1,7 +1,8 @@
 """A volume with a real ext4 on it, backed up by genuine Cinder: what a user who lost one file has.
 
 About 45 % of it are files of this machine's /usr, 25 % random data (what compressed and encrypted files are), the rest was never
-written. Two files are wanted: one that was copied first, near the volume's start, and one near its end.
+written. Files are wanted near the volume's start, near its end, and at the end of its last object of full size, which is the deepest that
+a stream can be entered: the object after it is small.
 """
 
 import errno
@@ -10,7 +11,6 @@ import os
 import random
 import re
 import shutil
-import tempfile
 
 import kit
 import readers
@@ -56,10 +56,9 @@ def build(run, image, size):
     where = run.folder("ext4-")
     with kit.loop_mount(image, where, "ext4", "rw"):
         names = wanted_names()
-        first = put(where, names)
         copy_files(where, int(size * FILES_SHARE), int(size * RANDOM_SHARE))
         wanted = []
-        for what, path in (("start", first), ("end", last_file(where, names))):
+        for what, path in placed_files(where, names, size).items():
             wanted.append({"what": "file at %.0f %% of the volume" % (100 * place(path) / size), "where": what,
                            "path": os.path.relpath(path, where), "bytes": os.path.getsize(path), "sha256": readers.sha256(path)})
     os.rmdir(where)
@@ -73,14 +72,9 @@ def wanted_names():
     return (path for path in names if not os.path.islink(path) and os.path.getsize(path) in WANTED_BYTES)
 
 
-def put(where, names):
-    """Copies the next one into a folder of its own; its path there."""
-    return shutil.copy(next(names), tempfile.mkdtemp(prefix="folder-", dir=where))
-
-
-def last_file(where, names):
-    """A file near the volume's end: all room is taken in pieces, the last piece gets the file's bytes, the others are freed."""
-    pieces = []
+def placed_files(where, names, size):
+    """Files at chosen places: all room is taken in pieces, the pieces at those places get files' bytes, the others are freed."""
+    pieces = {}
     while True:
         path = os.path.join(where, "piece-%04d" % len(pieces))
         try:
@@ -91,15 +85,19 @@ def last_file(where, names):
             if error.errno != errno.ENOSPC or not pieces:
                 raise
             break
-        pieces.append(path)
-    last = max(pieces, key=place)
-    with open(next(names), "rb") as source, open(last, "r+b") as target:
-        target.write(source.read())
-        target.truncate()
+        pieces[path] = place(path)
+    border = size // volumes.OBJECT_SIZE * volumes.OBJECT_SIZE
+    deep = [path for path, at in pieces.items() if at + PIECE_BYTES <= border]
+    chosen = {"start": min(pieces, key=pieces.get), **({"deep": max(deep, key=pieces.get)} if deep else {}),
+              "end": max(pieces, key=pieces.get)}
     for path in pieces:
-        if path != last:
+        if path not in chosen.values():
             os.unlink(path)
-    return last
+    for path in set(chosen.values()):
+        with open(next(names), "rb") as source, open(path, "r+b") as target:
+            target.write(source.read())
+            target.truncate()
+    return chosen
 
 
 def copy_files(where, files_bytes, random_bytes):
