@@ -28,11 +28,11 @@ pub(super) struct StoredInput {
 }
 
 impl StoredInput {
-    /// Starts at the object's first byte.
-    pub(super) fn new(source: Arc<dyn ObjectSource>) -> Self {
+    /// Starts at stored offset `offset`, in bytes.
+    pub(super) fn at(source: Arc<dyn ObjectSource>, offset: u64) -> Self {
         let stored = usize::try_from(source.stat().len_bytes).unwrap_or(usize::MAX);
         let buffer = vec![0; stored.clamp(INPUT_BYTES_MIN, INPUT_BYTES_MAX)].into_boxed_slice();
-        Self { source, buffer, start: 0, end: 0, read_offset: 0 }
+        Self { source, buffer, start: 0, end: 0, read_offset: offset }
     }
 
     /// The next stored bytes; empty only at the object's end. Reads only when nothing is left of the last read.

@@ -60,6 +60,15 @@ impl Codec {
             Self::Zstd => "zstd",
         }
     }
+
+    /// The least plain bytes that should lie between two restart points, for [`Recording::spacing_bytes`]: where a point's
+    /// state is large, points lie farther apart. At least 1.
+    pub fn spacing_bytes_min(self) -> u64 {
+        match self {
+            Self::Zstd => zstd::SPACING_BYTES_MIN,
+            Self::None | Self::Zlib | Self::Bz2 => 1,
+        }
+    }
 }
 
 impl fmt::Display for Codec {
@@ -136,14 +145,25 @@ impl ObjectStream {
     /// Fails with [`ErrorKind::Codec`](crate::ErrorKind::Codec) when the point cannot be one of this stream; a wrong one
     /// that is not noticed here leads to wrong bytes or a failed read.
     pub fn resume(&self, point: &RestartPoint) -> Result<Box<dyn Decoder>> {
-        let message = format!("{}: no restart at plain offset {}", self.codec, point.plain_offset);
-        Err(Error::new(ErrorKind::Codec, message))
+        match self.codec {
+            Codec::Zstd => {
+                let (stream, stored) = zstd::Zstd::resume(point)?;
+                Ok(Box::new(StreamDecoder::at(stream, self.source.clone(), stored)))
+            }
+            Codec::None | Codec::Zlib | Codec::Bz2 => {
+                let message = format!("{}: no restart at plain offset {}", self.codec, point.plain_offset);
+                Err(Error::new(ErrorKind::Codec, message))
+            }
+        }
     }
 
     /// The same point with a smaller state, if the codec knows one. Costs about as much as decoding what the state holds,
     /// so it is done beside the reading.
     pub fn pack(&self, point: RestartPoint) -> RestartPoint {
-        point
+        match self.codec {
+            Codec::Zstd => zstd::pack(point, &self.source),
+            Codec::None | Codec::Zlib | Codec::Bz2 => point,
+        }
     }
 }
 

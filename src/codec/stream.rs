@@ -13,7 +13,7 @@
 use std::sync::Arc;
 
 use super::input::StoredInput;
-use super::{Codec, Decoder};
+use super::{Codec, Decoder, Recording, RestartPoint};
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::ObjectSource;
 
@@ -54,13 +54,23 @@ pub(super) trait Stream: Send {
     /// Whether the plain bytes are complete if the object ends here.
     fn may_end(&self) -> bool;
 
-    /// About how much memory the state holds, in bytes.
+    /// As [`Decoder::record`].
+    fn record(&mut self, _recording: Option<Recording>) {}
+
+    /// As [`Decoder::take_points`].
+    fn take_points(&mut self) -> Vec<RestartPoint> {
+        Vec::new()
+    }
+
+    /// About how much memory the state holds, in bytes, points that were not taken included.
     fn memory_bytes(&self) -> usize;
 }
 
 /// A cursor over the plain bytes of a compressed object.
 pub(super) struct StreamDecoder<S> {
     state: State<S>,
+    /// Points that the stream had noted when it came to its end.
+    last_points: Vec<RestartPoint>,
 }
 
 enum State<S> {
@@ -71,7 +81,13 @@ enum State<S> {
 
 impl<S: Stream> StreamDecoder<S> {
     pub(super) fn new(stream: S, source: Arc<dyn ObjectSource>) -> Self {
-        Self { state: State::Running { stream, input: StoredInput::new(source), idle_steps: 0 } }
+        Self::at(stream, source, 0)
+    }
+
+    /// Starts at stored offset `stored`, in bytes.
+    pub(super) fn at(stream: S, source: Arc<dyn ObjectSource>, stored: u64) -> Self {
+        let input = StoredInput::at(source, stored);
+        Self { state: State::Running { stream, input, idle_steps: 0 }, last_points: Vec::new() }
     }
 }
 
@@ -109,6 +125,7 @@ impl<S: Stream> Decoder for StreamDecoder<S> {
             filled += produced;
             *idle_steps = if produced == 0 { *idle_steps + 1 } else { 0 };
             if let Some(last) = last {
+                self.last_points = stream.take_points();
                 self.state = last;
             } else if *idle_steps > IDLE_STEPS_MAX {
                 let message = format!(
@@ -125,10 +142,23 @@ impl<S: Stream> Decoder for StreamDecoder<S> {
         }
     }
 
+    fn record(&mut self, recording: Option<Recording>) {
+        if let State::Running { stream, .. } = &mut self.state {
+            stream.record(recording);
+        }
+    }
+
+    fn take_points(&mut self) -> Vec<RestartPoint> {
+        match &mut self.state {
+            State::Running { stream, .. } => stream.take_points(),
+            State::Ended | State::Failed(_) => std::mem::take(&mut self.last_points),
+        }
+    }
+
     fn memory_bytes(&self) -> usize {
         match &self.state {
             State::Running { stream, input, .. } => stream.memory_bytes() + input.memory_bytes(),
-            State::Ended | State::Failed(_) => 0,
+            State::Ended | State::Failed(_) => self.last_points.iter().map(|point| point.state.len()).sum(),
         }
     }
 }
