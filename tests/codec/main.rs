@@ -10,4 +10,5 @@
 mod damage;
 mod genuine;
 mod kit;
+mod restart_zstd;
 mod streams;

@@ -24,6 +24,9 @@ const FRAME_SPACING_BYTES: u64 = 1 << 20;
 /// How long before a point is due the offsets are followed, so that they are known in time.
 const OFFSETS_AHEAD_BYTES: u64 = 2 * BLOCK_BYTES_MAX as u64;
 
+/// Fewer sequences than these may not tell the offsets by themselves, so those before them count.
+const SEQUENCES_FEW: u32 = 8;
+
 /// The last plain bytes.
 #[derive(Default)]
 struct Ring {
@@ -192,8 +195,9 @@ impl Recorder {
                     .zip(body.modes)
                     .any(|(missing, mode)| *missing && matches!(mode, Mode::Repeat))
             });
-            if plain.saturating_add(OFFSETS_AHEAD_BYTES) < self.due {
-                self.offsets = [0; 3];
+            let is_far = plain.saturating_add(OFFSETS_AHEAD_BYTES) < self.due;
+            if self.sequences > 0 && is_far && body.sequences >= SEQUENCES_FEW {
+                (self.sequences, self.offsets) = (0, [0; 3]);
             } else {
                 self.follow_offsets();
             }
