@@ -11,7 +11,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use cinderfs::codec::{Codec, Decoder, ObjectStream, Recording, RestartPoint};
-use cinderfs::store::{MemoryStore, ObjectName, Store};
+use cinderfs::store::Store;
+use cinderfs::store::memory::MemoryStore;
+use cinderfs::types::ObjectName;
 use cinderfs::workers::Workers;
 
 /// Plain bytes taken from a decoder at a time.
@@ -78,7 +80,7 @@ fn main() -> Result<()> {
     if spacings.is_empty() {
         spacings = vec![8, 16, 32, 64];
     }
-    let (store, name) = (MemoryStore::new(), ObjectName::new("object")?);
+    let (store, name) = (MemoryStore::new(), ObjectName::parse("object")?);
     store.insert(name.clone(), std::fs::read(file)?);
     let stream = ObjectStream::new(Codec::Zstd, store.open(&name)?, Arc::new(Workers::new(0)));
     for spacing in spacings {

@@ -8,10 +8,12 @@
 //! out once nothing in it can be missing; one window and one point that is not yet sure are held, beside the points that
 //! nobody has taken.
 
+use std::sync::Arc;
+
 use super::block::{Body, Known, Mode, Tables};
 use super::framing::{BLOCK_BYTES_MAX, Event, Frame};
 use super::sequences::{OFFSETS_AT_FRAME_START, Offsets, walk};
-use super::state::State;
+use super::state::{self, WINDOW_BYTES_MAX};
 use crate::codec::{Recording, RestartPoint};
 
 /// The window that the distance between two points is meant for, Cinder's. Larger ones have points farther apart, so that
@@ -57,11 +59,13 @@ impl Ring {
         }
     }
 
-    /// Appends the last `bytes` bytes, of at least as many.
-    fn append_to(&self, out: &mut Vec<u8>, bytes: usize) {
-        let (end, start) = self.bytes.split_at(self.at);
-        out.extend_from_slice(&start[start.len() - bytes.saturating_sub(end.len()).min(start.len())..]);
-        out.extend_from_slice(&end[end.len() - bytes.min(end.len())..]);
+    /// Copies the last bytes, as many as `out` has and not more than there are.
+    fn copy_to(&self, out: &mut [u8]) {
+        let (new, old) = self.bytes.split_at(self.at);
+        let new = &new[new.len().saturating_sub(out.len())..];
+        let (before, after) = out.split_at_mut(out.len() - new.len());
+        after.copy_from_slice(new);
+        before.copy_from_slice(&old[old.len() - before.len()..]);
     }
 }
 
@@ -141,7 +145,7 @@ impl Recorder {
 
     /// Takes plain bytes of `frame`, the first of which is at `plain`.
     pub(super) fn output(&mut self, bytes: &[u8], plain: u64, frame: &Frame) {
-        let capacity = frame.window_bytes.min(super::state::WINDOW_BYTES_MAX);
+        let capacity = frame.window_bytes.min(WINDOW_BYTES_MAX);
         if plain.saturating_add(capacity + 2 * BLOCK_BYTES_MAX as u64) < self.due
             || capacity < frame.window_bytes
         {
@@ -244,16 +248,10 @@ impl Recorder {
     /// Notes the block border at which the decoder is, if that is possible. All plain bytes before it have come.
     pub(super) fn note(&mut self, plain: u64, stored: u64, frame: &Frame, is_first_block: bool) {
         let stored = if is_first_block { frame.stored_start } else { stored };
-        let state = if is_first_block {
-            Vec::new()
-        } else {
-            match self.state(plain, frame) {
-                Some(state) => state.raw(),
-                None => return,
-            }
-        };
+        let state = if is_first_block { Some(Vec::new().into()) } else { self.state(plain, frame) };
+        let Some(state) = state else { return };
         let Some(stored_bits) = stored.checked_mul(8) else { return };
-        let point = RestartPoint { plain_offset: plain, stored_bits, state: state.into() };
+        let point = RestartPoint { plain_offset: plain, stored_bits, state };
         let missing = [0, 1, 2].map(|n| !is_first_block && matches!(self.tables.codes[n], Known::Single(_)));
         if missing.contains(&true) {
             self.unsure = Some(Unsure { point, missing });
@@ -261,16 +259,19 @@ impl Recorder {
             self.points.push(point);
         }
         self.last = Some(plain);
+        // At multiples of the spacing: whoever records finds the same points. And an encoder with several threads, such as
+        // Cinder's, gives each 8 MiB or so a job, whose first blocks copy little from before it.
         let times = frame.window_bytes.div_ceil(WINDOW_BYTES_USUAL).max(1);
-        self.due = plain.saturating_add(self.recording.spacing_bytes.saturating_mul(times));
+        let spacing = self.recording.spacing_bytes.saturating_mul(times);
+        self.due = (plain / spacing + 1).saturating_mul(spacing);
     }
 
-    fn state(&mut self, plain: u64, frame: &Frame) -> Option<State> {
+    fn state(&mut self, plain: u64, frame: &Frame) -> Option<Arc<[u8]>> {
         let bytes = usize::try_from(frame.window_bytes.min(plain - frame.plain_start)).ok()?;
         if self.ring.bytes.len() < bytes || !self.tables.are_known() {
             return None;
         }
         self.follow_offsets();
-        State::new(frame, &self.tables, &self.offsets, bytes, |out| self.ring.append_to(out, bytes))
+        state::write(frame, &self.tables, &self.offsets, bytes, |window| self.ring.copy_to(window))
     }
 }

@@ -11,6 +11,8 @@
 //! Invariants: what comes from a file is a claim. Nothing is allocated beyond [`WINDOW_BYTES_MAX`] and a little, and what
 //! does not fit together is refused; what fits and is wrong gives wrong bytes, which the digests find.
 
+use std::sync::Arc;
+
 use ::zstd::zstd_safe;
 
 use super::block::{ALPHABETS, Known, Tables};
@@ -68,41 +70,48 @@ pub(super) struct State {
     dictionary: Vec<u8>,
 }
 
-impl State {
-    /// The state at a block border inside `frame`, with a window that `fill` appends `window_bytes` of. `None` where it
-    /// cannot be told.
-    pub(super) fn new(
-        frame: &Frame,
-        tables: &Tables,
-        offsets: &Offsets,
-        window_bytes: usize,
-        fill: impl FnOnce(&mut Vec<u8>),
-    ) -> Option<Self> {
-        let descriptor = window_descriptor(frame.window_bytes)?;
-        let usable = 1..=window_bytes as u64;
-        let fits = frame.window_bytes <= WINDOW_BYTES_MAX && window_bytes as u64 <= frame.window_bytes;
-        if !fits || !tables.are_known() || !offsets.iter().all(|offset| usable.contains(&u64::from(*offset)))
-        {
-            return None;
-        }
-        let mut dictionary = Vec::with_capacity(TABLES_BYTES_MAX + window_bytes);
-        dictionary.extend_from_slice(&DICTIONARY_MAGIC);
-        let tree = tables.tree.as_deref().filter(|tree| !tree.is_empty());
-        dictionary.extend_from_slice(tree.unwrap_or(&ANY_TREE));
-        for n in DICTIONARY_ORDER {
-            dictionary.extend_from_slice(match &tables.codes[n] {
-                Known::Described(bytes) => bytes,
-                // For one that cannot be written here whoever asks has made sure that it is not used again.
-                _ => ALPHABETS[n].predefined,
-            });
-        }
-        offsets.iter().for_each(|offset| dictionary.extend_from_slice(&offset.to_le_bytes()));
-        let tables_bytes = dictionary.len();
-        fill(&mut dictionary);
-        let is_right = tables_bytes <= TABLES_BYTES_MAX && dictionary.len() == tables_bytes + window_bytes;
-        is_right.then_some(Self { has_checksum: frame.has_checksum, descriptor, tables_bytes, dictionary })
+/// The state at a block border inside `frame`, with a window of `window_bytes` bytes that `fill` writes. `None` where it
+/// cannot be told.
+pub(super) fn write(
+    frame: &Frame,
+    tables: &Tables,
+    offsets: &Offsets,
+    window_bytes: usize,
+    fill: impl FnOnce(&mut [u8]),
+) -> Option<Arc<[u8]>> {
+    let usable = 1..=window_bytes as u64;
+    let fits = frame.window_bytes <= WINDOW_BYTES_MAX && window_bytes as u64 <= frame.window_bytes;
+    if !fits || !tables.are_known() || !offsets.iter().all(|offset| usable.contains(&u64::from(*offset))) {
+        return None;
     }
+    let mut head = header(RAW, frame.has_checksum, window_descriptor(frame.window_bytes)?, 0).to_vec();
+    head.extend_from_slice(&DICTIONARY_MAGIC);
+    let tree = tables.tree.as_deref().filter(|tree| !tree.is_empty());
+    head.extend_from_slice(tree.unwrap_or(&ANY_TREE));
+    for n in DICTIONARY_ORDER {
+        head.extend_from_slice(match &tables.codes[n] {
+            Known::Described(bytes) => bytes,
+            // For one that cannot be written here whoever asks has made sure that it is not used again.
+            _ => ALPHABETS[n].predefined,
+        });
+    }
+    offsets.iter().for_each(|offset| head.extend_from_slice(&offset.to_le_bytes()));
+    let tables_bytes = head.len() - HEADER_BYTES;
+    head[3..HEADER_BYTES].copy_from_slice(&u16::try_from(tables_bytes).ok()?.to_le_bytes());
+    // Straight into the memory that the point will hold: two megabytes are worth not copying twice.
+    let mut state: Arc<[u8]> = std::iter::repeat_n(0, head.len() + window_bytes).collect();
+    let (start, window) = Arc::get_mut(&mut state)?.split_at_mut(head.len());
+    start.copy_from_slice(&head);
+    fill(window);
+    (tables_bytes <= TABLES_BYTES_MAX).then_some(state)
+}
 
+fn header(tag: u8, has_checksum: bool, descriptor: u8, tables_bytes: usize) -> [u8; HEADER_BYTES] {
+    let [low, high] = (tables_bytes as u16).to_le_bytes();
+    [tag, if has_checksum { FLAG_CHECKSUM } else { 0 }, descriptor, low, high]
+}
+
+impl State {
     /// Reads a state that is not empty.
     pub(super) fn read(bytes: &[u8]) -> Option<Self> {
         let (&[tag, flags, descriptor, low, high], rest) = bytes.split_first_chunk::<HEADER_BYTES>()?;
@@ -136,22 +145,13 @@ impl State {
         })
     }
 
-    fn header(&self, tag: u8) -> [u8; HEADER_BYTES] {
-        let [low, high] = (self.tables_bytes as u16).to_le_bytes();
-        [tag, if self.has_checksum { FLAG_CHECKSUM } else { 0 }, self.descriptor, low, high]
-    }
-
-    /// The state as it is, in bytes.
-    pub(super) fn raw(&self) -> Vec<u8> {
-        [&self.header(RAW)[..], &self.dictionary].concat()
-    }
-
     /// The state in fewer bytes.
     pub(super) fn packed(&self) -> Option<Vec<u8>> {
         let mut frame = Vec::with_capacity(zstd_safe::compress_bound(self.dictionary.len()));
         zstd_safe::compress(&mut frame, &self.dictionary, PACK_LEVEL).ok()?;
         let len = (self.dictionary.len() as u32).to_le_bytes();
-        Some([&self.header(PACKED)[..], &len, &frame].concat())
+        let header = header(PACKED, self.has_checksum, self.descriptor, self.tables_bytes);
+        Some([&header[..], &len, &frame].concat())
     }
 
     /// The header of a frame whose blocks may follow with this dictionary.
