@@ -1,8 +1,9 @@
 //! What restart points inside a zstd object cost, and what they give.
 //!
 //! Usage: `zstd_restarts FILE [SPACING_MIB...]`. The object lies whole in memory. For each spacing: a decode that notes no points
-//! beside one that does (medians of five pairs, in turns), what packing takes and leaves, and how long a random 4 KiB read
-//! takes from the nearest point, with a new decoder each time.
+//! beside one that does (medians of the thread's CPU time in five pairs, in turns; points are dropped as they come, for packing is
+//! done beside), what packing takes and leaves, and how long a random 4 KiB read takes from the nearest point, with a new
+//! decoder each time.
 #![allow(clippy::print_stdout, reason = "the figures are what this program is for")]
 
 use std::error::Error;
@@ -24,19 +25,29 @@ const SEEKS: usize = 400;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-/// Decodes to the end; plain bytes, points and seconds.
-fn pass(stream: &ObjectStream, spacing_bytes: Option<u64>) -> Result<(u64, Vec<RestartPoint>, f64)> {
-    let begun = Instant::now();
+/// Seconds this thread has spent on a CPU, from the kernel's scheduler.
+fn cpu_seconds() -> Result<f64> {
+    let line = std::fs::read_to_string("/proc/thread-self/schedstat")?;
+    Ok(line.split(' ').next().ok_or("schedstat is empty")?.parse::<f64>()? / 1e9)
+}
+
+/// Decodes to the end and hands the points to `take`; plain bytes and CPU seconds.
+fn pass(
+    stream: &ObjectStream,
+    spacing_bytes: Option<u64>,
+    mut take: impl FnMut(RestartPoint),
+) -> Result<(u64, f64)> {
+    let begun = cpu_seconds()?;
     let mut decoder = stream.start()?;
     decoder.record(spacing_bytes.map(|spacing_bytes| Recording { from: 0, spacing_bytes }));
-    let (mut piece, mut plain, mut points) = (vec![0; PIECE_BYTES], 0, Vec::new());
+    let (mut piece, mut plain) = (vec![0; PIECE_BYTES], 0);
     loop {
         match decoder.read(&mut piece)? {
-            0 => return Ok((plain, points, begun.elapsed().as_secs_f64())),
+            0 => return Ok((plain, cpu_seconds()? - begun)),
             read => plain += read as u64,
         }
         black_box(&piece);
-        points.extend(decoder.take_points());
+        decoder.take_points().into_iter().for_each(&mut take);
     }
 }
 
@@ -84,17 +95,18 @@ fn main() -> Result<()> {
     store.insert(name.clone(), std::fs::read(file)?);
     let stream = ObjectStream::new(Codec::Zstd, store.open(&name)?, Arc::new(Workers::new(0)));
     for spacing in spacings {
-        let (mut without, mut with, mut found, mut plain) = (Vec::new(), Vec::new(), Vec::new(), 0);
+        let (mut without, mut with) = (Vec::new(), Vec::new());
         for _ in 0..5 {
-            without.push(pass(&stream, None)?.2);
-            let (bytes, points, seconds) = pass(&stream, Some(spacing << 20))?;
-            with.push(seconds);
-            (plain, found) = (bytes, points);
+            without.push(pass(&stream, None, drop)?.1);
+            with.push(pass(&stream, Some(spacing << 20), drop)?.1);
         }
         let (without, with) = (quantile(&sorted(without), 0.5), quantile(&sorted(with), 0.5));
-        let begun = Instant::now();
-        let packed: Vec<RestartPoint> = found.into_iter().map(|point| stream.pack(point)).collect();
-        let pack = begun.elapsed().as_secs_f64();
+        let (mut packed, mut pack) = (Vec::new(), 0.0);
+        let (plain, _) = pass(&stream, Some(spacing << 20), |point| {
+            let begun = Instant::now();
+            packed.push(stream.pack(point));
+            pack += begun.elapsed().as_secs_f64();
+        })?;
         let bytes: Vec<f64> = sorted(packed.iter().map(|point| point.state.len() as f64).collect());
         let total: f64 = bytes.iter().sum();
         println!(
