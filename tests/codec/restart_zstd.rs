@@ -136,8 +136,9 @@ fn every_point_restarts(plain: &[u8], stored: &[u8], spacing_bytes: u64) -> Vec<
 #[test]
 fn every_level_restarts_from_every_point() {
     let mut points = 0;
-    for level in [-50, -5, -1, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19] {
-        let plain = mixed(level as u64 + 1000, if level > 12 { 2_500_000 } else { 5_000_000 });
+    for level in [-50i32, -5, -1, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19] {
+        let plain =
+            mixed(1000 + u64::from(level.unsigned_abs()), if level > 12 { 2_500_000 } else { 5_000_000 });
         for (parameters, with_size) in
             [(vec![], true), (vec![CParameter::ChecksumFlag(true), CParameter::WindowLog(17)], false)]
         {
@@ -180,6 +181,32 @@ fn text_noise_zeros_and_tiny_alphabets_restart() {
             );
         }
     }
+}
+
+/// Tables of a single code cannot be written into a dictionary; libzstd's encoder never takes such a table over into the
+/// next block, but others may.
+#[test]
+fn a_point_that_would_need_a_table_of_one_code_is_not_noted() {
+    // Four times: four literals, then ten bytes from one to four bytes back.
+    let block = |literals: u8, offsets: u8, repeats: bool, is_last: bool| {
+        let mut content = vec![16 << 3];
+        content.extend((0..16).map(|n| literals.wrapping_add(n * 7)));
+        content.push(4);
+        content.extend_from_slice(if repeats { &[0xFC] } else { &[0x54, 4, 2, 7] });
+        content.extend_from_slice(&[offsets, 1]);
+        let header = (content.len() as u32) << 3 | 2 << 1 | u32::from(is_last);
+        [&header.to_le_bytes()[..3], &content].concat()
+    };
+    let repeats = [false, true, false, false, true, true, true, false, false, true, false];
+    let mut stored = vec![0x28, 0xB5, 0x2F, 0xFD, 0, 0x58];
+    for (n, repeats) in repeats.into_iter().enumerate() {
+        stored.extend(block(n as u8, (n * 29) as u8, repeats, n == 10));
+    }
+    let plain = zstd::decode_all(&stored[..]).unwrap();
+    assert_eq!(plain.len(), 11 * 56);
+    let points = every_point_restarts(&plain, &stored, 1);
+    let blocks: Vec<u64> = points.iter().map(|point| point.plain_offset / 56).collect();
+    assert_eq!(blocks, [2, 3, 7, 8, 10]);
 }
 
 #[test]

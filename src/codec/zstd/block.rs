@@ -43,7 +43,7 @@ pub(super) fn tree_bytes(bytes: &[u8]) -> Option<usize> {
 impl<'a> Body<'a> {
     /// Reads the headers of a compressed block's content.
     pub(super) fn parse(bytes: &'a [u8]) -> Option<Self> {
-        let (literal_bytes, tree, rest) = literals(bytes)?;
+        let Literals { plain: literal_bytes, tree, rest } = Literals::parse(bytes)?;
         let (first, rest) = rest.split_first()?;
         let (sequences, rest) = match *first {
             255 => {
@@ -82,36 +82,46 @@ impl<'a> Body<'a> {
     }
 }
 
-/// The literals section at the start of `bytes`: its plain bytes, its tree, and what follows it.
-fn literals(bytes: &[u8]) -> Option<(u32, Option<&[u8]>, &[u8])> {
-    let mut header = [0; 8];
-    let have = bytes.len().min(5);
-    header[..have].copy_from_slice(&bytes[..have]);
-    let header = u64::from_le_bytes(header);
-    let format = (header >> 2) & 3;
-    let field = |shift: u64, bits: u64| ((header >> shift) & ((1 << bits) - 1)) as usize;
-    if header & 3 < 2 {
-        // Stored, or one byte repeated.
-        let (header_bytes, plain) = match format {
-            1 => (2, field(4, 12)),
-            3 => (3, field(4, 20)),
-            _ => (1, field(3, 5)),
+/// The literals section of a block.
+struct Literals<'a> {
+    /// How many literals it holds.
+    plain: u32,
+    tree: Option<&'a [u8]>,
+    /// What follows the section.
+    rest: &'a [u8],
+}
+
+impl<'a> Literals<'a> {
+    fn parse(bytes: &'a [u8]) -> Option<Self> {
+        let mut header = [0; 8];
+        let have = bytes.len().min(5);
+        header[..have].copy_from_slice(&bytes[..have]);
+        let header = u64::from_le_bytes(header);
+        let format = (header >> 2) & 3;
+        let field = |shift: u64, bits: u64| ((header >> shift) & ((1 << bits) - 1)) as usize;
+        if header & 3 < 2 {
+            // Stored, or one byte repeated.
+            let (header_bytes, plain) = match format {
+                1 => (2, field(4, 12)),
+                3 => (3, field(4, 20)),
+                _ => (1, field(3, 5)),
+            };
+            let stored = if header & 3 == 0 { plain } else { 1 };
+            return Some(Self { plain: plain as u32, tree: None, rest: bytes.get(header_bytes + stored..)? });
+        }
+        let (header_bytes, size_bits) = match format {
+            2 => (4, 14),
+            3 => (5, 18),
+            _ => (3, 10),
         };
-        let stored = if header & 3 == 0 { plain } else { 1 };
-        return Some((plain as u32, None, bytes.get(header_bytes + stored..)?));
+        let (plain, stored) = (field(4, size_bits), field(4 + size_bits, size_bits));
+        let content = bytes.get(header_bytes..header_bytes + stored)?;
+        let tree = match header & 3 {
+            2 => Some(&content[..tree_bytes(content)?]),
+            _ => None,
+        };
+        Some(Self { plain: plain as u32, tree, rest: &bytes[header_bytes + stored..] })
     }
-    let (header_bytes, size_bits) = match format {
-        2 => (4, 14),
-        3 => (5, 18),
-        _ => (3, 10),
-    };
-    let (plain, stored) = (field(4, size_bits), field(4 + size_bits, size_bits));
-    let content = bytes.get(header_bytes..header_bytes + stored)?;
-    let tree = match header & 3 {
-        2 => Some(&content[..tree_bytes(content)?]),
-        _ => None,
-    };
-    Some((plain as u32, tree, &bytes[header_bytes + stored..]))
 }
 
 /// What is known of an alphabet's table at a block border.

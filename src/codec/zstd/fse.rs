@@ -136,13 +136,15 @@ impl Distribution {
             while remaining > 0 && remaining < 1 << (bits - 1) {
                 bits -= 1;
             }
-            while count == 0 {
+            if count == 0 {
                 // How many codes of no cells follow; 3 means that another such number does.
-                let more = peek(bytes, bit) as usize & 3;
-                bit += 2;
-                code += more;
-                if more < 3 {
-                    break;
+                loop {
+                    let more = peek(bytes, bit) as usize & 3;
+                    bit += 2;
+                    code += more;
+                    if more < 3 {
+                        break;
+                    }
                 }
             }
         }

@@ -111,7 +111,10 @@ impl Zstd {
             let message = format!("zstd: the restart point at plain offset {} is none", point.plain_offset);
             Error::new(ErrorKind::Codec, message)
         };
-        let stored = Some(point.stored_bits).filter(|bits| bits % 8 == 0).ok_or_else(refused)? / 8;
+        let stored = point.stored_bits / 8;
+        if !point.stored_bits.is_multiple_of(8) {
+            return Err(refused());
+        }
         let mut stream =
             Self { plain: point.plain_offset, framing: Framing::at_frame(stored), ..Self::new()? };
         if point.state.is_empty() {

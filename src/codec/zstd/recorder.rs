@@ -171,8 +171,12 @@ impl Recorder {
                     self.gathered.clear();
                     self.is_gathering = true;
                 }
-                if !self.is_gathering || self.gathered.len() + bytes.len() > BLOCK_BYTES_MAX {
-                    self.is_gathering = false;
+                if !self.is_gathering {
+                    // Recording began inside this block, so nothing is known yet that it could change.
+                    return;
+                }
+                if self.gathered.len() + bytes.len() > BLOCK_BYTES_MAX {
+                    self.is_lost = true;
                     return;
                 }
                 self.gathered.extend_from_slice(bytes);
