@@ -19,12 +19,15 @@ use self::scan::Scan;
 use crate::backup::Backup;
 use crate::block::VerifiedBlock;
 use crate::byte_lru::ByteLru;
+use crate::cache_dir::seek_indexes::SeekIndexStore;
 use crate::chain::resolve::CHAIN_MAX;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::names::SHA256FILE_SUFFIX;
 use crate::image::{Copies, Engine, Image, LostBlock};
+use crate::object::indexing::Indexing;
 use crate::store::{ObjectStat, ObjectVersion, Store};
 use crate::types::{BackupId, ObjectName, VolumeId};
+use crate::workers::Workers;
 
 /// A snapshot younger than this is current: whoever lists a directory asks several times.
 const SCAN_INTERVAL: Duration = Duration::from_secs(1);
@@ -47,6 +50,9 @@ const CHAIN_OBJECTS_MAX: u64 = 4_000_000;
 /// Other backups asked for a copy of a lost block. Each costs a look at one of its digests.
 const COPIES_TRIED_MAX: usize = 256;
 
+/// Threads that work ahead, at most: beyond, the store is what limits.
+const WORKERS_MAX: usize = 16;
+
 /// Settings of a [`Catalog`].
 #[derive(Clone, Debug)]
 pub struct CatalogOptions {
@@ -55,11 +61,23 @@ pub struct CatalogOptions {
     /// Bound on decoders that wait to go on, in bytes. Each stream that is being read needs one: 60 KiB for zlib, 4 MiB for
     /// bz2, 3 MiB for zstd as Cinder writes it. With fewer than streams, each read starts its stream anew.
     pub idle_decoder_bytes_max: usize,
+    /// Whether restart points are noted and used.
+    pub restart_points: bool,
+    /// Where restart points are kept between runs, if anywhere.
+    pub seek_indexes: Option<Arc<SeekIndexStore>>,
+    /// Threads that work ahead of readers; with 0 nothing is done ahead, and points are not kept.
+    pub workers: usize,
 }
 
 impl Default for CatalogOptions {
     fn default() -> Self {
-        Self { cache_bytes_max: 256 << 20, idle_decoder_bytes_max: 64 << 20 }
+        Self {
+            cache_bytes_max: 256 << 20,
+            idle_decoder_bytes_max: 64 << 20,
+            restart_points: true,
+            seek_indexes: None,
+            workers: std::thread::available_parallelism().map_or(1, Into::into).min(WORKERS_MAX),
+        }
     }
 }
 
@@ -178,7 +196,11 @@ struct Opened {
 impl Catalog {
     /// A catalog of `store`; scans it once.
     pub fn open(store: Arc<dyn Store>, options: CatalogOptions) -> Result<Self> {
-        let engine = Arc::new(Engine::new(store, options.cache_bytes_max, options.idle_decoder_bytes_max));
+        let workers = Arc::new(Workers::new(options.workers));
+        let indexing = Indexing::new(options.seek_indexes, workers, options.restart_points);
+        let engine =
+            Engine::new(store, options.cache_bytes_max, options.idle_decoder_bytes_max, Arc::new(indexing));
+        let engine = Arc::new(engine);
         let mut scan = Scan::default();
         let started = Instant::now();
         let snapshot = scan.run(&**engine.store())?;
@@ -213,6 +235,11 @@ impl Catalog {
     /// The image of a backup; the error says why it has none. Opened images are shared and kept for a while.
     pub fn image(&self, entry: &Entry) -> Result<Arc<Image>> {
         self.0.image(entry)
+    }
+
+    /// Saves the restart points that were noted and not saved yet. To be called before the process ends.
+    pub fn keep_indexes(&self) {
+        self.0.engine.keep_indexes();
     }
 }
 

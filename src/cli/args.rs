@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
+use super::cache;
 use super::exit::Failure;
 use super::render::Format;
 use crate::catalog::{Catalog, CatalogOptions};
@@ -30,7 +31,10 @@ Exit codes:
 
 Environment:
   CINDERFS_LOG    what to log to stderr: error, warn (the default), info, debug, trace,
-                  or by module, as in cinderfs::object=trace,warn";
+                  or by module, as in cinderfs::object=trace,warn
+  CINDERFS_CACHE_DIR
+                  where restart points and other knowledge is kept between runs: /var/cache/cinderfs as root,
+                  else $XDG_CACHE_HOME/cinderfs or ~/.cache/cinderfs unless told; may be deleted at any time";
 
 /// Every OpenStack Cinder volume backup as a verified, read-only disk image
 ///
@@ -72,6 +76,7 @@ pub(crate) enum Verb {
     #[cfg(feature = "fuse")]
     #[command(alias = "unmount")]
     Umount(super::umount::UmountArgs),
+    Index(super::index::IndexArgs),
     List(super::list::ListArgs),
     Show(super::show::ShowArgs),
     Restore(super::restore::RestoreArgs),
@@ -85,7 +90,7 @@ impl Verb {
             Self::Mount(_) => true,
             #[cfg(feature = "fuse")]
             Self::Umount(_) => false,
-            Self::List(_) | Self::Show(_) | Self::Restore(_) => false,
+            Self::Index(_) | Self::List(_) | Self::Show(_) | Self::Restore(_) => false,
         }
     }
 }
@@ -160,11 +165,22 @@ impl StoreArg {
 
     /// Opens the store and reads which backups it holds.
     pub(crate) fn catalog(&self) -> Result<Catalog, Failure> {
+        self.catalog_with(CatalogOptions { cache_bytes_max: CACHE_BYTES_MAX, ..CatalogOptions::default() })
+    }
+
+    /// The same with restart points of earlier runs, for a command that reads data.
+    pub(crate) fn catalog_to_read(&self) -> Result<Catalog, Failure> {
+        self.catalog_with(CatalogOptions {
+            cache_bytes_max: CACHE_BYTES_MAX,
+            seek_indexes: cache::seek_indexes_if_any(),
+            ..CatalogOptions::default()
+        })
+    }
+
+    /// The same with settings of the caller's.
+    pub(crate) fn catalog_with(&self, options: CatalogOptions) -> Result<Catalog, Failure> {
         let store = Arc::new(PosixStore::open(&self.path()?)?);
-        Ok(Catalog::open(
-            store,
-            CatalogOptions { cache_bytes_max: CACHE_BYTES_MAX, ..CatalogOptions::default() },
-        )?)
+        Ok(Catalog::open(store, options)?)
     }
 }
 

@@ -28,7 +28,8 @@ Examples:
 pub(crate) struct ListArgs {
     #[command(flatten)]
     store: StoreArg,
-    /// Also print the volume and the container of each backup
+    /// Also print the volume and the container of each backup, and how much of it can be entered at once: in percent of
+    /// the bytes in large compressed objects, 100 where there are none (see `cinderfs index`)
     #[arg(long)]
     long: bool,
     /// Only backups of this volume: its id, a unique prefix of it, or its display name
@@ -58,11 +59,22 @@ enum Status {
 }
 
 /// Titles in the OpenStack client's order; `--long` adds those from [`SHORT_COLUMNS`] on.
-const COLUMNS: [&str; 9] =
-    ["ID", "Name", "Description", "Status", "Size", "Incremental", "Created At", "Volume", "Container"];
+const COLUMNS: [&str; 10] = [
+    "ID",
+    "Name",
+    "Description",
+    "Status",
+    "Size",
+    "Incremental",
+    "Created At",
+    "Volume",
+    "Container",
+    "Indexed",
+];
 const SHORT_COLUMNS: usize = 7;
 const STATUS: usize = 3;
 const SIZE: usize = 4;
+const INDEXED: usize = 9;
 
 /// Runs `list`.
 pub(crate) fn run(args: &ListArgs) -> Result<Outcome, Failure> {
@@ -75,7 +87,8 @@ pub(crate) fn run(args: &ListArgs) -> Result<Outcome, Failure> {
     let wants = |column| chosen.contains(&column) || sort.contains(&column);
     let wants_status = wants(STATUS) || args.status.is_some();
 
-    let catalog = args.store.catalog()?;
+    let wants_indexed = known.len() > INDEXED && wants(INDEXED);
+    let catalog = if wants_indexed { args.store.catalog_to_read()? } else { args.store.catalog()? };
     let snapshot = catalog.snapshot();
     let entries = select::newest_first(&snapshot);
     let volume = args.volume.as_deref().map(|words| select::volume(&entries, words)).transpose()?;
@@ -84,9 +97,10 @@ pub(crate) fn run(args: &ListArgs) -> Result<Outcome, Failure> {
         .filter(|entry| volume.is_none() || entry.volume_id == volume)
         .filter(|entry| args.name.is_none() || entry.name == args.name)
         .map(|entry| {
-            let wants_image = wants_status || wants(SIZE) && entry.volume_size_gib.is_none();
+            let wants_image = wants_status || wants_indexed || wants(SIZE) && entry.volume_size_gib.is_none();
             let image = wants_image.then(|| open(&catalog, entry)).flatten();
-            row(entry, image.as_deref())
+            let indexed = image.as_deref().filter(|_| wants_indexed).map(indexed_percent);
+            row(entry, image.as_deref(), indexed)
         })
         .filter(|row| match args.status {
             None => true,
@@ -118,7 +132,18 @@ fn open(catalog: &Catalog, entry: &Arc<Entry>) -> Option<Arc<Image>> {
     None
 }
 
-fn row(entry: &Entry, image: Option<&Image>) -> Vec<Value> {
+/// How much of the image's large compressed objects can be entered at once, in percent.
+fn indexed_percent(image: &Image) -> u64 {
+    let mut known = (0, 0);
+    for object in image.objects().iter().filter(|object| object.needs_restart_points()) {
+        let known_to = object.open().map_or(0, |reader| reader.known_to());
+        known = (known.0 + known_to, known.1 + object.len_bytes());
+    }
+    // Rounded down: 100 means all.
+    if known.1 == 0 { 100 } else { (u128::from(known.0) * 100 / u128::from(known.1)) as u64 }
+}
+
+fn row(entry: &Entry, image: Option<&Image>, indexed: Option<u64>) -> Vec<Value> {
     vec![
         json!(entry.id.as_str()),
         json!(entry.name),
@@ -129,6 +154,7 @@ fn row(entry: &Entry, image: Option<&Image>) -> Vec<Value> {
         json!(entry.created_at.map(|time| time.to_string())),
         json!(entry.volume_id.as_ref().map(|id| id.as_str())),
         json!(entry.container),
+        json!(indexed),
     ]
 }
 
@@ -187,6 +213,7 @@ mod tests {
     fn columns_stand_where_the_code_looks_for_them() {
         assert_eq!(COLUMNS[STATUS], "Status");
         assert_eq!(COLUMNS[SIZE], "Size");
+        assert_eq!(COLUMNS[INDEXED], "Indexed");
         assert_eq!(COLUMNS[..SHORT_COLUMNS].last(), Some(&"Created At"));
     }
 }

@@ -3,7 +3,9 @@
 //! Results go to stdout, everything else (errors, hints, logs, progress) to stderr. One file per verb.
 
 mod args;
+mod cache;
 mod exit;
+mod index;
 mod list;
 mod logging;
 mod memory;
@@ -53,6 +55,7 @@ fn run(cli: Cli) -> Result<Outcome, Failure> {
         #[cfg(feature = "fuse")]
         Verb::Umount(args) => umount::run(&args),
         Verb::List(args) => list::run(&args),
+        Verb::Index(args) => index::run(&args, verbosity < 0),
         Verb::Show(args) => show::run(&args),
         Verb::Restore(args) => restore::run(&args, verbosity < 0),
     }

@@ -5,8 +5,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::args::StoreArg;
+use super::cache;
 use super::exit::{Failure, Outcome, note};
 use super::store_note;
+use crate::cache_dir::CacheDir;
 use crate::catalog::{Catalog, CatalogOptions};
 use crate::frontend::fuse::attr::OwnerOverride;
 use crate::frontend::fuse::daemon::{self, Child};
@@ -17,9 +19,6 @@ use crate::frontend::fuse::options::MountOptions;
 use crate::frontend::fuse::tree::Tree;
 use crate::store::Store;
 use crate::store::posix::PosixStore;
-
-/// Where the index cache lies, if the user says so; a mountpoint must keep away from it.
-const CACHE_DIR_VARIABLE: &str = "CINDERFS_CACHE_DIR";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -32,6 +31,7 @@ Examples:
 Options for -o:
   cache_size=SIZE  bound on the cache of verified blocks, as in 64M or 1G; 256M unless told
                    (below 32M, what is read ahead may have to be decoded again)
+  seek_index=off   note and use no restart points: reads deep in a compressed object decode all before them
   threads=N        how many requests are served at once
   allow_other      let other users in; each sees what the store's own permissions allow
   allow_root       let root in
@@ -84,7 +84,7 @@ fn serve(args: &MountArgs, options: &MountOptions, child: Option<Child>) -> Resu
     let path = args.store.path()?;
     let store = Arc::new(PosixStore::open(&path)?);
     let location = store.location().to_owned();
-    let cache_dir = std::env::var_os(CACHE_DIR_VARIABLE).map(PathBuf::from);
+    let cache_dir = CacheDir::location();
     let mut keep_away = vec![("store", Path::new(&location)), ("store", &path)];
     keep_away.extend(cache_dir.as_deref().map(|dir| ("cache", dir)));
     // Before the store is scanned, which may take a while.
@@ -92,11 +92,16 @@ fn serve(args: &MountArgs, options: &MountOptions, child: Option<Child>) -> Resu
 
     let catalog = Catalog::open(
         store,
-        CatalogOptions { cache_bytes_max: options.cache_bytes_max, ..CatalogOptions::default() },
+        CatalogOptions {
+            cache_bytes_max: options.cache_bytes_max,
+            restart_points: options.seek_index,
+            seek_indexes: if options.seek_index { cache::seek_indexes_if_any() } else { None },
+            ..CatalogOptions::default()
+        },
     )?;
     note(&store_note(&catalog.snapshot())?);
     let owner = OwnerOverride { uid: options.uid, gid: options.gid };
-    let tree = Tree::new(Arc::new(catalog), owner);
+    let tree = Tree::new(Arc::new(catalog.clone()), owner);
     let mounted = mount(CinderFs::new(tree), &location, &mountpoint, options)?;
     if let Some(child) = child
         && let Err(error) = child.ready()
@@ -104,7 +109,9 @@ fn serve(args: &MountArgs, options: &MountOptions, child: Option<Child>) -> Resu
         mounted.end()?;
         return Err(error.into());
     }
-    Ok(mounted.serve()?)
+    let ended = mounted.serve();
+    catalog.keep_indexes();
+    Ok(ended?)
 }
 
 /// The arguments that make the background process do what these ask for.

@@ -36,10 +36,10 @@ Examples:
 The loss map is a mapfile of GNU ddrescue: `+` marks what was restored, `-` what was replaced by zeros.";
 
 /// Most threads that may be asked for; beyond the number of processors they only cost memory.
-const THREADS_MAX: u64 = 256;
+pub(super) const THREADS_MAX: u64 = 256;
 
 /// How many damaged ranges the summary names when there is no loss map to name them all.
-const RANGES_SHOWN_MAX: usize = 8;
+pub(super) const RANGES_SHOWN_MAX: usize = 8;
 
 /// Restore one backup to a file, a block device or stdout
 ///
@@ -92,7 +92,7 @@ pub(crate) fn run(args: &RestoreArgs, quiet: bool) -> Result<Outcome, Failure> {
         return Err(Failure::new(ErrorKind::Usage, "a disk image does not belong on a terminal")
             .hint("redirect stdout, or name a file"));
     }
-    let catalog = args.store.catalog()?;
+    let catalog = args.store.catalog_to_read()?;
     let entries = select::newest_first(&catalog.snapshot());
     let usable = |entry: &Arc<Entry>| catalog.image(entry).is_ok();
     let entry = select::backup(&entries, &args.backup, args.volume.as_deref(), &usable)?;
@@ -123,6 +123,7 @@ pub(crate) fn run(args: &RestoreArgs, quiet: bool) -> Result<Outcome, Failure> {
         reporter.update(progress.done_bytes, progress.total_bytes);
     });
     let seconds = started.elapsed().as_secs_f64();
+    catalog.keep_indexes();
     let report = match result {
         Ok(report) => report,
         Err(error) => {
@@ -170,14 +171,14 @@ fn refuse_inside_store(target: &Path, store: &Path) -> Result<(), Failure> {
 }
 
 /// SIGINT and SIGTERM as a flag: the first asks for an orderly end, the second ends the process at once.
-struct Signals {
-    cancel: Arc<AtomicBool>,
+pub(super) struct Signals {
+    pub(super) cancel: Arc<AtomicBool>,
     /// The last signal, 0 for none.
     number: Arc<AtomicUsize>,
 }
 
 impl Signals {
-    fn watch() -> Result<Self, Failure> {
+    pub(super) fn watch() -> Result<Self, Failure> {
         let signals = Self { cancel: Arc::default(), number: Arc::default() };
         for signal in [SIGINT, SIGTERM] {
             signals.register(signal).map_err(|error| {
@@ -196,7 +197,7 @@ impl Signals {
     }
 
     /// Notes the signal on a failure that it caused.
-    fn blame(&self, failure: Failure) -> Failure {
+    pub(super) fn blame(&self, failure: Failure) -> Failure {
         match (failure.kind(), u8::try_from(self.number.load(Ordering::Relaxed))) {
             (ErrorKind::Interrupted, Ok(signal @ 1..)) => failure.by_signal(signal),
             _ => failure,
@@ -305,7 +306,7 @@ fn merged(ranges: &[Range<u64>], image_bytes: u64) -> Vec<Range<u64>> {
 }
 
 /// A backup in one line: its id, its name and when it was made.
-fn said(entry: &Entry) -> String {
+pub(super) fn said(entry: &Entry) -> String {
     let name = entry.name.as_deref().map(|name| format!("{:?}, ", render::visible(name))).unwrap_or_default();
     let created_at = entry.created_at.map_or("undated".to_owned(), |time| time.to_string());
     format!("{} ({name}{created_at})", entry.id)

@@ -16,6 +16,10 @@ const INPUT_BYTES_MAX: usize = 128 * 1024;
 /// one that has grown since, or whose store reports no size.
 const INPUT_BYTES_MIN: usize = 4 * 1024;
 
+/// Stored bytes of the first read of a cursor that starts inside an object; each further one may be twice as long. A random
+/// read often needs only some kilobytes behind a restart point, and a slow store is asked for little more than that.
+const FIRST_READ_BYTES: usize = 16 * 1024;
+
 /// A forward cursor over an object's stored bytes.
 pub(super) struct StoredInput {
     source: Arc<dyn ObjectSource>,
@@ -25,20 +29,25 @@ pub(super) struct StoredInput {
     end: usize,
     /// Stored offset of `buffer[end]`, where the next read begins.
     read_offset: u64,
+    /// How long the next read is at most; the buffer's length is the other bound.
+    read_bytes_max: usize,
 }
 
 impl StoredInput {
-    /// Starts at stored offset `offset`, in bytes.
+    /// Starts at the stored byte `offset`.
     pub(super) fn at(source: Arc<dyn ObjectSource>, offset: u64) -> Self {
         let stored = usize::try_from(source.stat().len_bytes).unwrap_or(usize::MAX);
+        let read_bytes_max = if offset == 0 { INPUT_BYTES_MAX } else { FIRST_READ_BYTES };
         let buffer = vec![0; stored.clamp(INPUT_BYTES_MIN, INPUT_BYTES_MAX)].into_boxed_slice();
-        Self { source, buffer, start: 0, end: 0, read_offset: offset }
+        Self { source, buffer, start: 0, end: 0, read_offset: offset, read_bytes_max }
     }
 
     /// The next stored bytes; empty only at the object's end. Reads only when nothing is left of the last read.
     pub(super) fn fill(&mut self) -> Result<&[u8]> {
         if self.start == self.end {
-            let read = self.source.read_at(&mut self.buffer, self.read_offset)?;
+            let room = self.buffer.len().min(self.read_bytes_max);
+            self.read_bytes_max = room * 2;
+            let read = self.source.read_at(&mut self.buffer[..room], self.read_offset)?;
             (self.start, self.end) = (0, read);
             self.read_offset += read as u64;
         }

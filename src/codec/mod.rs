@@ -51,6 +51,25 @@ impl Codec {
         }
     }
 
+    /// How far apart restart points should be, in plain bytes, unless readers come back to a place often; `None` where
+    /// any byte is there at once.
+    pub fn spacing_bytes(self) -> Option<u64> {
+        match self {
+            Self::None => None,
+            Self::Zlib => Some(2 << 20),
+            Self::Bz2 => Some(1 << 20),
+            Self::Zstd => Some(zstd::SPACING_BYTES),
+        }
+    }
+
+    /// How dense points may become where readers come back often, in plain bytes; `None` where that would cost too much.
+    pub fn dense_spacing_bytes(self) -> Option<u64> {
+        match self {
+            Self::Zlib => Some(512 << 10),
+            Self::None | Self::Bz2 | Self::Zstd => None,
+        }
+    }
+
     /// The name that Cinder writes.
     pub fn name(self) -> &'static str {
         match self {
@@ -58,15 +77,6 @@ impl Codec {
             Self::Zlib => "zlib",
             Self::Bz2 => "bz2",
             Self::Zstd => "zstd",
-        }
-    }
-
-    /// The least plain bytes that should lie between two restart points, for [`Recording::spacing_bytes`]: where a point's
-    /// state is large, points lie farther apart. At least 1.
-    pub fn spacing_bytes_min(self) -> u64 {
-        match self {
-            Self::Zstd => zstd::SPACING_BYTES_MIN,
-            Self::None | Self::Zlib | Self::Bz2 => 1,
         }
     }
 }
@@ -134,7 +144,7 @@ impl ObjectStream {
         let source = self.source.clone();
         match self.codec {
             Codec::None => Ok(Box::new(none::NoneDecoder::new(source))),
-            Codec::Zlib => Ok(Box::new(StreamDecoder::new(zlib::Zlib::new(), source))),
+            Codec::Zlib => Ok(Box::new(StreamDecoder::new(zlib::Zlib::new()?, source))),
             Codec::Bz2 => Ok(Box::new(StreamDecoder::new(bz2::Bz2::new(), source))),
             Codec::Zstd => Ok(Box::new(StreamDecoder::new(zstd::Zstd::new()?, source))),
         }
@@ -145,12 +155,17 @@ impl ObjectStream {
     /// Fails with [`ErrorKind::Codec`](crate::ErrorKind::Codec) when the point cannot be one of this stream; a wrong one
     /// that is not noticed here leads to wrong bytes or a failed read.
     pub fn resume(&self, point: &RestartPoint) -> Result<Box<dyn Decoder>> {
+        let source = self.source.clone();
         match self.codec {
-            Codec::Zstd => {
-                let (stream, stored) = zstd::Zstd::resume(point)?;
-                Ok(Box::new(StreamDecoder::at(stream, self.source.clone(), stored)))
+            Codec::Zlib => {
+                let (stream, offset) = zlib::Zlib::resume(point, source.stat().len_bytes)?;
+                Ok(Box::new(StreamDecoder::at(stream, source, offset)))
             }
-            Codec::None | Codec::Zlib | Codec::Bz2 => {
+            Codec::Zstd => {
+                let (stream, offset) = zstd::Zstd::resume(point)?;
+                Ok(Box::new(StreamDecoder::at(stream, source, offset)))
+            }
+            Codec::None | Codec::Bz2 => {
                 let message = format!("{}: no restart at plain offset {}", self.codec, point.plain_offset);
                 Err(Error::new(ErrorKind::Codec, message))
             }
@@ -161,8 +176,9 @@ impl ObjectStream {
     /// so it is done beside the reading.
     pub fn pack(&self, point: RestartPoint) -> RestartPoint {
         match self.codec {
-            Codec::Zstd => zstd::pack(point, &self.source),
-            Codec::None | Codec::Zlib | Codec::Bz2 => point,
+            Codec::Zlib => zlib::pack(&*self.source, point),
+            Codec::Zstd => zstd::pack(&*self.source, point),
+            Codec::None | Codec::Bz2 => point,
         }
     }
 }

@@ -8,8 +8,9 @@
 //! - each step consumes or produces something, or the stream ends in an error: no loop spins;
 //! - a stream of empty blocks or frames does not keep one read busy for long: steps without a plain byte are counted;
 //! - plain bytes decoded before a failure are delivered first, the failure is what the next read gets;
-//! - after the end or a failure the codec's memory is gone, and no more data comes.
+//! - after the end or a failure the codec's memory is gone but for points that were not taken, and no more data comes.
 
+use std::mem::take;
 use std::sync::Arc;
 
 use super::input::StoredInput;
@@ -54,6 +55,9 @@ pub(super) trait Stream: Send {
     /// Whether the plain bytes are complete if the object ends here.
     fn may_end(&self) -> bool;
 
+    /// About how much memory the state holds, in bytes.
+    fn memory_bytes(&self) -> usize;
+
     /// As [`Decoder::record`].
     fn record(&mut self, _recording: Option<Recording>) {}
 
@@ -61,15 +65,12 @@ pub(super) trait Stream: Send {
     fn take_points(&mut self) -> Vec<RestartPoint> {
         Vec::new()
     }
-
-    /// About how much memory the state holds, in bytes, points that were not taken included.
-    fn memory_bytes(&self) -> usize;
 }
 
 /// A cursor over the plain bytes of a compressed object.
 pub(super) struct StreamDecoder<S> {
     state: State<S>,
-    /// Points that the stream had noted when it came to its end.
+    /// Points that the stream noted in the read in which it ended.
     last_points: Vec<RestartPoint>,
 }
 
@@ -80,13 +81,14 @@ enum State<S> {
 }
 
 impl<S: Stream> StreamDecoder<S> {
+    /// At the object's first byte.
     pub(super) fn new(stream: S, source: Arc<dyn ObjectSource>) -> Self {
         Self::at(stream, source, 0)
     }
 
-    /// Starts at stored offset `stored`, in bytes.
-    pub(super) fn at(stream: S, source: Arc<dyn ObjectSource>, stored: u64) -> Self {
-        let input = StoredInput::at(source, stored);
+    /// At the stored byte `offset`, where `stream` goes on.
+    pub(super) fn at(stream: S, source: Arc<dyn ObjectSource>, offset: u64) -> Self {
+        let input = StoredInput::at(source, offset);
         Self { state: State::Running { stream, input, idle_steps: 0 }, last_points: Vec::new() }
     }
 }
@@ -151,14 +153,16 @@ impl<S: Stream> Decoder for StreamDecoder<S> {
     fn take_points(&mut self) -> Vec<RestartPoint> {
         match &mut self.state {
             State::Running { stream, .. } => stream.take_points(),
-            State::Ended | State::Failed(_) => std::mem::take(&mut self.last_points),
+            State::Ended | State::Failed(_) => take(&mut self.last_points),
         }
     }
 
     fn memory_bytes(&self) -> usize {
         match &self.state {
             State::Running { stream, input, .. } => stream.memory_bytes() + input.memory_bytes(),
-            State::Ended | State::Failed(_) => self.last_points.iter().map(|point| point.state.len()).sum(),
+            State::Ended | State::Failed(_) => {
+                self.last_points.iter().map(|point| size_of_val(point) + point.state.len()).sum()
+            }
         }
     }
 }

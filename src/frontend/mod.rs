@@ -3,4 +3,5 @@
 pub mod document;
 #[cfg(feature = "fuse")]
 pub mod fuse;
+pub mod index;
 pub mod restore;

@@ -4,12 +4,15 @@ use std::sync::{Arc, OnceLock, Weak};
 
 use super::copies::Copies;
 use crate::block::{BlockCache, Flights};
+use crate::object::indexing::Indexing;
 use crate::object::pool::ObjectPool;
 use crate::store::Store;
+use crate::workers::Workers;
 
 /// Shared by all images of a process.
 pub struct Engine {
     objects: ObjectPool,
+    workers: Arc<Workers>,
     cache: BlockCache,
     flights: Flights,
     copies: OnceLock<Weak<dyn Copies>>,
@@ -18,14 +21,25 @@ pub struct Engine {
 impl Engine {
     /// For images of `store`, with a block cache of at most `cache_bytes_max` bytes and idle decoders of at most
     /// `idle_decoder_bytes_max`.
-    pub fn new(store: Arc<dyn Store>, cache_bytes_max: u64, idle_decoder_bytes_max: usize) -> Self {
-        let objects = ObjectPool::new(store, idle_decoder_bytes_max);
+    pub fn new(
+        store: Arc<dyn Store>,
+        cache_bytes_max: u64,
+        idle_decoder_bytes_max: usize,
+        indexing: Arc<Indexing>,
+    ) -> Self {
+        let workers = indexing.workers().clone();
+        let objects = ObjectPool::new(store, idle_decoder_bytes_max, indexing);
         Self {
             objects,
+            workers,
             cache: BlockCache::new(cache_bytes_max),
             flights: Flights::default(),
             copies: OnceLock::new(),
         }
+    }
+
+    pub(super) fn workers(&self) -> &Workers {
+        &self.workers
     }
 
     pub(super) fn objects(&self) -> &ObjectPool {
@@ -39,6 +53,11 @@ impl Engine {
 
     pub(super) fn copies(&self) -> Option<Arc<dyn Copies>> {
         self.copies.get()?.upgrade()
+    }
+
+    /// Saves the restart points that were noted and not saved yet.
+    pub fn keep_indexes(&self) {
+        self.objects.keep_indexes();
     }
 
     /// The store.

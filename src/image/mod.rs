@@ -8,8 +8,10 @@
 //! - [`unproven`]: backups without `_sha256file`; each object becomes such a view once its md5 is right.
 //! - [`holes`]: where data begins and ends, from the digests alone.
 //! - [`ending`]: the exact length, where only the last block's digest can tell.
+//! - [`readahead`]: who reads on and on, and what he will want next.
 //! - [`lately`]: which blocks need not be tried again at once.
 //! - [`copies`]: where else a lost block may be found.
+//! - [`objects`]: what the image reads from, object by object.
 //! - [`damage`]: what was lost so far.
 //! - [`scratch`]: the buffer that each thread decodes into.
 //!
@@ -22,6 +24,8 @@ mod ending;
 mod engine;
 mod holes;
 mod lately;
+mod objects;
+mod readahead;
 mod scratch;
 mod unproven;
 mod view;
@@ -29,11 +33,13 @@ mod view;
 pub use copies::{Copies, LostBlock};
 pub use damage::Damage;
 pub use engine::Engine;
+pub use objects::StoredObject;
 
 use std::ops::Range;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use self::damage::DamageLog;
+use self::readahead::Readers;
 use self::unproven::UnprovenView;
 use self::view::View;
 use crate::backup::{Backup, BlockHashTable, DataObject, DigestFile};
@@ -91,6 +97,8 @@ pub struct Image {
     damage: DamageLog,
     data_bytes: OnceLock<u64>,
     count_started: OnceLock<()>,
+    engine: Arc<Engine>,
+    readers: Mutex<Readers>,
 }
 
 enum Content {
@@ -146,6 +154,8 @@ impl Image {
             damage: DamageLog::default(),
             data_bytes,
             count_started,
+            readers: Mutex::new(Readers::new(engine.cache().bytes_max())),
+            engine: engine.clone(),
         })
     }
 
@@ -252,6 +262,38 @@ impl Image {
             Ok(())
         })?;
         Ok((end - offset) as usize)
+    }
+
+    /// Tells that a reader is about to read `range`. Where he reads on and on, what he will want next is fetched into the
+    /// block cache by threads that have nothing else to do.
+    pub fn read_ahead(self: &Arc<Self>, range: Range<u64>) {
+        let end = range.end.min(self.len_bytes);
+        if range.start >= end {
+            return;
+        }
+        let next = self.readers.lock().unwrap_or_else(PoisonError::into_inner).note(range.start..end);
+        for window in readahead::windows(next.start..next.end.min(self.len_bytes)) {
+            let image = Arc::downgrade(self);
+            let fetch = move || {
+                let Some(image) = image.upgrade() else { return };
+                match &image.content {
+                    Content::Proven(view) => view.fetch(window),
+                    Content::Unproven(view) => view.fetch(window),
+                }
+            };
+            if !self.engine.workers().submit(fetch) {
+                return;
+            }
+        }
+    }
+
+    /// The objects that the image reads from, each once, in the order in which they are first needed.
+    pub fn objects(&self) -> Vec<StoredObject<'_>> {
+        let map = match &self.content {
+            Content::Proven(view) => view.map(),
+            Content::Unproven(view) => view.map(),
+        };
+        objects::of(&self.engine, &self.layers, map)
     }
 
     /// The image cut into groups of ranges, each group read fastest by one reader in order, different groups by different

@@ -79,6 +79,21 @@ impl UnprovenView {
         Ok(())
     }
 
+    /// Gets the blocks of a range into the cache, as far as their objects are proven already: a proof reads all of an object.
+    pub(super) fn fetch(&self, range: Range<u64>) {
+        for piece in self.map.pieces(range) {
+            let Piece::Data { image, object, object_offset } = piece else { continue };
+            let slot = self.proofs.lock().unwrap_or_else(PoisonError::into_inner).get(&object).cloned();
+            let view = slot.and_then(|slot| match &*slot.try_lock().ok()? {
+                Proof::Proven(view) => Some(view.clone()),
+                Proof::Refuted(..) | Proof::None => None,
+            });
+            if let Some(view) = view {
+                view.fetch(object_offset..object_offset + (image.end - image.start));
+            }
+        }
+    }
+
     fn proven(&self, index: ObjectIndex) -> Result<Arc<View>> {
         let (_, object) = object_of(&self.layers, index)?;
         let slot = {

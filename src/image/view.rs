@@ -23,11 +23,14 @@ use crate::backup::{Backup, BlockHashTable};
 use crate::block::{Claim, Follow, Lead, VerifiedBlock, hash_of_zeros};
 use crate::chain::extent_map::{ExtentMap, ObjectIndex, Piece};
 use crate::error::{Error, ErrorKind, Result};
-use crate::object::{Filled, NothingElse, ObjectReader, Passing};
+use crate::object::{Filled, NothingElse, ObjectReader, Passing, Urgency};
 use crate::types::{BlockHash, BlockIndex, ObjectName};
 
 /// Plain bytes decoded at once, in bytes, unless a single block is larger.
 const RUN_BYTES_MAX: u64 = 1 << 20;
+
+/// How much of what is passed on the way to the wanted bytes is kept, in lengths of the whole read.
+const PASSED_USEFUL: u64 = 16;
 
 /// Healed blocks that are logged one by one; after these they are only counted.
 const HEALED_LOGGED_MAX: u64 = 100;
@@ -43,6 +46,14 @@ pub(super) struct View {
     lost_lately: LostLately,
     heals: bool,
     healed_blocks: AtomicU64,
+}
+
+/// What is asked for at once.
+#[derive(Clone, Copy)]
+struct Reading {
+    urgency: Urgency,
+    /// How much it is in all.
+    bytes: u64,
 }
 
 /// What became of one block.
@@ -117,7 +128,7 @@ impl View {
     ) -> Result<()> {
         let block_bytes = self.table.block_bytes();
         let blocks = range.start / block_bytes..range.end.div_ceil(block_bytes).min(self.table.count());
-        for (block, found) in self.find(blocks) {
+        for (block, found) in self.find(blocks, Urgency::Wanted) {
             let bytes = self.range_of(block);
             let part = bytes.start.max(range.start)..bytes.end.min(range.end);
             match &found {
@@ -130,6 +141,13 @@ impl View {
             }
         }
         Ok(())
+    }
+
+    /// Gets the blocks of a range into the cache.
+    pub(super) fn fetch(&self, range: Range<u64>) {
+        let block_bytes = self.table.block_bytes();
+        let blocks = range.start / block_bytes..range.end.div_ceil(block_bytes).min(self.table.count());
+        self.find(blocks, Urgency::Ahead);
     }
 
     fn range_of(&self, block: BlockIndex) -> Range<u64> {
@@ -148,7 +166,8 @@ impl View {
     }
 
     /// All of `blocks`, in order.
-    fn find(&self, blocks: Range<u64>) -> BTreeMap<BlockIndex, Found> {
+    fn find(&self, blocks: Range<u64>, urgency: Urgency) -> BTreeMap<BlockIndex, Found> {
+        let (blocks_start, blocks_end) = (blocks.start, blocks.end);
         let mut found = BTreeMap::new();
         let mut missing = Vec::new();
         for (index, hash) in blocks.clone().zip(self.table.get(blocks)) {
@@ -163,10 +182,13 @@ impl View {
                 },
             }
         }
+        let bytes = (blocks_end - blocks_start).saturating_mul(self.table.block_bytes());
+        let reading = Reading { urgency, bytes };
         let mut wanted = Vec::new();
         let mut follows: Vec<(BlockIndex, BlockHash, Follow)> = Vec::new();
         for (block, hash) in missing {
             match self.engine.flights().claim(hash) {
+                Claim::Follow(_) if urgency == Urgency::Ahead => {} // it comes without us
                 Claim::Follow(follow) => follows.push((block, hash, follow)),
                 // Between the look into the cache and the claim another reader may have landed.
                 Claim::Lead(lead) => match self.cached(block, &hash) {
@@ -178,7 +200,7 @@ impl View {
                 },
             }
         }
-        self.load(wanted, &mut found);
+        self.load(wanted, reading, &mut found);
         // Only now, when nobody waits for us, we wait for others. Whom a leader fails tries for itself: the same digest
         // may stand elsewhere for it.
         let mut again = Vec::new();
@@ -190,7 +212,7 @@ impl View {
                 (None, None) => again.push(Wanted { block, hash, lead: None }),
             }
         }
-        self.load(again, &mut found);
+        self.load(again, reading, &mut found);
         found
     }
 
@@ -198,7 +220,7 @@ impl View {
     ///
     /// A run lies in one object: between two objects another thread may take the lane of the first, and then finds the
     /// whole run filed or nothing of it decoded.
-    fn load(&self, wanted: Vec<Wanted<'_>>, found: &mut BTreeMap<BlockIndex, Found>) {
+    fn load(&self, wanted: Vec<Wanted<'_>>, reading: Reading, found: &mut BTreeMap<BlockIndex, Found>) {
         let run_blocks = (RUN_BYTES_MAX / self.table.block_bytes()).max(1) as usize;
         let mut run: Vec<Wanted<'_>> = Vec::new();
         let mut run_holder = None;
@@ -209,12 +231,12 @@ impl View {
                 && holder == run_holder
                 && run.len() < run_blocks;
             if !goes_on {
-                self.load_run(std::mem::take(&mut run), found);
+                self.load_run(std::mem::take(&mut run), reading, found);
             }
             run.push(block);
             run_holder = holder;
         }
-        self.load_run(run, found);
+        self.load_run(run, reading, found);
     }
 
     /// The object that holds all of a block; `None` when there are several, or none.
@@ -227,7 +249,7 @@ impl View {
     }
 
     /// Decodes blocks that follow each other, and lands them.
-    fn load_run(&self, run: Vec<Wanted<'_>>, found: &mut BTreeMap<BlockIndex, Found>) {
+    fn load_run(&self, run: Vec<Wanted<'_>>, reading: Reading, found: &mut BTreeMap<BlockIndex, Found>) {
         let (Some(first), Some(last)) = (run.first(), run.last()) else { return };
         let started = Instant::now();
         let bytes = self.range_of(first.block).start..self.range_of(last.block).end;
@@ -238,6 +260,7 @@ impl View {
         // the digest tells whether that is right.
         let mut gaps: Vec<Range<u64>> = Vec::new();
         let mut meanwhile = None;
+        let mut read_from: Vec<(Arc<ObjectReader>, u64)> = Vec::new();
         for piece in self.map.pieces(bytes.clone()) {
             match piece {
                 Piece::Gap(image) => {
@@ -249,6 +272,7 @@ impl View {
                         &mut plain[(image.start - bytes.start) as usize..(image.end - bytes.start) as usize];
                     let mut neighbours = Neighbours {
                         view: self,
+                        reading,
                         run: &run,
                         image: &image,
                         object_offset,
@@ -259,6 +283,7 @@ impl View {
                     let read = open_object(&self.engine, &self.layers, object)
                         .map_err(|error| (0, error))
                         .and_then(|reader| {
+                            read_from.push((reader.clone(), reader.generation()));
                             let read = reader.read_at(out, object_offset, &mut neighbours);
                             read.map_err(|failure| (failure.filled, failure.error))
                         });
@@ -291,6 +316,7 @@ impl View {
                     if gaps.iter().any(overlaps) { verified.map_err(|_| no_object()) } else { verified }
                 }
             };
+            let result = result.or_else(|error| self.look_again(&wanted, error, &read_from));
             let result = result.or_else(|error| self.heal(&wanted, error));
             if let Err(error) = &result {
                 self.lost_lately.note(wanted.block, error, started.elapsed());
@@ -328,6 +354,39 @@ impl View {
                 Err(Error::new(ErrorKind::HashMismatch, message))
             }
         }
+    }
+
+    /// Reads a wrong block again, in case restart points of an earlier run led astray.
+    fn look_again(
+        &self,
+        wanted: &Wanted<'_>,
+        error: Error,
+        read_from: &[(Arc<ObjectReader>, u64)],
+    ) -> Result<Arc<VerifiedBlock>> {
+        let may_help = read_from.iter().any(|(reader, seen)| reader.may_have_been_misled(*seen));
+        if !error.kind().is_damage() || !may_help {
+            return Err(error);
+        }
+        let range = self.range_of(wanted.block);
+        let mut plain = vec![0; (range.end - range.start) as usize];
+        let mut to_blame: Vec<&ObjectReader> = Vec::new();
+        for piece in self.map.pieces(range.clone()) {
+            let Piece::Data { image, object, object_offset } = piece else { continue };
+            let out = &mut plain[(image.start - range.start) as usize..(image.end - range.start) as usize];
+            let name =
+                super::object_of(&self.layers, object).and_then(|(backup, data)| backup.object_name(data));
+            let reader =
+                name.ok().and_then(|name| read_from.iter().find(|(reader, _)| *reader.name() == name));
+            let Some((reader, seen)) = reader else { return Err(error) };
+            match reader.read_again(out, object_offset, *seen) {
+                Ok(true) => to_blame.push(reader),
+                Ok(false) => {}
+                Err(_) => return Err(error),
+            }
+        }
+        let verified = self.verify(wanted, &plain).map_err(|_| error)?;
+        to_blame.iter().for_each(|reader| reader.forget_index());
+        Ok(verified)
     }
 
     /// Looks for another copy of a block that is damaged.
@@ -444,6 +503,7 @@ fn no_object() -> Error {
 /// Files the blocks that lie before the wanted ones in the same object and are decoded on the way.
 struct Neighbours<'v, 'w, 'l> {
     view: &'v View,
+    reading: Reading,
     run: &'w [Wanted<'l>],
     image: &'w Range<u64>,
     object: ObjectIndex,
@@ -454,14 +514,19 @@ struct Neighbours<'v, 'w, 'l> {
 }
 
 impl Passing for Neighbours<'_, '_, '_> {
+    fn urgency(&self) -> Urgency {
+        self.reading.urgency
+    }
+
     fn already_there(&mut self) -> bool {
         self.meanwhile = self.run.iter().map(|wanted| self.view.cached(wanted.block, &wanted.hash)).collect();
         self.meanwhile.is_some()
     }
 
-    /// All of the object: it belongs to the volume as it stands, except where a newer backup hides it.
+    /// What lies shortly before: reads that are under way at once are not far apart, and hashing costs half as much as
+    /// decoding. (It belongs to the volume as it stands, except where a newer backup hides it.)
     fn useful_from(&self) -> u64 {
-        0
+        self.object_offset.saturating_sub(self.reading.bytes.saturating_mul(PASSED_USEFUL))
     }
 
     fn passed(&mut self, offset: u64, bytes: &[u8]) {

@@ -8,9 +8,10 @@
 //! bound could never be resumed, and a sequential reader would start the stream anew for each request.)
 
 use std::collections::VecDeque;
+use std::ops::RangeInclusive;
 use std::sync::{Mutex, PoisonError};
 
-use crate::codec::Decoder;
+use crate::codec::{Decoder, Recording};
 
 /// Most idle decoders, whatever they weigh: each keeps its object's file open.
 const CURSORS_MAX: usize = 128;
@@ -20,35 +21,40 @@ const CURSORS_MAX: usize = 128;
 const OBJECT_BYTES_MAX: usize = 16 << 20;
 
 /// A decoder and where it stands.
-pub struct Cursor {
+pub(super) struct Cursor {
     /// The plain offset of the next byte it gives.
-    pub at: u64,
+    pub(super) at: u64,
     /// The decoder.
-    pub decoder: Box<dyn Decoder>,
+    pub(super) decoder: Box<dyn Decoder>,
+    /// What it records.
+    pub(super) recording: Option<Recording>,
+    /// The object's generation when it began: a decoder that began at a restart point which was wrong is of no use.
+    pub(super) generation: u64,
 }
 
 /// The idle decoders of a process.
-pub struct IdleCursors {
+pub(super) struct IdleCursors {
     bytes_max: usize,
     idle: Mutex<VecDeque<(u64, Cursor)>>,
 }
 
 impl IdleCursors {
     /// Keeps idle decoders of about `bytes_max` bytes.
-    pub fn new(bytes_max: usize) -> Self {
+    pub(super) fn new(bytes_max: usize) -> Self {
         Self { bytes_max, idle: Mutex::default() }
     }
 
-    /// Takes the decoder of object `id` that stands closest before `offset`, or at it.
-    pub fn take(&self, id: u64, offset: u64) -> Option<Cursor> {
+    /// Takes the decoder of object `id` that stands closest before the end of `range`, or at it, but not before its start.
+    pub(super) fn take(&self, id: u64, range: RangeInclusive<u64>) -> Option<Cursor> {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        let fits = |(_, (owner, cursor)): &(usize, &(u64, Cursor))| *owner == id && cursor.at <= offset;
+        let fits =
+            |(_, (owner, cursor)): &(usize, &(u64, Cursor))| *owner == id && range.contains(&cursor.at);
         let (index, _) = idle.iter().enumerate().filter(fits).max_by_key(|(_, (_, cursor))| cursor.at)?;
         idle.remove(index).map(|(_, cursor)| cursor)
     }
 
     /// Keeps a decoder of object `id` for later.
-    pub fn put(&self, id: u64, cursor: Cursor) {
+    pub(super) fn put(&self, id: u64, cursor: Cursor) {
         let mut dropped = Vec::new();
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         idle.push_back((id, cursor));
@@ -65,7 +71,7 @@ impl IdleCursors {
     }
 
     /// Drops all decoders of object `id`.
-    pub fn drop_all_of(&self, id: u64) {
+    pub(super) fn drop_all_of(&self, id: u64) {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).retain(|(owner, _)| *owner != id);
     }
 }
@@ -92,7 +98,7 @@ mod tests {
     }
 
     fn cursor(at: u64, weight: usize) -> Cursor {
-        Cursor { at, decoder: Box::new(Weight(weight)) }
+        Cursor { at, decoder: Box::new(Weight(weight)), recording: None, generation: 0 }
     }
 
     #[test]
@@ -102,13 +108,14 @@ mod tests {
             cursors.put(1, cursor(at, 1));
         }
         cursors.put(2, cursor(25, 1));
-        assert!(cursors.take(1, 9).is_none());
-        assert_eq!(cursors.take(1, 29).unwrap().at, 20);
-        assert_eq!(cursors.take(1, 29).unwrap().at, 10);
-        assert!(cursors.take(1, 29).is_none());
+        assert!(cursors.take(1, 0..=9).is_none());
+        assert!(cursors.take(1, 21..=29).is_none());
+        assert_eq!(cursors.take(1, 0..=29).unwrap().at, 20);
+        assert_eq!(cursors.take(1, 0..=29).unwrap().at, 10);
+        assert!(cursors.take(1, 0..=29).is_none());
         cursors.drop_all_of(1);
-        assert!(cursors.take(1, 99).is_none());
-        assert_eq!(cursors.take(2, 25).unwrap().at, 25);
+        assert!(cursors.take(1, 0..=99).is_none());
+        assert_eq!(cursors.take(2, 0..=25).unwrap().at, 25);
     }
 
     #[test]
@@ -118,8 +125,8 @@ mod tests {
         for at in 0..20 {
             cursors.put(2, cursor(at, 4 << 20));
         }
-        assert!(cursors.take(1, 9).is_some());
-        let kept: Vec<_> = std::iter::from_fn(|| cursors.take(2, 99)).map(|cursor| cursor.at).collect();
+        assert!(cursors.take(1, 0..=9).is_some());
+        let kept: Vec<_> = std::iter::from_fn(|| cursors.take(2, 0..=99)).map(|cursor| cursor.at).collect();
         assert_eq!(kept, [19, 18, 17, 16]);
     }
 
@@ -128,9 +135,9 @@ mod tests {
         let cursors = IdleCursors::new(100);
         cursors.put(1, cursor(1, 60));
         cursors.put(2, cursor(2, 60));
-        assert!(cursors.take(1, 9).is_none());
+        assert!(cursors.take(1, 0..=9).is_none());
         cursors.put(3, cursor(3, 500));
-        assert!(cursors.take(2, 9).is_none());
-        assert_eq!(cursors.take(3, 9).unwrap().at, 3);
+        assert!(cursors.take(2, 0..=9).is_none());
+        assert_eq!(cursors.take(3, 0..=9).unwrap().at, 3);
     }
 }

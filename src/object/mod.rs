@@ -3,29 +3,45 @@
 //! Problem: an object is by default one zlib stream of up to 2 GB of plain bytes. A reader wants 32 KiB from its middle,
 //! then the next 32 KiB, while another thread asks for what comes after; starting the stream anew each time would cost
 //! seconds. Idea: [`ObjectReader::read_at`] is the whole interface, "these plain bytes of this object". Behind it,
-//! decoders that stopped somewhere are kept ([`cursors`]) and the one that stopped closest before the wanted range goes on
-//! from there. What it passes on the way is offered to the reader, who may want it next.
+//! decoders that stopped somewhere are kept ([`cursors`]), and restart points are noted on the way ([`seek_index`]); the
+//! closest of them before the wanted range is where decoding goes on. What is passed on the way is offered to the reader,
+//! who may want it next.
 //!
-//! One compressed object is decoded by one thread at a time. That is no loss, as a stream cannot be entered in its
-//! middle, and it is what makes read-ahead requests that arrive out of order harmless: whoever waited finds its bytes
-//! already offered ([`Passing::already_there`]).
+//! - [`seek_index`]: the points that are known of one object.
+//! - [`turns`]: who decodes which stretch between two points, and who waits.
+//! - [`indexing`]: how points get smaller, and outlive the process.
+//! - [`resume`]: a decoder at the right place, from all these.
+//! - [`failures`]: what need not be tried again at once.
+//! - [`pool`]: objects that stay open. [`proof`]: objects whose only digest is an md5.
 //!
 //! Invariants: memory does not depend on an object's size; nothing here is verified; a failed read says how many of the
-//! wanted bytes it could fill.
+//! wanted bytes it could fill; a wrong restart point costs a second look, never a byte.
 
-pub mod cursors;
+mod cursors;
+mod failures;
+pub mod indexing;
 pub mod pool;
 pub mod proof;
+mod resume;
+mod seek_index;
+mod turns;
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Once, OnceLock, Weak};
 
 use self::cursors::{Cursor, IdleCursors};
-use crate::codec::{self, Codec, Decoder};
+use self::failures::Failures;
+use self::indexing::Indexing;
+use self::turns::{Turn, Turns};
+use crate::cache_dir::seek_indexes::SeekIndexKey;
+use crate::codec::{Codec, ObjectStream};
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::ObjectSource;
 use crate::types::ObjectName;
+
+pub use self::failures::FAILURE_BELIEVED;
+pub use self::resume::Whole;
+pub use self::turns::Urgency;
 
 /// How far before the wanted bytes passed bytes are worth offering. Requests of at most 1 MiB are taken up in order, each
 /// by one of at most 16 threads, so what is then read out of order lies within this.
@@ -34,28 +50,37 @@ const OFFER_BYTES_MAX: u64 = 16 << 20;
 /// Decoded at once on the way to the wanted bytes.
 const STEP_BYTES: u64 = 256 << 10;
 
-/// For how long a failure of an object is believed without looking again. Long enough that the kernel's page by page
-/// retry does not decode a broken stream up to its break for each page, short enough that a repaired object is soon
-/// noticed. (Wrong blocks of a stream that does not break are remembered by the image.)
-pub const FAILURE_BELIEVED: Duration = Duration::from_secs(3);
-
 static NEXT_ID: AtomicU64 = AtomicU64::new(0);
 
 /// One object, opened.
 pub struct ObjectReader {
     id: u64,
     name: ObjectName,
-    codec: Codec,
     len_bytes: u64,
-    source: Arc<dyn ObjectSource>,
+    stream: ObjectStream,
     cursors: Arc<IdleCursors>,
-    /// Held while a compressed stream is decoded.
-    lane: Mutex<()>,
-    failure: Mutex<Option<Failure>>,
+    indexing: Arc<Indexing>,
+    /// For jobs in the background, which must not keep an object open.
+    own: Weak<ObjectReader>,
+    turns: Turns,
+    /// See [`generation`](Self::generation).
+    generation: AtomicU64,
+    key: OnceLock<Option<SeekIndexKey>>,
+    loaded: Once,
+    /// Somebody packs and saves points now.
+    is_tidying: AtomicBool,
+    /// The points of an earlier run have been found good or forgotten.
+    is_index_settled: AtomicBool,
+    failures: Failures,
 }
 
 /// What a reader of plain bytes makes of those that are passed on the way to them.
 pub trait Passing {
+    /// Whether somebody waits for the wanted bytes.
+    fn urgency(&self) -> Urgency {
+        Urgency::Wanted
+    }
+
     /// Asked when it is this reader's turn: are the wanted bytes there by now, from somewhere else?
     fn already_there(&mut self) -> bool {
         false
@@ -95,13 +120,6 @@ pub struct ReadFailure {
     pub error: Error,
 }
 
-struct Failure {
-    /// Nothing can be read from here on. `None`: the object is suspect as a whole.
-    from: Option<u64>,
-    error: Error,
-    since: Instant,
-}
-
 impl ObjectReader {
     fn new(
         name: ObjectName,
@@ -109,9 +127,24 @@ impl ObjectReader {
         len_bytes: u64,
         source: Arc<dyn ObjectSource>,
         cursors: Arc<IdleCursors>,
-    ) -> Self {
-        let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
-        Self { id, name, codec, len_bytes, source, cursors, lane: Mutex::new(()), failure: Mutex::new(None) }
+        indexing: Arc<Indexing>,
+    ) -> Arc<Self> {
+        Arc::new_cyclic(|own| Self {
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+            name,
+            len_bytes,
+            stream: ObjectStream::new(codec, source, indexing.workers().clone()),
+            cursors,
+            indexing,
+            own: own.clone(),
+            turns: Turns::default(),
+            generation: AtomicU64::new(0),
+            key: OnceLock::new(),
+            loaded: Once::new(),
+            is_tidying: AtomicBool::new(false),
+            is_index_settled: AtomicBool::new(true),
+            failures: Failures::default(),
+        })
     }
 
     /// The object's name in the store.
@@ -126,20 +159,13 @@ impl ObjectReader {
         offset: u64,
         passing: &mut dyn Passing,
     ) -> Result<Filled, ReadFailure> {
-        let result = match (self.believed_failure(offset), self.codec) {
-            (Some(failure), _) => Err(failure),
+        let result = match (self.failures.believed_at(offset), self.stream.codec()) {
+            (Some(error), _) => Err(ReadFailure { filled: 0, error }),
             (None, Codec::None) => self.read_stored(out, offset),
             (None, Codec::Zlib | Codec::Bz2 | Codec::Zstd) => self.read_compressed(out, offset, passing),
         };
         result.map_err(|failure| {
-            // A damaged stream stays damaged. A store that failed may answer the next time, but perhaps not through
-            // this descriptor: after a file server was away it may stay stale for good.
-            let is_damaged = matches!(
-                failure.error.kind(),
-                ErrorKind::Codec | ErrorKind::Truncated | ErrorKind::LimitExceeded
-            );
-            let from = is_damaged.then_some(offset + failure.filled as u64);
-            self.remember(from, &failure.error);
+            self.note_failure(offset + failure.filled as u64, &failure.error);
             let error = failure.error.context(format!("object {:?}", self.name));
             ReadFailure { error, ..failure }
         })
@@ -148,39 +174,33 @@ impl ObjectReader {
     /// Tells that bytes of this object were not what they must be, so that it is soon opened anew: the store may hold
     /// another object under this name by now.
     pub fn suspect(&self, error: &Error) {
-        self.remember(None, error);
+        self.failures.suspect(error);
     }
 
     /// Whether this reader should be given up for a new one.
     fn is_stale(&self) -> bool {
-        let failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
-        failure.as_ref().is_some_and(|failure| failure.since.elapsed() > FAILURE_BELIEVED)
+        self.failures.are_old()
     }
 
-    fn remember(&self, from: Option<u64>, error: &Error) {
-        let mut known = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
-        match &mut *known {
-            // Where the bytes end says more than that some of them are wrong.
-            Some(known) if known.from.is_none() && from.is_some() => {
-                (known.from, known.error) = (from, error.clone());
-            }
-            Some(_) => {}
-            None => *known = Some(Failure { from, error: error.clone(), since: Instant::now() }),
+    /// Remembers that a read failed at a plain offset.
+    fn note_failure(&self, at: u64, error: &Error) {
+        // A damaged stream stays damaged, up to the next place where it can be entered. A store that failed may answer the
+        // next time, but perhaps not through this descriptor: after a file server was away it may stay stale for good.
+        let is_damaged =
+            matches!(error.kind(), ErrorKind::Codec | ErrorKind::Truncated | ErrorKind::LimitExceeded);
+        if is_damaged {
+            let end = self.turns.lock().index.next_after(at).unwrap_or(u64::MAX);
+            self.failures.add(at..end, error);
+        } else {
+            self.failures.suspect(error);
         }
-    }
-
-    fn believed_failure(&self, offset: u64) -> Option<ReadFailure> {
-        let known = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = known.as_ref()?;
-        let is_behind = known.from.is_some_and(|from| offset >= from);
-        is_behind.then(|| ReadFailure { filled: 0, error: known.error.clone() })
     }
 
     /// Without compression any byte is there at once, for any number of threads.
     fn read_stored(&self, out: &mut [u8], offset: u64) -> Result<Filled, ReadFailure> {
         let mut filled = 0;
         while filled < out.len() {
-            match self.source.read_at(&mut out[filled..], offset + filled as u64) {
+            match self.stream.source().read_at(&mut out[filled..], offset + filled as u64) {
                 Ok(0) => return Err(ReadFailure { filled, error: self.ends_early(offset + filled as u64) }),
                 Ok(n) => filled += n,
                 Err(error) => return Err(ReadFailure { filled, error }),
@@ -195,22 +215,20 @@ impl ObjectReader {
         offset: u64,
         passing: &mut dyn Passing,
     ) -> Result<Filled, ReadFailure> {
-        let _lane = self.lane.lock().unwrap_or_else(PoisonError::into_inner);
+        self.load_index_once();
+        let turn = self.turns.enter(offset, passing.urgency());
         if passing.already_there() {
             return Ok(Filled::NotNeeded);
         }
-        // Whoever had the lane before may have found out.
-        if let Some(failure) = self.believed_failure(offset) {
-            return Err(failure);
-        }
         let nothing = |error| ReadFailure { filled: 0, error };
-        let mut cursor = match self.cursors.take(self.id, offset) {
-            Some(cursor) => cursor,
-            None => {
-                Cursor { at: 0, decoder: codec::decoder(self.codec, self.source.clone()).map_err(nothing)? }
-            }
-        };
-        self.skip_to(&mut cursor, offset, passing).map_err(nothing)?;
+        // Whoever had the turn before may have found out.
+        if let Some(error) = self.failures.believed_at(offset) {
+            return Err(nothing(error));
+        }
+        let mut cursor = self.cursor_before(offset).map_err(nothing)?;
+        let spacing = self.spacing_for(cursor.at, offset);
+        self.steer(&turn, &mut cursor, spacing);
+        self.skip_to(&turn, &mut cursor, offset, spacing, passing).map_err(nothing)?;
         let mut filled = 0;
         while filled < out.len() {
             match cursor.decoder.read(&mut out[filled..]) {
@@ -220,14 +238,22 @@ impl ObjectReader {
             }
         }
         cursor.at = offset + filled as u64;
-        if cursor.at < self.len_bytes {
+        self.steer(&turn, &mut cursor, spacing);
+        if cursor.at < self.len_bytes && cursor.generation == self.generation() {
             self.cursors.put(self.id, cursor);
         }
         Ok(Filled::All)
     }
 
     /// Decodes up to `offset`, offering what is of use on the way.
-    fn skip_to(&self, cursor: &mut Cursor, offset: u64, passing: &mut dyn Passing) -> Result<()> {
+    fn skip_to(
+        &self,
+        turn: &Turn<'_>,
+        cursor: &mut Cursor,
+        offset: u64,
+        spacing: Option<u64>,
+        passing: &mut dyn Passing,
+    ) -> Result<()> {
         let offer_from =
             passing.useful_from().max(offset.saturating_sub(OFFER_BYTES_MAX)).max(cursor.at).min(offset);
         let mut step = vec![0; STEP_BYTES.min(offset - cursor.at) as usize];
@@ -239,6 +265,7 @@ impl ObjectReader {
                 passing.passed(cursor.at, &step[..n]);
             }
             cursor.at += n as u64;
+            self.steer(turn, cursor, spacing);
         }
         Ok(())
     }
@@ -250,8 +277,8 @@ impl ObjectReader {
             Err(error) => error,
         };
         // Not only the wanted bytes are lost, but all from here on.
-        if matches!(error.kind(), ErrorKind::Codec | ErrorKind::Truncated | ErrorKind::LimitExceeded) {
-            self.remember(Some(cursor.at), &error);
+        if error.kind().is_damage() {
+            self.note_failure(cursor.at, &error);
         }
         Err(error)
     }
@@ -260,15 +287,11 @@ impl ObjectReader {
         let message = format!("its plain bytes end at {at}, expected {} of them", self.len_bytes);
         Error::new(ErrorKind::Truncated, message)
     }
-
-    /// A decoder of its own at the object's start, for reading it whole.
-    pub fn decoder(&self) -> Result<Box<dyn Decoder>> {
-        codec::decoder(self.codec, self.source.clone())
-    }
 }
 
 impl Drop for ObjectReader {
     fn drop(&mut self) {
         self.cursors.drop_all_of(self.id);
+        self.keep_index();
     }
 }

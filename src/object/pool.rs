@@ -10,6 +10,7 @@ use lru::LruCache;
 
 use super::ObjectReader;
 use super::cursors::IdleCursors;
+use super::indexing::Indexing;
 use crate::codec::Codec;
 use crate::error::Result;
 use crate::store::Store;
@@ -22,14 +23,15 @@ const OPEN_MAX: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
 pub struct ObjectPool {
     store: Arc<dyn Store>,
     cursors: Arc<IdleCursors>,
+    indexing: Arc<Indexing>,
     open: Mutex<LruCache<(ObjectName, Codec, u64), Arc<ObjectReader>>>,
 }
 
 impl ObjectPool {
     /// A pool for `store` that keeps idle decoders of about `idle_decoder_bytes_max` bytes.
-    pub fn new(store: Arc<dyn Store>, idle_decoder_bytes_max: usize) -> Self {
+    pub fn new(store: Arc<dyn Store>, idle_decoder_bytes_max: usize, indexing: Arc<Indexing>) -> Self {
         let cursors = Arc::new(IdleCursors::new(idle_decoder_bytes_max));
-        Self { store, cursors, open: Mutex::new(LruCache::new(OPEN_MAX)) }
+        Self { store, cursors, indexing, open: Mutex::new(LruCache::new(OPEN_MAX)) }
     }
 
     /// The object `name`, which is compressed as `codec` says and should hold `len_bytes` plain bytes.
@@ -42,8 +44,8 @@ impl ObjectPool {
         }
         // Opened without the lock: a slow store must not stop readers of what is open.
         let source = self.store.open(&key.0)?;
-        let reader =
-            Arc::new(ObjectReader::new(key.0.clone(), codec, len_bytes, source, self.cursors.clone()));
+        let (cursors, indexing) = (self.cursors.clone(), self.indexing.clone());
+        let reader = ObjectReader::new(key.0.clone(), codec, len_bytes, source, cursors, indexing);
         let mut open = self.lock();
         // Another thread may have been quicker; two readers of one object would decode it twice.
         if let Some(other) = open.get(&key)
@@ -55,6 +57,12 @@ impl ObjectPool {
         drop(open);
         drop(replaced);
         Ok(reader)
+    }
+
+    /// Saves the restart points of all opened objects.
+    pub fn keep_indexes(&self) {
+        let open: Vec<_> = self.lock().iter().map(|(_, reader)| reader.clone()).collect();
+        open.iter().for_each(|reader| reader.keep_index());
     }
 
     /// The store that the objects are in.

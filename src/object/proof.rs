@@ -25,7 +25,7 @@ pub fn prove(reader: &ObjectReader, len_bytes: u64, expected: Option<Md5>) -> Re
         let message = "it has neither block digests nor an md5, so nothing proves its bytes";
         return Err(Error::new(ErrorKind::NoData, format!("object {:?}: {message}", reader.name())));
     };
-    let mut decoder = reader.decoder()?;
+    let mut pass = reader.whole()?;
     let mut md5 = Md5Hasher::new();
     let mut hashes = Vec::new();
     let mut block = vec![0; PROOF_BLOCK_BYTES as usize];
@@ -33,7 +33,7 @@ pub fn prove(reader: &ObjectReader, len_bytes: u64, expected: Option<Md5>) -> Re
     loop {
         let mut filled = 0;
         while filled < block.len() {
-            let n = decoder
+            let n = pass
                 .read(&mut block[filled..])
                 .map_err(|e| e.context(format!("object {:?}", reader.name())))?;
             if n == 0 {

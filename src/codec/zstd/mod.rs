@@ -18,8 +18,6 @@ mod recorder;
 mod sequences;
 mod state;
 
-use std::sync::Arc;
-
 use ::zstd::zstd_safe::zstd_sys::ZSTD_ErrorCode;
 use ::zstd::zstd_safe::{
     DCtx, DParameter, InBuffer, OutBuffer, ResetDirective, get_error_name, is_error_kind,
@@ -46,7 +44,7 @@ const BLOCK_HEADER_BYTES: usize = 3;
 /// Plain bytes that should lie between two points inside a frame. A point costs about 0.3 ms of a pass and some 40 KB of index in
 /// text, less elsewhere: at 16 MiB that is 6 to 9 % of the time and 0.25 % of the plain bytes at most, and a random read
 /// decodes 8 MiB, 4 ms, on average. (`examples/zstd_restarts.rs` measures it.)
-pub(super) const SPACING_BYTES_MIN: u64 = 16 << 20;
+pub(super) const SPACING_BYTES: u64 = 16 << 20;
 
 /// Bytes of a frame's checksum.
 const CHECKSUM_BYTES: usize = 4;
@@ -183,7 +181,7 @@ impl Zstd {
     fn note(&mut self) {
         if let Some(recorder) = &mut self.recorder
             && let Some((frame, is_first_block)) = self.framing.border()
-            && recorder.is_due(self.plain, is_first_block)
+            && recorder.is_due(self.plain, frame, is_first_block)
         {
             recorder.note(self.plain, self.framing.stored(), frame, is_first_block);
         }
@@ -220,9 +218,9 @@ impl Zstd {
 }
 
 /// The same point with a smaller state, which the bytes of `source` that follow it decide.
-pub(super) fn pack(point: RestartPoint, source: &Arc<dyn ObjectSource>) -> RestartPoint {
+pub(super) fn pack(source: &dyn ObjectSource, point: RestartPoint) -> RestartPoint {
     let packed = State::read(&point.state).and_then(|mut state| {
-        prune::prune(&mut state, &**source, point.stored_bits / 8);
+        prune::prune(&mut state, source, point.stored_bits / 8);
         state.packed()
     });
     match packed {

@@ -146,8 +146,8 @@ impl Recorder {
     /// Takes plain bytes of `frame`, the first of which is at `plain`.
     pub(super) fn output(&mut self, bytes: &[u8], plain: u64, frame: &Frame) {
         let capacity = frame.window_bytes.min(WINDOW_BYTES_MAX);
-        if plain.saturating_add(capacity + 2 * BLOCK_BYTES_MAX as u64) < self.due
-            || capacity < frame.window_bytes
+        let due = self.due.saturating_add(self.extra_bytes(frame));
+        if plain.saturating_add(capacity + 2 * BLOCK_BYTES_MAX as u64) < due || capacity < frame.window_bytes
         {
             self.ring.clear();
         } else if !bytes.is_empty() && capacity > 0 {
@@ -241,12 +241,16 @@ impl Recorder {
         }
     }
 
-    /// Whether a point is wanted at plain offset `plain`.
-    pub(super) fn is_due(&self, plain: u64, is_first_block: bool) -> bool {
+    /// Whether a point is wanted at plain offset `plain`, a block border of `frame`.
+    pub(super) fn is_due(&self, plain: u64, frame: &Frame, is_first_block: bool) -> bool {
         let spacing = FRAME_SPACING_BYTES.min(self.recording.spacing_bytes);
-        let is_far =
-            plain >= self.last.map_or(self.recording.from.max(spacing), |last| last.saturating_add(spacing));
-        !self.is_lost && self.unsure.is_none() && (plain >= self.due || (is_first_block && is_far))
+        let due = if is_first_block {
+            self.due
+                .min(self.last.map_or(self.recording.from.max(spacing), |last| last.saturating_add(spacing)))
+        } else {
+            self.due.saturating_add(self.extra_bytes(frame))
+        };
+        !self.is_lost && self.unsure.is_none() && plain >= due
     }
 
     /// Notes the block border at which the decoder is, if that is possible. All plain bytes before it have come.
@@ -263,11 +267,13 @@ impl Recorder {
             self.points.push(point);
         }
         self.last = Some(plain);
-        // At multiples of the spacing: whoever records finds the same points. And an encoder with several threads, such as
-        // Cinder's, gives each 8 MiB or so a job, whose first blocks copy little from before it.
-        let times = frame.window_bytes.div_ceil(WINDOW_BYTES_USUAL).max(1);
-        let spacing = self.recording.spacing_bytes.saturating_mul(times);
-        self.due = (plain / spacing + 1).saturating_mul(spacing);
+        self.due = plain.saturating_add(self.recording.spacing_bytes);
+    }
+
+    /// How much farther apart the points of `frame` are than those of usual frames.
+    fn extra_bytes(&self, frame: &Frame) -> u64 {
+        let windows = frame.window_bytes.div_ceil(WINDOW_BYTES_USUAL);
+        self.recording.spacing_bytes.saturating_mul(windows.saturating_sub(1))
     }
 
     fn state(&mut self, plain: u64, frame: &Frame) -> Option<Arc<[u8]>> {

@@ -79,6 +79,8 @@ pub struct MountOptions {
     pub threads: Option<usize>,
     /// `log=`: where the daemon in the background logs to.
     pub log: Option<PathBuf>,
+    /// `seek_index=on|off`: whether restart points are noted, kept and used.
+    pub seek_index: bool,
     /// `nonempty`: the mountpoint may hold files, which the mount hides.
     pub nonempty: bool,
 }
@@ -93,6 +95,7 @@ impl Default for MountOptions {
             cache_bytes_max: CACHE_BYTES_DEFAULT,
             threads: None,
             log: None,
+            seek_index: true,
             nonempty: false,
         }
     }
@@ -143,6 +146,9 @@ impl MountOptions {
                 let count = count.parse().ok().filter(|n| (1..=THREADS_MAX).contains(n));
                 self.threads = Some(count.ok_or_else(|| bad("a number from 1 to 64"))?);
             }
+            ("seek_index", Some("on")) => self.seek_index = true,
+            ("seek_index", Some("off")) => self.seek_index = false,
+            ("seek_index", _) => return Err(bad("seek_index=on or seek_index=off")),
             ("log", Some(path)) if !path.is_empty() => self.log = Some(path.into()),
             ("log", _) => return Err(bad("log=FILE")),
             ("uid" | "gid" | "cache_size" | "threads", None) => return Err(bad("a value after '='")),
@@ -212,7 +218,7 @@ mod tests {
     fn our_options() {
         let options = MountOptions::parse(&[
             "allow_other,uid=1000,gid=0,cache_size=64M",
-            "threads=3,log=/var/log/a\\,b,nonempty,cache_size=1g",
+            "threads=3,log=/var/log/a\\,b,seek_index=off,nonempty,cache_size=1g",
         ])
         .unwrap();
         assert_eq!(
@@ -225,6 +231,7 @@ mod tests {
                 cache_bytes_max: 1 << 30,
                 threads: Some(3),
                 log: Some("/var/log/a,b".into()),
+                seek_index: false,
                 nonempty: true,
             }
         );
@@ -255,6 +262,7 @@ mod tests {
             ("cache_size=1", "at least 4M"),
             ("cache_size=99999999999T", "bytes"),
             ("log=", "log=FILE"),
+            ("seek_index=maybe", "seek_index=off"),
             ("allow_other=yes", "no value"),
             ("allow_other,allow_root", "exclude"),
             ("big\u{1b}[31m", "\"big\\u{1b}[31m\""),

@@ -195,6 +195,7 @@ impl Tree {
         let len = len.min(READ_BYTES_MAX);
         match &*self.handle(handle)? {
             Handle::Image { image, .. } => {
+                image.read_ahead(offset..offset.saturating_add(len as u64));
                 buf.resize(len, 0);
                 let n = image.read_at(buf, offset)?;
                 buf.truncate(n);

@@ -1,0 +1,57 @@
+//! What an image reads from, object by object.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use super::engine::Engine;
+use super::object_of;
+use crate::backup::Backup;
+use crate::chain::extent_map::{ExtentMap, Piece};
+use crate::codec::Codec;
+use crate::error::Result;
+use crate::object::ObjectReader;
+use crate::types::ObjectName;
+
+/// An object of the store that an image reads from.
+pub struct StoredObject<'a> {
+    engine: &'a Engine,
+    name: ObjectName,
+    codec: Codec,
+    len_bytes: u64,
+}
+
+impl StoredObject<'_> {
+    /// Its name in the store.
+    pub fn name(&self) -> &ObjectName {
+        &self.name
+    }
+
+    /// Its plain bytes.
+    pub fn len_bytes(&self) -> u64 {
+        self.len_bytes
+    }
+
+    /// Whether a read in its middle is slow without restart points.
+    pub fn needs_restart_points(&self) -> bool {
+        self.codec.spacing_bytes().is_some_and(|spacing| self.len_bytes > spacing)
+    }
+
+    /// Opens it.
+    pub fn open(&self) -> Result<Arc<ObjectReader>> {
+        self.engine.objects().get(self.name.clone(), self.codec, self.len_bytes)
+    }
+}
+
+/// The objects that `map` names, each once.
+pub(super) fn of<'a>(engine: &'a Engine, layers: &[Arc<Backup>], map: &ExtentMap) -> Vec<StoredObject<'a>> {
+    let mut seen = HashSet::new();
+    let of_piece = |piece| match piece {
+        Piece::Data { object, .. } if seen.insert(object) => {
+            let (backup, data) = object_of(layers, object).ok()?;
+            let name = backup.object_name(data).ok()?;
+            Some(StoredObject { engine, name, codec: data.codec, len_bytes: data.len_bytes })
+        }
+        Piece::Data { .. } | Piece::Gap(_) => None,
+    };
+    map.pieces(0..map.len()).filter_map(of_piece).collect()
+}

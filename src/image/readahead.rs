@@ -1,0 +1,177 @@
+//! Who reads on and on, and what he will want next.
+//!
+//! Problem: decoding, hashing and answering take turns when nobody begins before he is asked, and the kernel asks for 1 MiB at
+//! a time. Objects are up to 2 GB, so "the next object" is no hint. Idea: readers are told apart by byte offset alone. A read
+//! that begins where another ended belongs to the same reader; when he has read on for a while, what comes next is fetched into
+//! the block cache by idle threads, further ahead the longer he goes on.
+//!
+//! Invariants: what is ahead of all readers together is bounded, and is a part of the block cache, not beside it; reads at
+//! random places cause none; nothing waits for what is ahead. No I/O happens here.
+
+use std::ops::Range;
+
+/// Bytes that one must have read on before anything is fetched ahead: a file's first pages or a directory are no reason to.
+const PROVEN_BYTES: u64 = 256 << 10;
+
+/// Fetched by one job, in bytes, and the alignment of what it fetches.
+pub(super) const WINDOW_BYTES: u64 = 1 << 20;
+
+/// Furthest ahead of one reader, in bytes: some stretches between restart points, so that several cores have work.
+const AHEAD_BYTES_MAX: u64 = 32 << 20;
+
+/// The part of the block cache that may be ahead of readers.
+const CACHE_SHARE: u64 = 4;
+
+/// Readers of one image that are told apart.
+const READERS_MAX: usize = 16;
+
+/// Requests of one reader that are in flight at once come in any order, but not further apart than some of them.
+const DISORDER: u64 = 4;
+
+/// The readers of one image.
+#[derive(Debug)]
+pub(super) struct Readers {
+    ahead_bytes_max: u64,
+    clock: u64,
+    readers: Vec<Reader>,
+}
+
+#[derive(Debug)]
+struct Reader {
+    /// The end of what he has read.
+    at: u64,
+    /// How much he has read on.
+    proven: u64,
+    /// The end of what was fetched for him.
+    fetched_to: u64,
+    used: u64,
+}
+
+impl Readers {
+    /// For an image whose blocks share a cache of this size.
+    pub(super) fn new(cache_bytes_max: u64) -> Self {
+        let ahead_bytes_max = (cache_bytes_max / CACHE_SHARE).min(AHEAD_BYTES_MAX);
+        Self { ahead_bytes_max, clock: 0, readers: Vec::new() }
+    }
+
+    /// Takes note of a read, and returns what is to be fetched now; it may be empty.
+    pub(super) fn note(&mut self, read: Range<u64>) -> Range<u64> {
+        self.clock += 1;
+        let len = read.end.saturating_sub(read.start);
+        let near = len.saturating_mul(DISORDER);
+        let is_his = |reader: &&mut Reader| {
+            read.start.saturating_add(near) >= reader.at && read.start <= reader.at.saturating_add(near)
+        };
+        let active = self.readers.iter().filter(|reader| reader.fetched_to > reader.at).count().max(1) as u64;
+        let Some(reader) = self.readers.iter_mut().filter(is_his).min_by_key(|r| r.at.abs_diff(read.start))
+        else {
+            let new = Reader { at: read.end, proven: 0, fetched_to: 0, used: self.clock };
+            let is_full = self.readers.len() >= READERS_MAX;
+            match self.readers.iter_mut().min_by_key(|reader| reader.used) {
+                Some(oldest) if is_full => *oldest = new,
+                _ => self.readers.push(new),
+            }
+            return 0..0;
+        };
+        reader.used = self.clock;
+        reader.proven = reader.proven.saturating_add(read.end.saturating_sub(reader.at));
+        reader.at = reader.at.max(read.end);
+        if reader.proven < PROVEN_BYTES {
+            return 0..0;
+        }
+        let most = self.ahead_bytes_max / active;
+        let ahead = reader.proven.saturating_mul(2).min(most);
+        let to = reader.at.saturating_add(ahead) / WINDOW_BYTES * WINDOW_BYTES;
+        // Where nothing is left of what was fetched, it begins anew.
+        let from = if reader.fetched_to > reader.at { reader.fetched_to } else { reader.at };
+        if to <= from {
+            return 0..0;
+        }
+        reader.fetched_to = to;
+        from..to
+    }
+}
+
+/// A range cut at multiples of the window.
+pub(super) fn windows(range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
+    let mut at = range.start;
+    std::iter::from_fn(move || {
+        let start = at;
+        at = range.end.min((start / WINDOW_BYTES + 1) * WINDOW_BYTES);
+        (start < range.end).then_some(start..at)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KIB: u64 = 1 << 10;
+    const MIB: u64 = 1 << 20;
+
+    /// Reads of `len` bytes at `offsets`; what was fetched for them.
+    fn fetched(readers: &mut Readers, len: u64, offsets: impl IntoIterator<Item = u64>) -> Vec<Range<u64>> {
+        let ranges = offsets.into_iter().map(|offset| readers.note(offset..offset + len));
+        ranges.filter(|range| !range.is_empty()).collect()
+    }
+
+    #[test]
+    fn one_who_reads_on_is_served_without_a_gap_and_no_byte_twice() {
+        let mut readers = Readers::new(256 * MIB);
+        for len in [4 * KIB, 128 * KIB, MIB] {
+            let start = len * 1_000_000;
+            let ranges = fetched(&mut readers, len, (0..500).map(|n| start + n * len));
+            assert!(ranges.windows(2).all(|pair| pair[0].end == pair[1].start), "{ranges:?}");
+            let (first, last) = (&ranges[0], &ranges[ranges.len() - 1]);
+            assert!(first.start <= start + 2 * PROVEN_BYTES + 2 * len, "{first:?}");
+            let ahead = last.end - (start + 500 * len);
+            assert!((MIB..=AHEAD_BYTES_MAX).contains(&ahead), "{ahead}");
+        }
+    }
+
+    #[test]
+    fn requests_in_flight_may_change_places() {
+        let mut readers = Readers::new(256 * MIB);
+        let order = (0..64).flat_map(|n| [2 * n + 1, 2 * n]).map(|n| n * MIB);
+        let ranges = fetched(&mut readers, MIB, order);
+        assert!(ranges.windows(2).all(|pair| pair[0].end == pair[1].start), "{ranges:?}");
+        assert!(ranges[ranges.len() - 1].end >= 128 * MIB);
+    }
+
+    #[test]
+    fn random_reads_fetch_nothing() {
+        let mut readers = Readers::new(256 * MIB);
+        let mut seed = 1u64;
+        // In a small image, where chance brings reads close together.
+        let offsets = std::iter::repeat_with(|| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (seed >> 33) % (16 * MIB) / (4 * KIB) * (4 * KIB)
+        });
+        assert_eq!(fetched(&mut readers, 4 * KIB, offsets.take(100_000)), []);
+    }
+
+    #[test]
+    fn what_is_ahead_of_all_readers_is_bounded() {
+        let mut readers = Readers::new(64 * MIB);
+        let starts: Vec<u64> = (0..8).map(|n| n << 40).collect();
+        let mut fetched_to = starts.clone();
+        for n in 0..300 {
+            for (start, to) in starts.iter().zip(&mut fetched_to) {
+                let range = readers.note(start + n * MIB..start + (n + 1) * MIB);
+                *to = (*to).max(range.end);
+            }
+        }
+        let ahead: u64 = starts.iter().zip(&fetched_to).map(|(s, to)| to.saturating_sub(s + 300 * MIB)).sum();
+        assert!(ahead <= 64 * MIB / CACHE_SHARE, "{ahead}");
+        let mut readers = Readers::new(4 * MIB);
+        let ranges = fetched(&mut readers, MIB, (0..100).map(|n| n * MIB));
+        assert!(ranges.iter().all(|range| range.end - range.start <= MIB), "{ranges:?}");
+    }
+
+    #[test]
+    fn windows_are_aligned() {
+        let cut: Vec<_> = windows(5..2 * MIB + 7).collect();
+        assert_eq!(cut, [5..MIB, MIB..2 * MIB, 2 * MIB..2 * MIB + 7]);
+        assert_eq!(windows(3..3).count(), 0);
+    }
+}

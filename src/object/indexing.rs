@@ -1,0 +1,133 @@
+//! What happens to restart points behind the readers' backs: packed, saved, found again.
+//!
+//! Problem: a point as its decoder gives it holds 32 KiB (zlib) to megabytes (zstd), 2 GB have a thousand of them, and they
+//! are worth keeping for the next run. Idea: they are packed in the background some at a time, and written to the index
+//! store when there are enough new ones; then only their places stay in memory.
+//!
+//! Invariants: states in memory are bounded for the whole process, with or without an index store; losing points costs
+//! time only; no reader waits for packing or saving.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use sha2::{Digest, Sha256};
+
+use super::seek_index::{Entry, SeekIndex, State};
+use crate::cache_dir::seek_indexes::{SavedIndex, SeekIndexKey, SeekIndexStore};
+use crate::codec::{Codec, ObjectStream, RestartPoint};
+use crate::error::Result;
+use crate::store::{ObjectSource, read_exact_at};
+use crate::workers::Workers;
+
+/// States in memory, of all objects of a process, in bytes. Packed, they are those of some 10 GB of zlib.
+const HELD_BYTES_MAX: i64 = 32 << 20;
+
+/// Points that are packed at once.
+pub(super) const PACK_AT_ONCE: usize = 8;
+
+/// New points that are worth a file, at least.
+const SAVE_MIN: usize = 32;
+
+/// Stored bytes at an object's beginning and at its end that identify it, together with its lengths. A zlib stream ends with the
+/// checksum of all plain bytes, a bz2 stream too.
+const SAMPLE_BYTES: u64 = 4096;
+
+/// What all objects of a process share.
+pub struct Indexing {
+    store: Option<Arc<SeekIndexStore>>,
+    workers: Arc<Workers>,
+    is_on: bool,
+    held_bytes: AtomicI64,
+}
+
+impl Indexing {
+    /// Restart points are kept in `store`, where there is one; without `is_on` none are noted or used.
+    pub fn new(store: Option<Arc<SeekIndexStore>>, workers: Arc<Workers>, is_on: bool) -> Self {
+        Self { store, workers, is_on, held_bytes: AtomicI64::new(0) }
+    }
+
+    pub(crate) fn workers(&self) -> &Arc<Workers> {
+        &self.workers
+    }
+
+    /// How far apart points of an object of `len_bytes` plain bytes should be; `None` when it needs none.
+    pub(super) fn spacing_bytes(&self, codec: Codec, len_bytes: u64) -> Option<u64> {
+        let spacing = codec.spacing_bytes()?;
+        (self.is_on && len_bytes > spacing).then_some(spacing)
+    }
+
+    /// Whether there is memory for more states.
+    pub(super) fn has_room(&self) -> bool {
+        self.held_bytes.load(Ordering::Relaxed) < HELD_BYTES_MAX
+    }
+
+    /// Accounts for a change of the states that an object holds.
+    pub(super) fn account(&self, before: usize, after: usize) {
+        self.held_bytes.fetch_add(after as i64 - before as i64, Ordering::Relaxed);
+    }
+
+    /// What is known of an object from an earlier run.
+    pub(super) fn load(&self, key: &SeekIndexKey) -> Option<SavedIndex> {
+        self.store.as_ref()?.load(key)
+    }
+
+    /// Deletes what was known of an object and turned out to be wrong.
+    pub(super) fn forget(&self, key: &SeekIndexKey) {
+        if let Some(store) = &self.store {
+            store.forget(key);
+        }
+    }
+
+    /// Whether an index in this state should be written to the store.
+    pub(super) fn is_worth_saving(&self, index: &SeekIndex, is_last: bool) -> bool {
+        let unsaved = index.unsaved();
+        let enough = if is_last { 1 } else { SAVE_MIN.max(index.entries().len() / 3) };
+        self.store.is_some() && unsaved >= enough
+    }
+
+    /// Writes an index to the store; states that lie in the `saved` file of before are copied from it.
+    pub(super) fn save(
+        &self,
+        key: &SeekIndexKey,
+        known_to: u64,
+        entries: &[Entry],
+        saved: Option<&SavedIndex>,
+        stream: &ObjectStream,
+    ) -> Option<Result<SavedIndex>> {
+        let store = self.store.as_ref()?;
+        let mut points = entries.iter().filter_map(|entry| match point_of(entry, saved) {
+            // Of a damaged file, what is good.
+            None | Some(Err(_)) => None,
+            Some(Ok(point)) if matches!(entry.state, State::Raw(_)) => Some(Ok(stream.pack(point))),
+            Some(Ok(point)) => Some(Ok(point)),
+        });
+        Some(store.save(key, known_to, &mut points))
+    }
+}
+
+/// The point with its state; `None` when that was in a file that is not open.
+pub(super) fn point_of(entry: &Entry, saved: Option<&SavedIndex>) -> Option<Result<RestartPoint>> {
+    let state = match &entry.state {
+        State::Raw(state) | State::Packed(state) => Ok(state.clone()),
+        State::Saved(position) => saved?.state(*position),
+    };
+    let (plain_offset, stored_bits) = (entry.plain_offset, entry.stored_bits);
+    Some(state.map(|state| RestartPoint { plain_offset, stored_bits, state }))
+}
+
+/// What identifies the content of an object: its codec and lengths, and samples of its stored bytes. The same object in a
+/// copy of the store, or under another mountpoint, has the same key.
+pub(super) fn key_of(codec: Codec, plain_bytes: u64, source: &dyn ObjectSource) -> Result<SeekIndexKey> {
+    let stored_bytes = source.stat().len_bytes;
+    let mut hasher = Sha256::new();
+    hasher.update(b"cinderfs seek index\0");
+    hasher.update(codec.name());
+    hasher.update(plain_bytes.to_le_bytes());
+    hasher.update(stored_bytes.to_le_bytes());
+    let mut sample = vec![0; SAMPLE_BYTES.min(stored_bytes) as usize];
+    for offset in [0, stored_bytes - sample.len() as u64] {
+        read_exact_at(source, &mut sample, offset)?;
+        hasher.update(&sample);
+    }
+    Ok(SeekIndexKey(hasher.finalize().into()))
+}

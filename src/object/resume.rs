@@ -1,0 +1,319 @@
+//! A decoder at the right place: from the start, from where another one stopped, or from a restart point.
+//!
+//! Also the life of an object's restart points: found again when the object is first read, noted while it is decoded, packed
+//! and saved in the background, and forgotten when they turn out to be wrong.
+//!
+//! Invariant: points of an earlier run are trusted until something they led to fails its digest. Then the bytes are decoded from
+//! the object's start, once; if that helps the points are forgotten, if not they are not to blame.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::cursors::Cursor;
+use super::indexing::{PACK_AT_ONCE, key_of, point_of};
+use super::seek_index::{Entry, State};
+use super::turns::Turn;
+use super::{ObjectReader, Passing, ReadFailure, STEP_BYTES};
+use crate::cache_dir::seek_indexes::SavedIndex;
+use crate::codec::RestartPoint;
+use crate::error::Result;
+
+/// Reads of a stretch that skip much of it, before points in it become denser.
+const VISITS_BEFORE_DENSE: u8 = 2;
+
+impl ObjectReader {
+    /// Finds the points of an earlier run, the first time.
+    pub(super) fn load_index_once(&self) {
+        let codec = self.stream.codec();
+        if self.indexing.spacing_bytes(codec, self.len_bytes).is_none() {
+            return;
+        }
+        self.loaded.call_once(|| {
+            let key = key_of(codec, self.len_bytes, &**self.stream.source());
+            let key = key.inspect_err(|error| tracing::debug!(object = ?self.name, "no index: {error}")).ok();
+            let _ = self.key.set(key);
+            if let Some(saved) = key.and_then(|key| self.indexing.load(&key)) {
+                self.adopt(saved);
+            }
+        });
+    }
+
+    /// Takes over the points of an index file.
+    fn adopt(&self, saved: SavedIndex) {
+        let mut traffic = self.turns.lock();
+        let before = traffic.index.held_bytes();
+        let in_old_file =
+            traffic.index.entries().iter().filter(|entry| matches!(entry.state, State::Saved(_)));
+        let mut gone: Vec<u64> = in_old_file.map(|entry| entry.plain_offset).collect();
+        for (position, point) in saved.points().iter().enumerate() {
+            let (plain_offset, stored_bits) = (point.plain_offset, point.stored_bits);
+            if plain_offset >= self.len_bytes {
+                break;
+            }
+            let state = State::Saved(position);
+            if traffic.index.add(Entry::new(plain_offset, stored_bits, state.clone())) {
+                // Not one that we noted ourselves.
+                self.is_index_settled.store(false, Ordering::Release);
+            } else {
+                traffic.index.replace_state(plain_offset, state);
+            }
+        }
+        gone.retain(|offset| {
+            saved.points().binary_search_by_key(offset, |point| point.plain_offset).is_err()
+        });
+        gone.iter().for_each(|&offset| traffic.index.remove(offset));
+        traffic.index.reach(saved.known_to().min(self.len_bytes));
+        self.indexing.account(before, traffic.index.held_bytes());
+        traffic.saved = Some(Arc::new(saved));
+    }
+
+    /// The decoder that is closest before `offset`, or at it. The caller has the turn for it.
+    pub(super) fn cursor_before(&self, offset: u64) -> Result<Cursor> {
+        loop {
+            let (nearest, saved, generation) = {
+                let traffic = self.turns.lock();
+                (traffic.index.nearest(offset).cloned(), traffic.saved.clone(), self.generation())
+            };
+            let start = nearest.as_ref().map_or(0, |entry| entry.plain_offset);
+            if let Some(cursor) = self.cursors.take(self.id, start..=offset) {
+                return Ok(cursor);
+            }
+            let Some(entry) = nearest else {
+                return Ok(Cursor { at: 0, decoder: self.stream.start()?, recording: None, generation });
+            };
+            let resumed = match point_of(&entry, saved.as_deref()) {
+                Some(Ok(point)) => self.stream.resume(&point),
+                Some(Err(error)) => Err(error),
+                None => continue, // the file was exchanged meanwhile
+            };
+            match resumed {
+                Ok(decoder) => {
+                    return Ok(Cursor { at: entry.plain_offset, decoder, recording: None, generation });
+                }
+                Err(error) => {
+                    let offset = entry.plain_offset;
+                    tracing::debug!(object = ?self.name, offset, "a restart point is of no use: {error}");
+                    self.change_index(|index| index.remove(offset));
+                }
+            }
+        }
+    }
+
+    /// How far apart points should be on the way of a decoder from `at` to `offset`.
+    pub(super) fn spacing_for(&self, at: u64, offset: u64) -> Option<u64> {
+        let codec = self.stream.codec();
+        let usual = self.indexing.spacing_bytes(codec, self.len_bytes)?;
+        let Some(dense) = codec.dense_spacing_bytes().filter(|dense| offset - at > *dense) else {
+            return Some(usual);
+        };
+        let mut traffic = self.turns.lock();
+        let is_inside = traffic.index.next_after(at).is_some();
+        let come_back = is_inside && traffic.index.visit(at) > VISITS_BEFORE_DENSE;
+        Some(if come_back { dense } else { usual })
+    }
+
+    /// Takes the points that were noted up to here, lets those go on who wait for them, and says what is to be noted next.
+    pub(super) fn steer(&self, turn: &Turn<'_>, cursor: &mut Cursor, spacing: Option<u64>) {
+        let Some(spacing) = spacing else {
+            turn.reach(cursor.at, |_| ());
+            return;
+        };
+        let points = cursor.decoder.take_points();
+        let is_current = cursor.generation == self.generation();
+        let (wanted, raw) = turn.reach(cursor.at, |index| {
+            let before = index.held_bytes();
+            if is_current {
+                for point in points {
+                    index.add(Entry::raw(point));
+                }
+                index.reach(cursor.at);
+            }
+            self.indexing.account(before, index.held_bytes());
+            (index.wanted(cursor.at, spacing), index.raw())
+        });
+        let wanted = wanted.filter(|_| is_current && self.indexing.has_room());
+        if wanted != cursor.recording {
+            cursor.decoder.record(wanted);
+            cursor.recording = wanted;
+        }
+        if raw >= PACK_AT_ONCE && !self.is_tidying.swap(true, Ordering::AcqRel) {
+            let own = self.own.clone();
+            let tidy = move || {
+                if let Some(reader) = own.upgrade() {
+                    reader.tidy();
+                    reader.is_tidying.store(false, Ordering::Release);
+                }
+            };
+            if !self.indexing.workers().submit(tidy) {
+                self.is_tidying.store(false, Ordering::Release);
+            }
+        }
+    }
+
+    /// Packs new points, and saves them when there are enough.
+    fn tidy(&self) {
+        loop {
+            let raw = {
+                let traffic = self.turns.lock();
+                let is_raw = |entry: &&Entry| matches!(entry.state, State::Raw(_));
+                traffic.index.entries().iter().find(is_raw).cloned()
+            };
+            let Some(Entry { plain_offset, stored_bits, state: State::Raw(state), .. }) = raw else { break };
+            let point = self.stream.pack(RestartPoint { plain_offset, stored_bits, state });
+            self.change_index(|index| index.replace_state(plain_offset, State::Packed(point.state)));
+        }
+        if self.indexing.is_worth_saving(&self.turns.lock().index, false) {
+            self.save();
+        }
+        if !self.indexing.has_room() {
+            // There is no file for them, so fewer must do.
+            self.change_index(super::seek_index::SeekIndex::thin);
+        }
+    }
+
+    /// Saves the restart points that are not saved yet.
+    pub fn keep_index(&self) {
+        if self.indexing.is_worth_saving(&self.turns.lock().index, true) {
+            self.save();
+        }
+    }
+
+    fn save(&self) {
+        let Some(key) = self.key.get().copied().flatten() else { return };
+        let (entries, saved, known_to, generation) = {
+            let traffic = self.turns.lock();
+            let index = &traffic.index;
+            (index.entries().to_vec(), traffic.saved.clone(), index.known_to(), self.generation())
+        };
+        match self.indexing.save(&key, known_to, &entries, saved.as_deref(), &self.stream) {
+            Some(Ok(saved)) if generation == self.generation() => self.adopt(saved),
+            Some(Ok(_)) | None => {}
+            Some(Err(error)) => tracing::debug!(object = ?self.name, "restart points are not saved: {error}"),
+        }
+    }
+
+    /// Changes the index outside a turn.
+    fn change_index(&self, change: impl FnOnce(&mut super::seek_index::SeekIndex)) {
+        let mut traffic = self.turns.lock();
+        let before = traffic.index.held_bytes();
+        change(&mut traffic.index);
+        self.indexing.account(before, traffic.index.held_bytes());
+    }
+
+    /// Changes whenever restart points have been found wrong. Bytes that were read before may be wrong because of them.
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// Whether what was read at generation `seen` may be wrong because of restart points of an earlier run, and nobody has
+    /// looked into that yet.
+    pub fn may_have_been_misled(&self, seen: u64) -> bool {
+        self.generation() != seen || !self.is_index_settled.load(Ordering::Acquire)
+    }
+
+    /// Reads again what was wrong when it was read at generation `seen`. Returns whether restart points are to blame if the
+    /// bytes are right now; then [`forget_index`](Self::forget_index) is to be called.
+    pub fn read_again(&self, out: &mut [u8], offset: u64, seen: u64) -> Result<bool, ReadFailure> {
+        if self.generation() != seen || self.is_index_settled.swap(true, Ordering::AcqRel) {
+            return self.read_at(out, offset, &mut super::NothingElse).map(|_| false);
+        }
+        tracing::debug!(object = ?self.name, offset, "wrong bytes: decoding from the start, without restart points");
+        let mut from_start = || {
+            let mut decoder = self.stream.start()?;
+            let mut at = 0;
+            let mut step = vec![0; STEP_BYTES.min(offset) as usize];
+            while at < offset {
+                let most = STEP_BYTES.min(offset - at) as usize;
+                at += match decoder.read(&mut step[..most])? {
+                    0 => return Err(self.ends_early(at)),
+                    n => n as u64,
+                };
+            }
+            let mut filled = 0;
+            while filled < out.len() {
+                filled += match decoder.read(&mut out[filled..])? {
+                    0 => return Err(self.ends_early(at + filled as u64)),
+                    n => n,
+                };
+            }
+            Ok(())
+        };
+        from_start().map(|()| true).map_err(|error| ReadFailure { filled: 0, error })
+    }
+
+    /// Forgets all restart points and what was decoded from them: they are not those of this object.
+    pub fn forget_index(&self) {
+        tracing::warn!(object = ?self.name, "its saved restart points were wrong, and are forgotten");
+        self.generation.fetch_add(1, Ordering::AcqRel);
+        self.change_index(super::seek_index::SeekIndex::clear);
+        self.turns.lock().saved = None;
+        self.cursors.drop_all_of(self.id);
+        self.failures.clear();
+        if let Some(key) = self.key.get().copied().flatten() {
+            self.indexing.forget(&key);
+        }
+    }
+
+    /// Reads all plain bytes in order, noting restart points.
+    pub fn whole(&self) -> Result<Whole<'_>> {
+        self.load_index_once();
+        let turn = self.turns.enter(0, super::Urgency::Wanted);
+        let cursor =
+            Cursor { at: 0, decoder: self.stream.start()?, recording: None, generation: self.generation() };
+        let spacing = self.spacing_for(0, 0);
+        Ok(Whole { reader: self, turn, cursor, spacing })
+    }
+
+    /// Plain offset, in bytes, up to which restart points are known; all of an object that needs none.
+    pub fn known_to(&self) -> u64 {
+        self.load_index_once();
+        if self.indexing.spacing_bytes(self.stream.codec(), self.len_bytes).is_none() {
+            return self.len_bytes;
+        }
+        self.turns.lock().index.known_to()
+    }
+
+    /// Decodes some of what has not been decoded yet, for its restart points alone; returns how far they are known then, in
+    /// plain bytes. To be called again until that is the object's length.
+    pub fn explore(&self) -> Result<u64> {
+        let known_to = self.known_to();
+        if known_to < self.len_bytes {
+            let target = (known_to + EXPLORED_AT_ONCE).min(self.len_bytes);
+            self.read_at(&mut [0], target - 1, &mut Exploring).map_err(|failure| failure.error)?;
+        }
+        Ok(self.known_to())
+    }
+}
+
+/// Decoded at once by [`ObjectReader::explore`], in bytes: a fraction of a second.
+const EXPLORED_AT_ONCE: u64 = 32 << 20;
+
+/// Nobody waits for what is explored.
+struct Exploring;
+
+impl Passing for Exploring {
+    fn urgency(&self) -> super::Urgency {
+        super::Urgency::Ahead
+    }
+}
+
+/// A pass over all plain bytes of an object.
+pub struct Whole<'a> {
+    reader: &'a ObjectReader,
+    turn: Turn<'a>,
+    cursor: Cursor,
+    spacing: Option<u64>,
+}
+
+impl Whole<'_> {
+    /// As [`Decoder::read`](crate::codec::Decoder::read).
+    pub fn read(&mut self, out: &mut [u8]) -> Result<usize> {
+        let n = self.cursor.decoder.read(out)?;
+        let before = self.cursor.at;
+        self.cursor.at += n as u64;
+        if before / STEP_BYTES != self.cursor.at / STEP_BYTES || before == 0 {
+            self.reader.steer(&self.turn, &mut self.cursor, self.spacing);
+        }
+        Ok(n)
+    }
+}

@@ -1,0 +1,233 @@
+//! The restart points that are known of one object.
+//!
+//! Problem: points come in from several decoders in any order, from a file of an earlier run, and from readers that want them
+//! denser in one place than in another; and a reader asks "where do I begin?" on every read. Idea: one sorted list, in
+//! which the space between two neighbours is a *stretch*: the least that is decoded on the way to a byte in it.
+//!
+//! Invariants: sorted by plain offset, no offset twice; the object's start is not in the list, as it needs no point; the
+//! number of points is bounded. No I/O happens here.
+
+use std::sync::Arc;
+
+use crate::codec::{Recording, RestartPoint};
+
+/// Most points of one object. 2 GB with a point every 64 KiB are half of this; a point costs 40 bytes besides its state.
+const POINTS_MAX: usize = 1 << 16;
+
+/// A place to begin from.
+#[derive(Clone, Debug)]
+pub(super) struct Entry {
+    pub(super) plain_offset: u64,
+    pub(super) stored_bits: u64,
+    pub(super) state: State,
+    /// Reads that skipped much of the stretch behind it.
+    visits: u8,
+}
+
+/// Where the state of a point is.
+#[derive(Clone, Debug)]
+pub(super) enum State {
+    /// In memory, as its decoder gave it.
+    Raw(Arc<[u8]>),
+    /// In memory, as small as it gets.
+    Packed(Arc<[u8]>),
+    /// In the index file that was opened last, at this position.
+    Saved(usize),
+}
+
+impl State {
+    fn held_bytes(&self) -> usize {
+        match self {
+            Self::Raw(state) | Self::Packed(state) => state.len(),
+            Self::Saved(_) => 0,
+        }
+    }
+}
+
+/// All points of one object.
+#[derive(Default, Debug)]
+pub(super) struct SeekIndex {
+    entries: Vec<Entry>,
+    known_to: u64,
+    held_bytes: usize,
+}
+
+impl SeekIndex {
+    pub(super) fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    /// Plain offset up to which points have been noted.
+    pub(super) fn known_to(&self) -> u64 {
+        self.known_to
+    }
+
+    /// Notes that decoders which recorded have come to `offset`.
+    pub(super) fn reach(&mut self, offset: u64) {
+        self.known_to = self.known_to.max(offset);
+    }
+
+    /// Bytes of states in memory.
+    pub(super) fn held_bytes(&self) -> usize {
+        self.held_bytes
+    }
+
+    /// The last point at or before `offset`.
+    pub(super) fn nearest(&self, offset: u64) -> Option<&Entry> {
+        let after = self.entries.partition_point(|entry| entry.plain_offset <= offset);
+        self.entries[..after].last()
+    }
+
+    /// Where the stretch of `offset` begins.
+    pub(super) fn stretch_start(&self, offset: u64) -> u64 {
+        self.nearest(offset).map_or(0, |entry| entry.plain_offset)
+    }
+
+    /// The first point behind `offset`.
+    pub(super) fn next_after(&self, offset: u64) -> Option<u64> {
+        let after = self.entries.partition_point(|entry| entry.plain_offset <= offset);
+        self.entries.get(after).map(|entry| entry.plain_offset)
+    }
+
+    /// Adds a point, unless there is one at its place or the list is full.
+    pub(super) fn add(&mut self, entry: Entry) -> bool {
+        if entry.plain_offset == 0 || self.entries.len() >= POINTS_MAX {
+            return false;
+        }
+        match self.entries.binary_search_by_key(&entry.plain_offset, |known| known.plain_offset) {
+            Ok(_) => false,
+            Err(at) => {
+                self.held_bytes += entry.state.held_bytes();
+                self.entries.insert(at, entry);
+                true
+            }
+        }
+    }
+
+    /// Gives the point at `plain_offset` another form of its state.
+    pub(super) fn replace_state(&mut self, plain_offset: u64, state: State) {
+        if let Ok(at) = self.entries.binary_search_by_key(&plain_offset, |known| known.plain_offset) {
+            let entry = &mut self.entries[at];
+            self.held_bytes = self.held_bytes - entry.state.held_bytes() + state.held_bytes();
+            entry.state = state;
+        }
+    }
+
+    /// Forgets the point at `plain_offset`.
+    pub(super) fn remove(&mut self, plain_offset: u64) {
+        if let Ok(at) = self.entries.binary_search_by_key(&plain_offset, |known| known.plain_offset) {
+            self.held_bytes -= self.entries.remove(at).state.held_bytes();
+        }
+    }
+
+    /// Forgets everything.
+    pub(super) fn clear(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Forgets every other point whose state is in memory.
+    pub(super) fn thin(&mut self) {
+        let mut held = 0usize;
+        self.entries.retain(|entry| {
+            let is_held = entry.state.held_bytes() > 0;
+            held += usize::from(is_held);
+            !is_held || !held.is_multiple_of(2)
+        });
+        self.held_bytes = self.entries.iter().map(|entry| entry.state.held_bytes()).sum();
+    }
+
+    /// What a decoder that stands at `at` should record so that points end up `spacing_bytes` apart; `None` when the next
+    /// point is near enough.
+    pub(super) fn wanted(&self, at: u64, spacing_bytes: u64) -> Option<Recording> {
+        let from = self.stretch_start(at).saturating_add(spacing_bytes);
+        // A point shortly before the next one would be of little use.
+        let is_near = |next: u64| from.saturating_add(spacing_bytes / 2) > next;
+        if self.next_after(at).is_some_and(is_near) || self.entries.len() >= POINTS_MAX {
+            return None;
+        }
+        Some(Recording { from, spacing_bytes })
+    }
+
+    /// Counts a read that skips much of the stretch of `offset`; returns how many there were.
+    pub(super) fn visit(&mut self, offset: u64) -> u8 {
+        let after = self.entries.partition_point(|entry| entry.plain_offset <= offset);
+        let Some(entry) = after.checked_sub(1).map(|at| &mut self.entries[at]) else { return 0 };
+        entry.visits = entry.visits.saturating_add(1);
+        entry.visits
+    }
+
+    /// Points as their decoders gave them.
+    pub(super) fn raw(&self) -> usize {
+        self.entries.iter().filter(|entry| matches!(entry.state, State::Raw(_))).count()
+    }
+
+    /// Points whose state is not in a file yet.
+    pub(super) fn unsaved(&self) -> usize {
+        self.entries.iter().filter(|entry| !matches!(entry.state, State::Saved(_))).count()
+    }
+}
+
+impl Entry {
+    /// A point as its decoder gave it.
+    pub(super) fn raw(point: RestartPoint) -> Self {
+        Self::new(point.plain_offset, point.stored_bits, State::Raw(point.state))
+    }
+
+    pub(super) fn new(plain_offset: u64, stored_bits: u64, state: State) -> Self {
+        Self { plain_offset, stored_bits, state, visits: 0 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn index(offsets: &[u64]) -> SeekIndex {
+        let mut index = SeekIndex::default();
+        for &plain_offset in offsets {
+            let state = State::Raw(vec![0; 10].into());
+            index.add(Entry::new(plain_offset, 8 * plain_offset, state));
+        }
+        index
+    }
+
+    fn offsets(index: &SeekIndex) -> Vec<u64> {
+        index.entries().iter().map(|entry| entry.plain_offset).collect()
+    }
+
+    #[test]
+    fn a_read_begins_at_the_last_point_before_it() {
+        let index = index(&[300, 100, 0, 200, 100]);
+        assert_eq!(offsets(&index), [100, 200, 300]);
+        let starts = [0, 99, 100, 199, 200, 999].map(|offset| index.stretch_start(offset));
+        assert_eq!(starts, [0, 0, 100, 100, 200, 300]);
+        assert_eq!([0, 100, 300].map(|offset| index.next_after(offset)), [Some(100), Some(200), None]);
+    }
+
+    #[test]
+    fn points_are_wanted_where_they_are_far_apart() {
+        let index = index(&[100, 200, 800]);
+        let from = |at| index.wanted(at, 100).map(|recording| recording.from);
+        assert_eq!(from(0), None);
+        assert_eq!(from(150), None);
+        assert_eq!(from(250), Some(300));
+        assert_eq!(from(800), Some(900));
+        assert_eq!(index.wanted(150, 20).map(|recording| recording.from), Some(120));
+    }
+
+    #[test]
+    fn memory_is_counted_through_all_changes() {
+        let mut index = index(&[100, 200, 300, 400, 500]);
+        assert_eq!((index.held_bytes(), index.unsaved()), (50, 5));
+        index.replace_state(200, State::Packed(vec![0; 3].into()));
+        index.replace_state(300, State::Saved(0));
+        assert_eq!((index.held_bytes(), index.unsaved()), (33, 4));
+        index.remove(100);
+        index.remove(101);
+        assert_eq!(index.held_bytes(), 23);
+        index.thin();
+        assert_eq!((offsets(&index), index.held_bytes()), (vec![200, 300, 500], 13));
+        index.clear();
+        assert_eq!((index.held_bytes(), index.stretch_start(900)), (0, 0));
+    }
+}
