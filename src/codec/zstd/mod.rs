@@ -181,7 +181,7 @@ impl Zstd {
     fn note(&mut self) {
         if let Some(recorder) = &mut self.recorder
             && let Some((frame, is_first_block)) = self.framing.border()
-            && recorder.is_due(self.plain, frame, is_first_block)
+            && recorder.is_due(self.plain, is_first_block)
         {
             recorder.note(self.plain, self.framing.stored(), frame, is_first_block);
         }

@@ -79,8 +79,10 @@ struct Unsure {
 /// Notes restart points.
 pub(super) struct Recorder {
     recording: Recording,
-    /// Plain offset from which on a point is due.
+    /// Plain offset from which on a point is due, but for `extra_bytes`.
     due: u64,
+    /// How much farther apart the points of this frame are than those of usual frames.
+    extra_bytes: u64,
     points: Vec<RestartPoint>,
     /// Plain offset of the last point.
     last: Option<u64>,
@@ -106,6 +108,7 @@ impl Recorder {
         let mut recorder = Self {
             recording,
             due: 0,
+            extra_bytes: 0,
             points: Vec::new(),
             last: None,
             unsure: None,
@@ -146,7 +149,9 @@ impl Recorder {
     /// Takes plain bytes of `frame`, the first of which is at `plain`.
     pub(super) fn output(&mut self, bytes: &[u8], plain: u64, frame: &Frame) {
         let capacity = frame.window_bytes.min(WINDOW_BYTES_MAX);
-        let due = self.due.saturating_add(self.extra_bytes(frame));
+        let windows = frame.window_bytes.div_ceil(WINDOW_BYTES_USUAL);
+        self.extra_bytes = self.recording.spacing_bytes.saturating_mul(windows.saturating_sub(1));
+        let due = self.due.saturating_add(self.extra_bytes);
         if plain.saturating_add(capacity + 2 * BLOCK_BYTES_MAX as u64) < due || capacity < frame.window_bytes
         {
             self.ring.clear();
@@ -203,7 +208,8 @@ impl Recorder {
                     .zip(body.modes)
                     .any(|(missing, mode)| *missing && matches!(mode, Mode::Repeat))
             });
-            let is_far = plain.saturating_add(OFFSETS_AHEAD_BYTES) < self.due;
+            let is_far =
+                plain.saturating_add(OFFSETS_AHEAD_BYTES) < self.due.saturating_add(self.extra_bytes);
             if self.sequences > 0 && is_far && body.sequences >= SEQUENCES_FEW {
                 (self.sequences, self.offsets) = (0, [0; 3]);
             } else {
@@ -241,14 +247,14 @@ impl Recorder {
         }
     }
 
-    /// Whether a point is wanted at plain offset `plain`, a block border of `frame`.
-    pub(super) fn is_due(&self, plain: u64, frame: &Frame, is_first_block: bool) -> bool {
+    /// Whether a point is wanted at plain offset `plain`, a block border.
+    pub(super) fn is_due(&self, plain: u64, is_first_block: bool) -> bool {
         let spacing = FRAME_SPACING_BYTES.min(self.recording.spacing_bytes);
         let due = if is_first_block {
             self.due
                 .min(self.last.map_or(self.recording.from.max(spacing), |last| last.saturating_add(spacing)))
         } else {
-            self.due.saturating_add(self.extra_bytes(frame))
+            self.due.saturating_add(self.extra_bytes)
         };
         !self.is_lost && self.unsure.is_none() && plain >= due
     }
@@ -268,12 +274,6 @@ impl Recorder {
         }
         self.last = Some(plain);
         self.due = plain.saturating_add(self.recording.spacing_bytes);
-    }
-
-    /// How much farther apart the points of `frame` are than those of usual frames.
-    fn extra_bytes(&self, frame: &Frame) -> u64 {
-        let windows = frame.window_bytes.div_ceil(WINDOW_BYTES_USUAL);
-        self.recording.spacing_bytes.saturating_mul(windows.saturating_sub(1))
     }
 
     fn state(&mut self, plain: u64, frame: &Frame) -> Option<Arc<[u8]>> {
