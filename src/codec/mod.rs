@@ -58,7 +58,7 @@ impl Codec {
             Self::None => None,
             Self::Zlib => Some(2 << 20),
             Self::Bz2 => Some(1 << 20),
-            Self::Zstd => Some(32 << 20),
+            Self::Zstd => Some(zstd::SPACING_BYTES),
         }
     }
 
@@ -161,7 +161,11 @@ impl ObjectStream {
                 let (stream, offset) = zlib::Zlib::resume(point, source.stat().len_bytes)?;
                 Ok(Box::new(StreamDecoder::at(stream, source, offset)))
             }
-            Codec::None | Codec::Bz2 | Codec::Zstd => {
+            Codec::Zstd => {
+                let (stream, offset) = zstd::Zstd::resume(point)?;
+                Ok(Box::new(StreamDecoder::at(stream, source, offset)))
+            }
+            Codec::None | Codec::Bz2 => {
                 let message = format!("{}: no restart at plain offset {}", self.codec, point.plain_offset);
                 Err(Error::new(ErrorKind::Codec, message))
             }
@@ -173,7 +177,8 @@ impl ObjectStream {
     pub fn pack(&self, point: RestartPoint) -> RestartPoint {
         match self.codec {
             Codec::Zlib => zlib::pack(&*self.source, point),
-            Codec::None | Codec::Bz2 | Codec::Zstd => point,
+            Codec::Zstd => zstd::pack(&*self.source, point),
+            Codec::None | Codec::Bz2 => point,
         }
     }
 }

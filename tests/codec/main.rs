@@ -11,5 +11,6 @@ mod damage;
 mod deflate;
 mod genuine;
 mod kit;
+mod restart_zstd;
 mod streams;
 mod zlib_restarts;
