@@ -268,7 +268,7 @@ impl Bz2Decoder {
             return Ok(failed(Failure::cut(self.window.end())));
         };
         if self.combined.is_some_and(|combined| u64::from(combined) != crc) {
-            return Ok(failed(Failure::data(at / 8)));
+            return Ok(failed(Failure { why: "wrong combined CRC", ..Failure::data(at / 8) }));
         }
         self.any_complete = true;
         self.decoder = None;

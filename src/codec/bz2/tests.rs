@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::sync::Barrier;
 
+use bzip2::{Decompress, Status};
 use proptest::prelude::*;
 
 use super::*;
@@ -55,7 +56,7 @@ fn mixed(len: usize, seed: u64) -> Vec<u8> {
         state ^= state << 17;
         match state % 5 {
             0 | 1 => bytes.extend_from_slice(&state.to_le_bytes()),
-            2 => bytes.extend_from_slice(&[(state >> 8) as u8; 300][..(state >> 16) as usize % 300]),
+            2 => bytes.extend_from_slice(&[(state >> 8) as u8; 30][..(state >> 16) as usize % 30]),
             _ => bytes.extend_from_slice(format!("volume {} backup ", (state >> 8) % 1000).as_bytes()),
         }
     }
@@ -86,7 +87,10 @@ fn reference(stored: &[u8]) -> (Vec<u8>, Option<ErrorKind>) {
         let mut library = Decompress::new(false);
         loop {
             plain.reserve(100_000);
-            let (input, len) = (&stored[at + library.total_in() as usize..], plain.len());
+            // The head byte by byte: given more, the library takes seven at a time, and does not tell where it failed.
+            let (taken, len) = (library.total_in() as usize, plain.len());
+            let input_end = if taken < 10 { stored.len().min(at + taken + 1) } else { stored.len() };
+            let input = &stored[at + taken..input_end];
             match library.decompress_vec(input, &mut plain) {
                 Ok(Status::StreamEnd) => break,
                 Err(_) if any_complete && library.total_in() <= 10 => return (plain, None),
@@ -102,8 +106,6 @@ fn reference(stored: &[u8]) -> (Vec<u8>, Option<ErrorKind>) {
     }
 }
 
-use bzip2::{Decompress, Status};
-
 /// Reads all of it, and from every point; with and without help. Returns the points.
 fn check(stored: &[u8], threads: usize) -> Vec<RestartPoint> {
     let (expected, failure) = reference(stored);
@@ -112,18 +114,25 @@ fn check(stored: &[u8], threads: usize) -> Vec<RestartPoint> {
     decoder.record(Some(Recording { from: 0, spacing_bytes: 1 }));
     let (plain, error) = drain(&mut decoder, 70_000);
     assert!(plain == expected, "{} bytes, expected {}", plain.len(), expected.len());
-    assert_eq!(error.map(|(kind, _)| kind), failure);
+    assert_eq!(error.as_ref().map(|(kind, _)| *kind), failure);
+    let message = error.map_or(String::new(), |(_, message)| message);
     let points = decoder.take_points();
     for point in &points {
         let (rest, error) = drain(&mut Bz2Decoder::resume(object.clone(), point).unwrap(), 1 << 20);
-        assert!(rest == expected[point.plain_offset as usize..], "{point:?}");
-        assert_eq!(error.map(|(kind, _)| kind), failure);
+        let expected = &expected[point.plain_offset as usize..];
+        if message.contains("combined") {
+            // A stream entered in its middle has no combined CRC that could be wrong.
+            assert!(rest.starts_with(expected), "{point:?}");
+        } else {
+            assert!(rest == expected, "{point:?}");
+            assert_eq!(error.map(|(kind, _)| kind), failure);
+        }
     }
     points
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn any_streams_give_what_the_library_gives(
@@ -201,7 +210,7 @@ fn cut_anywhere_and_flipped_anywhere_ends_as_the_library_ends() {
 /// Blocks that begin at any bit: all of them cut at any byte, each entered anew.
 #[test]
 fn a_cut_object_loses_at_most_its_last_block_where_blocks_are_entered() {
-    let stored = compress(&mixed(450_000, 5), 1);
+    let stored = compress(&mixed(700_000, 5), 1);
     let whole = object(&stored, 0);
     let mut decoder = Bz2Decoder::start(whole);
     decoder.record(Some(Recording { from: 0, spacing_bytes: 1 }));
@@ -262,14 +271,14 @@ fn magics_inside_blocks_change_nothing() {
     let stored = compress(&mixed(250_000, 9), 1);
     let bits = stored.len() as u64 * 8;
     let mut decoded_on = 0;
-    for n in 0..200u64 {
+    for n in 0..120u64 {
         let first = 3000 + n * 7919 % (bits - 4000);
         let places: Vec<u64> = (0..1 + n % 5).map(|i| (first + i * 61).min(bits - 200)).collect();
         let planted = with_magics_inside(&stored, &places);
         decoded_on += usize::from(!reference(&planted).0.is_empty());
         check(&planted, (n % 3) as usize);
     }
-    assert!(decoded_on > 50, "{decoded_on} were decoded on behind a magic");
+    assert!(decoded_on > 30, "{decoded_on} were decoded on behind a magic");
 }
 
 #[test]
@@ -300,10 +309,12 @@ fn false_blocks_ahead_are_given_up() {
 
 #[test]
 fn many_tiny_blocks_give_few_points() {
-    let one = compress(b"tiny", 9);
-    let stored = one.repeat(30_000);
-    let points = check(&stored, 0);
-    assert!(points.len() <= 2, "{}", points.len());
+    let stored = compress(b"tiny", 1).repeat(20_000);
+    let mut decoder = Bz2Decoder::start(object(&stored, 2));
+    decoder.record(Some(Recording { from: 0, spacing_bytes: 4 << 20 }));
+    let (plain, error) = drain(&mut decoder, 65_536);
+    assert!(plain == b"tiny".repeat(20_000) && error.is_none());
+    assert_eq!(decoder.take_points().len(), 1);
 }
 
 #[test]
@@ -316,7 +327,7 @@ fn readers_of_one_object_decode_each_block_once() {
     drain(&mut decoder, 65_536);
     let points = decoder.take_points();
     let blocks = points.len() as u64 + 1;
-    assert!((18..40).contains(&blocks), "{blocks}");
+    assert!((15..40).contains(&blocks), "{blocks}");
     assert_eq!(object.decodes.load(Ordering::Relaxed), blocks, "no block is decoded twice by one reader");
     // Side by side, from the start and from neighbouring points, without what was kept.
     object.decoded.forget(object.id);
