@@ -113,7 +113,12 @@ fn check(stored: &[u8], threads: usize) -> Vec<RestartPoint> {
     let mut decoder = Bz2Decoder::start(object.clone());
     decoder.record(Some(Recording { from: 0, spacing_bytes: 1 }));
     let (plain, error) = drain(&mut decoder, 70_000);
-    assert!(plain == expected, "{} bytes, expected {}", plain.len(), expected.len());
+    // How many bytes of a damaged block come before its failure depends on the sizes of the calls to the library.
+    let alike = |a: &[u8], b: &[u8]| {
+        a == b || failure == Some(ErrorKind::Codec) && (a.starts_with(b) || b.starts_with(a))
+    };
+    assert!(alike(&plain, &expected), "{} bytes, expected {}", plain.len(), expected.len());
+    let expected = if plain.len() > expected.len() { plain } else { expected };
     assert_eq!(error.as_ref().map(|(kind, _)| *kind), failure);
     let message = error.map_or(String::new(), |(_, message)| message);
     let points = decoder.take_points();
@@ -124,7 +129,7 @@ fn check(stored: &[u8], threads: usize) -> Vec<RestartPoint> {
             // A stream entered in its middle has no combined CRC that could be wrong.
             assert!(rest.starts_with(expected), "{point:?}");
         } else {
-            assert!(rest == expected, "{point:?}");
+            assert!(alike(&rest, expected), "{point:?}");
             assert_eq!(error.map(|(kind, _)| kind), failure);
         }
     }
