@@ -7,6 +7,7 @@
     reason = "clippy.toml allows them in tests but does not see that helpers are tests, too"
 )]
 
+mod bz2_restarts;
 mod damage;
 mod deflate;
 mod genuine;
