@@ -80,7 +80,7 @@ impl Default for CatalogOptions {
     fn default() -> Self {
         Self {
             cache_bytes_max: 256 << 20,
-            idle_decoder_bytes_max: 64 << 20,
+            idle_decoder_bytes_max: 32 << 20,
             restart_points: true,
             seek_indexes: None,
             workers: std::thread::available_parallelism().map_or(1, Into::into).min(WORKERS_MAX),

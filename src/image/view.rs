@@ -33,6 +33,10 @@ const RUN_BYTES_MAX: u64 = 1 << 20;
 /// How much of what is passed on the way to the wanted bytes is kept, in lengths of the whole read.
 const PASSED_USEFUL: u64 = 16;
 
+/// The same for reads of less than this, in bytes. They are mostly at random places, and hashing half a megabyte for one block
+/// would cost as much as decoding it. (Small reads in order are fetched ahead, in large ones.)
+const SMALL_READ_BYTES: u64 = 256 << 10;
+
 /// Healed blocks that are logged one by one; after these they are only counted.
 const HEALED_LOGGED_MAX: u64 = 100;
 
@@ -584,7 +588,8 @@ impl Passing for Neighbours<'_, '_, '_> {
     /// What lies shortly before: reads that are under way at once are not far apart, and hashing costs half as much as
     /// decoding. (It belongs to the volume as it stands, except where a newer backup hides it.)
     fn useful_from(&self) -> u64 {
-        self.object_offset.saturating_sub(self.reading.bytes.saturating_mul(PASSED_USEFUL))
+        let lengths = if self.reading.bytes < SMALL_READ_BYTES { 1 } else { PASSED_USEFUL };
+        self.object_offset.saturating_sub(self.reading.bytes.saturating_mul(lengths))
     }
 
     fn passed(&mut self, offset: u64, bytes: &[u8]) {

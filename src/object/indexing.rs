@@ -19,14 +19,14 @@ use crate::error::Result;
 use crate::store::{ObjectSource, read_exact_at};
 use crate::workers::Workers;
 
-/// States in memory, of all objects of a process, in bytes. Packed, they are those of some 10 GB of zlib.
-const HELD_BYTES_MAX: i64 = 32 << 20;
+/// States in memory, of all objects of a process, in bytes. Packed, they are those of some 16 GB of zlib.
+const HELD_BYTES_MAX: i64 = 16 << 20;
 
-/// Points that are packed at once.
-pub(super) const PACK_AT_ONCE: usize = 8;
+/// Bytes of raw states after which an object's are packed: eight of zlib's, one of zstd's.
+pub(super) const PACK_BYTES: usize = 256 << 10;
 
 /// New points that are worth a file, at least.
-const SAVE_MIN: usize = 32;
+const SAVE_MIN: usize = 8;
 
 /// Stored bytes at an object's beginning and at its end that identify it, together with its lengths. A zlib stream ends with the
 /// checksum of all plain bytes, a bz2 stream too.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::cursors::Cursor;
-use super::indexing::{PACK_AT_ONCE, key_of, point_of};
+use super::indexing::{PACK_BYTES, key_of, point_of};
 use super::seek_index::{Entry, State};
 use super::turns::Turn;
 use super::{ObjectReader, Passing, ReadFailure, STEP_BYTES};
@@ -120,7 +120,7 @@ impl ObjectReader {
         };
         let points = cursor.decoder.take_points();
         let is_current = cursor.generation == self.generation();
-        let (wanted, raw) = turn.reach(cursor.at, |index| {
+        let (wanted, raw_bytes) = turn.reach(cursor.at, |index| {
             let before = index.held_bytes();
             if is_current {
                 for point in points {
@@ -129,14 +129,14 @@ impl ObjectReader {
                 index.reach(cursor.at);
             }
             self.indexing.account(before, index.held_bytes());
-            (index.wanted(cursor.at, spacing), index.raw())
+            (index.wanted(cursor.at, spacing), index.raw_bytes())
         });
         let wanted = wanted.filter(|_| is_current && self.indexing.has_room());
         if wanted != cursor.recording {
             cursor.decoder.record(wanted);
             cursor.recording = wanted;
         }
-        if raw >= PACK_AT_ONCE && !self.is_tidying.swap(true, Ordering::AcqRel) {
+        if raw_bytes >= PACK_BYTES && !self.is_tidying.swap(true, Ordering::AcqRel) {
             let own = self.own.clone();
             let tidy = move || {
                 if let Some(reader) = own.upgrade() {

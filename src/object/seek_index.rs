@@ -42,6 +42,13 @@ impl State {
             Self::Saved(_) => 0,
         }
     }
+
+    fn raw_bytes(&self) -> usize {
+        match self {
+            Self::Raw(state) => state.len(),
+            Self::Packed(_) | Self::Saved(_) => 0,
+        }
+    }
 }
 
 /// All points of one object.
@@ -50,6 +57,7 @@ pub(super) struct SeekIndex {
     entries: Vec<Entry>,
     known_to: u64,
     held_bytes: usize,
+    raw_bytes: usize,
 }
 
 impl SeekIndex {
@@ -97,7 +105,7 @@ impl SeekIndex {
         match self.entries.binary_search_by_key(&entry.plain_offset, |known| known.plain_offset) {
             Ok(_) => false,
             Err(at) => {
-                self.held_bytes += entry.state.held_bytes();
+                self.count(&entry.state);
                 self.entries.insert(at, entry);
                 true
             }
@@ -107,16 +115,17 @@ impl SeekIndex {
     /// Gives the point at `plain_offset` another form of its state.
     pub(super) fn replace_state(&mut self, plain_offset: u64, state: State) {
         if let Ok(at) = self.entries.binary_search_by_key(&plain_offset, |known| known.plain_offset) {
-            let entry = &mut self.entries[at];
-            self.held_bytes = self.held_bytes - entry.state.held_bytes() + state.held_bytes();
-            entry.state = state;
+            self.count(&state);
+            let old = std::mem::replace(&mut self.entries[at].state, state);
+            self.discount(&old);
         }
     }
 
     /// Forgets the point at `plain_offset`.
     pub(super) fn remove(&mut self, plain_offset: u64) {
         if let Ok(at) = self.entries.binary_search_by_key(&plain_offset, |known| known.plain_offset) {
-            self.held_bytes -= self.entries.remove(at).state.held_bytes();
+            let removed = self.entries.remove(at);
+            self.discount(&removed.state);
         }
     }
 
@@ -134,6 +143,7 @@ impl SeekIndex {
             !is_held || !held.is_multiple_of(2)
         });
         self.held_bytes = self.entries.iter().map(|entry| entry.state.held_bytes()).sum();
+        self.raw_bytes = self.entries.iter().map(|entry| entry.state.raw_bytes()).sum();
     }
 
     /// What a decoder that stands at `at` should record so that points end up `spacing_bytes` apart; `None` when the next
@@ -156,9 +166,19 @@ impl SeekIndex {
         entry.visits
     }
 
-    /// Points as their decoders gave them.
-    pub(super) fn raw(&self) -> usize {
-        self.entries.iter().filter(|entry| matches!(entry.state, State::Raw(_))).count()
+    /// Bytes of states as their decoders gave them.
+    pub(super) fn raw_bytes(&self) -> usize {
+        self.raw_bytes
+    }
+
+    fn count(&mut self, state: &State) {
+        self.held_bytes += state.held_bytes();
+        self.raw_bytes += state.raw_bytes();
+    }
+
+    fn discount(&mut self, state: &State) {
+        self.held_bytes -= state.held_bytes();
+        self.raw_bytes -= state.raw_bytes();
     }
 
     /// Points whose state is not in a file yet.
@@ -221,7 +241,7 @@ mod tests {
         assert_eq!((index.held_bytes(), index.unsaved()), (50, 5));
         index.replace_state(200, State::Packed(vec![0; 3].into()));
         index.replace_state(300, State::Saved(0));
-        assert_eq!((index.held_bytes(), index.unsaved()), (33, 4));
+        assert_eq!((index.held_bytes(), index.raw_bytes(), index.unsaved()), (33, 30, 4));
         index.remove(100);
         index.remove(101);
         assert_eq!(index.held_bytes(), 23);
