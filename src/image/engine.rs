@@ -1,8 +1,10 @@
 //! What all images of a process share: the store, the opened objects, the cache and the decodes under way.
 
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use super::copies::Copies;
+use super::readahead::Readers;
 use crate::block::{BlockCache, Flights};
 use crate::object::indexing::Indexing;
 use crate::object::pool::ObjectPool;
@@ -16,6 +18,8 @@ pub struct Engine {
     cache: BlockCache,
     flights: Flights,
     copies: OnceLock<Weak<dyn Copies>>,
+    readers: Mutex<Readers>,
+    images: AtomicU64,
 }
 
 impl Engine {
@@ -35,7 +39,19 @@ impl Engine {
             cache: BlockCache::new(cache_bytes_max),
             flights: Flights::default(),
             copies: OnceLock::new(),
+            readers: Mutex::new(Readers::new(cache_bytes_max)),
+            images: AtomicU64::new(0),
         }
+    }
+
+    /// Who reads on and on.
+    pub(super) fn readers(&self) -> MutexGuard<'_, Readers> {
+        self.readers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A number that no other image has.
+    pub(super) fn next_image(&self) -> u64 {
+        self.images.fetch_add(1, Ordering::Relaxed)
     }
 
     pub(super) fn workers(&self) -> &Workers {
@@ -58,6 +74,11 @@ impl Engine {
     /// Saves the restart points that were noted and not saved yet.
     pub fn keep_indexes(&self) {
         self.objects.keep_indexes();
+    }
+
+    /// Bytes of restart points' states that are held in memory.
+    pub fn restart_state_bytes(&self) -> u64 {
+        self.objects.indexing().held_bytes()
     }
 
     /// The store.

@@ -36,10 +36,9 @@ pub use engine::Engine;
 pub use objects::StoredObject;
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 
 use self::damage::DamageLog;
-use self::readahead::Readers;
 use self::unproven::UnprovenView;
 use self::view::View;
 use crate::backup::{Backup, BlockHashTable, DataObject, DigestFile};
@@ -98,7 +97,8 @@ pub struct Image {
     data_bytes: OnceLock<u64>,
     count_started: OnceLock<()>,
     engine: Arc<Engine>,
-    readers: Mutex<Readers>,
+    /// Tells it apart among the images of its engine.
+    number: u64,
 }
 
 enum Content {
@@ -154,7 +154,7 @@ impl Image {
             damage: DamageLog::default(),
             data_bytes,
             count_started,
-            readers: Mutex::new(Readers::new(engine.cache().bytes_max())),
+            number: engine.next_image(),
             engine: engine.clone(),
         })
     }
@@ -271,7 +271,7 @@ impl Image {
         if range.start >= end {
             return;
         }
-        let next = self.readers.lock().unwrap_or_else(PoisonError::into_inner).note(range.start..end);
+        let next = self.engine.readers().note(self.number, range.start..end);
         for window in readahead::windows(next.start..next.end.min(self.len_bytes)) {
             let image = Arc::downgrade(self);
             let fetch = move || {

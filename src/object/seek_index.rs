@@ -45,7 +45,7 @@ impl State {
 }
 
 /// All points of one object.
-#[derive(Default, Debug)]
+#[derive(Clone, Default, Debug)]
 pub(super) struct SeekIndex {
     entries: Vec<Entry>,
     known_to: u64,
@@ -62,9 +62,12 @@ impl SeekIndex {
         self.known_to
     }
 
-    /// Notes that decoders which recorded have come to `offset`.
-    pub(super) fn reach(&mut self, offset: u64) {
-        self.known_to = self.known_to.max(offset);
+    /// Notes that a decoder which recorded has come from one place to another.
+    pub(super) fn reach(&mut self, from: u64, to: u64) {
+        // What lies before a place in the middle may have been lost.
+        if from <= self.known_to {
+            self.known_to = self.known_to.max(to);
+        }
     }
 
     /// Bytes of states in memory.
@@ -113,10 +116,11 @@ impl SeekIndex {
         }
     }
 
-    /// Forgets the point at `plain_offset`.
+    /// Forgets the point at `plain_offset`: what it led to has to be decoded anew to have a point there again.
     pub(super) fn remove(&mut self, plain_offset: u64) {
         if let Ok(at) = self.entries.binary_search_by_key(&plain_offset, |known| known.plain_offset) {
             self.held_bytes -= self.entries.remove(at).state.held_bytes();
+            self.known_to = self.known_to.min(self.stretch_start(plain_offset));
         }
     }
 
