@@ -179,6 +179,7 @@ fn wrong_calls_say_so() {
         assert!(text(&output.stderr).contains(said), "{words:?}: {}", text(&output.stderr));
     }
     // Without a place to keep them there is nothing to be done.
+    fs::remove_dir_all(kit.cache()).unwrap();
     fs::write(kit.cache(), "a file").unwrap();
     let output = kit.run(&["index", store]);
     assert!(!output.status.success(), "an index run without a cache directory succeeded");
