@@ -8,11 +8,13 @@
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
+use super::kept::KeptPages;
 use super::packed::{PackedHashes, Packer};
+use crate::cache_dir::blocks::BlockRing;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::sha256file::{self, HEAD_BYTES, Header, StrideLayout, TAIL_BYTES};
 use crate::store::{ObjectSource, SourceReader, read_exact_at};
-use crate::types::{BlockHash, BlockIndex};
+use crate::types::{BlockHash, BlockIndex, ObjectName};
 
 /// Digests read at once by a scan: a quarter MiB of the file.
 const SCAN_BLOCKS: u64 = 3640;
@@ -24,7 +26,7 @@ pub struct BlockHashTable {
 }
 
 enum Digests {
-    Stride { source: Arc<dyn ObjectSource>, layout: StrideLayout },
+    Stride { source: Arc<dyn ObjectSource>, layout: StrideLayout, kept: Option<Box<KeptPages>> },
     Packed(PackedHashes),
 }
 
@@ -40,7 +42,7 @@ impl BlockHashTable {
         read_exact_at(&*source, &mut tail, tail_at)?;
         if let Some(found) = sha256file::find_layout(&head, &tail, stored) {
             let (header, layout) = found?;
-            return Ok(Self { header, digests: Digests::Stride { source, layout } });
+            return Ok(Self { header, digests: Digests::Stride { source, layout, kept: None } });
         }
         let mut packer = Packer::new();
         let header = sha256file::parse_stream(SourceReader::new(&*source, 0), &mut |hash| packer.push(hash))?;
@@ -71,28 +73,36 @@ impl BlockHashTable {
         }
     }
 
+    /// The same table, which keeps what is read of it on disk and answers from there when the store fails. `name` is its
+    /// file's.
+    pub(crate) fn kept_in(mut self, ring: &Arc<BlockRing>, name: &ObjectName) -> Self {
+        if let Digests::Stride { source, layout, kept } = &mut self.digests {
+            match KeptPages::new(ring.clone(), name.as_str(), &**source, *layout) {
+                Ok(pages) => *kept = Some(Box::new(pages)),
+                Err(error) => tracing::warn!("the digests of {name:?} are not kept: {error}"),
+            }
+        }
+        self
+    }
+
     /// The digests of `blocks`, which must lie below [`count`](Self::count). An entry that is not a digest, as damage
     /// leaves it, is an error of its own block only; a store that cannot be read is the error of them all.
     pub fn get(&self, blocks: Range<u64>) -> Vec<Result<BlockHash>> {
+        self.look_up(blocks, true)
+    }
+
+    fn look_up(&self, blocks: Range<u64>, keep: bool) -> Vec<Result<BlockHash>> {
         match &self.digests {
             Digests::Packed(hashes) => blocks.map(|i| hashes.get(i).ok_or_else(|| bad_entry(i))).collect(),
-            Digests::Stride { source, layout } => {
-                let bytes = layout.bytes_of(blocks.clone());
-                let mut lines = vec![0; (bytes.end - bytes.start) as usize];
-                // Looked at after the read: digests of another backup would verify that backup's bytes as this one's.
-                let unchanged = || match source.is_changed()? {
-                    true => Err(Error::new(
-                        ErrorKind::StoreIo,
-                        "its file was overwritten since the backup was opened",
-                    )),
-                    false => Ok(()),
+            Digests::Stride { source, layout, kept } => {
+                let kept = kept.as_deref();
+                let lines = match lines(&**source, layout, kept, &blocks, keep) {
+                    Ok(lines) => lines,
+                    Err(error) => {
+                        let error = error.context("cannot read the digest");
+                        return blocks.map(|_| Err(error.clone())).collect();
+                    }
                 };
-                if let Err(error) =
-                    read_exact_at(&**source, &mut lines, bytes.start).and_then(|()| unchanged())
-                {
-                    let error = error.context("cannot read the digest");
-                    return blocks.map(|_| Err(error.clone())).collect();
-                }
                 let entries = lines.chunks(layout.stride() as usize);
                 blocks.zip(entries).map(|(i, line)| layout.decode(line).ok_or_else(|| bad_entry(i))).collect()
             }
@@ -107,11 +117,12 @@ impl BlockHashTable {
         visit: &mut dyn FnMut(BlockIndex, Option<BlockHash>) -> ControlFlow<()>,
     ) -> Result<()> {
         let mut next = from.0;
+        let keep = matches!(&self.digests, Digests::Stride { kept: Some(kept), .. } if kept.keeps_scans());
         // Start small: most scans end within a few blocks.
         let mut batch = 64;
         while next < self.count() {
             let end = self.count().min(next + batch);
-            for (index, digest) in (next..end).zip(self.get(next..end)) {
+            for (index, digest) in (next..end).zip(self.look_up(next..end, keep)) {
                 let digest = match digest {
                     Err(error) if error.kind() != ErrorKind::Malformed => return Err(error),
                     other => other.ok(),
@@ -124,6 +135,70 @@ impl BlockHashTable {
             batch = SCAN_BLOCKS.min(batch * 4);
         }
         Ok(())
+    }
+}
+
+/// The lines of `blocks`, from the store or, when it fails, from what was kept of it.
+fn lines(
+    source: &dyn ObjectSource,
+    layout: &StrideLayout,
+    kept: Option<&KeptPages>,
+    blocks: &Range<u64>,
+    keep: bool,
+) -> Result<Vec<u8>> {
+    if let Some(kept) = kept.filter(|kept| kept.failed_lately())
+        && let Some(lines) = kept.lines(blocks)
+    {
+        return Ok(lines);
+    }
+    let bytes = layout.bytes_of(blocks.clone());
+    let mut lines = vec![0; (bytes.end - bytes.start) as usize];
+    let read = read_unchanged(source, &mut lines, bytes.start);
+    let Some(kept) = kept else { return read.map(|()| lines).map_err(Unread::error) };
+    match read {
+        Ok(()) => {
+            kept.note(false);
+            if keep {
+                kept.keep(blocks, |page, at| read_unchanged(source, page, at).map_err(Unread::error));
+            }
+            Ok(lines)
+        }
+        Err(Unread::Changed(error)) => Err(error),
+        Err(Unread::Failed(error)) => {
+            kept.note(true);
+            kept.lines(blocks).ok_or(error)
+        }
+    }
+}
+
+/// Why digests could not be read.
+enum Unread {
+    /// The store failed, which says nothing of the file.
+    Failed(Error),
+    /// The file is another one by now, cut short or overwritten: what was kept of it is not to be used.
+    Changed(Error),
+}
+
+impl Unread {
+    fn error(self) -> Error {
+        let (Self::Failed(error) | Self::Changed(error)) = self;
+        error
+    }
+}
+
+/// Fills `buf` from the file as it was opened.
+fn read_unchanged(source: &dyn ObjectSource, buf: &mut [u8], at: u64) -> Result<(), Unread> {
+    read_exact_at(source, buf, at).map_err(|error| match error.kind() {
+        ErrorKind::Truncated => Unread::Changed(error),
+        _ => Unread::Failed(error),
+    })?;
+    // Looked at after the read: digests of another backup would verify that backup's bytes as this one's.
+    match source.is_changed().map_err(Unread::Failed)? {
+        true => Err(Unread::Changed(Error::new(
+            ErrorKind::StoreIo,
+            "its file was overwritten since the backup was opened",
+        ))),
+        false => Ok(()),
     }
 }
 

@@ -7,6 +7,7 @@
 //! Invariants: every object's name begins with the backup's own place in the store; offsets and lengths do not overflow.
 
 mod digests;
+mod kept;
 mod packed;
 
 pub use digests::BlockHashTable;
@@ -115,10 +116,15 @@ impl Backup {
         self.summary.place.name(&object.suffix)
     }
 
+    /// The store's name of the digests of this backup.
+    pub(crate) fn digest_name(&self) -> Result<ObjectName> {
+        self.summary.place.name(SHA256FILE_SUFFIX)
+    }
+
     /// Opens the digests of the whole volume as of this backup. An error when there are some that contradict this backup
     /// or cannot be served.
     pub fn digests(&self, store: &dyn Store) -> Result<DigestFile> {
-        let name = self.summary.place.name(SHA256FILE_SUFFIX)?;
+        let name = self.digest_name()?;
         let opened = store.open(&name).and_then(BlockHashTable::open);
         let table = match opened.context(|| format!("digest file {name:?}")) {
             Ok(table) => table,

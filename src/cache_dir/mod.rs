@@ -8,6 +8,7 @@
 //! byte; it holds bytes of volumes, so nobody but its owner may read it, and nobody else may put a file here; each part has
 //! a bound in bytes. Nothing here is needed: who cannot open it goes on without.
 
+pub mod blocks;
 mod part;
 pub mod seek_indexes;
 

@@ -19,6 +19,8 @@ use self::scan::Scan;
 use crate::backup::Backup;
 use crate::block::VerifiedBlock;
 use crate::byte_lru::ByteLru;
+use crate::cache_dir::CacheDir;
+use crate::cache_dir::blocks::BlockRing;
 use crate::cache_dir::seek_indexes::SeekIndexStore;
 use crate::chain::resolve::CHAIN_MAX;
 use crate::error::{Error, ErrorKind, Result};
@@ -70,6 +72,11 @@ pub struct CatalogOptions {
     pub restart_spacing_bytes: Option<u64>,
     /// Threads that work ahead of readers; with 0 nothing is done ahead, and points are not kept.
     pub workers: usize,
+    /// Where things are kept between runs; `None` for nowhere.
+    pub cache_dir: Option<CacheDir>,
+    /// Bound on the verified blocks that are kept in the cache directory, in bytes; 0 for none, else at least
+    /// [`SIZE_BYTES_MIN`](crate::cache_dir::blocks::SIZE_BYTES_MIN).
+    pub disk_cache_bytes_max: u64,
 }
 
 impl Default for CatalogOptions {
@@ -81,6 +88,8 @@ impl Default for CatalogOptions {
             seek_indexes: None,
             restart_spacing_bytes: None,
             workers: std::thread::available_parallelism().map_or(1, Into::into).min(WORKERS_MAX),
+            cache_dir: None,
+            disk_cache_bytes_max: 0,
         }
     }
 }
@@ -198,13 +207,21 @@ struct Opened {
 }
 
 impl Catalog {
-    /// A catalog of `store`; scans it once.
+    /// A catalog of `store`; scans it once. [`ErrorKind::Usage`] or [`ErrorKind::Target`] when the disk cache that is asked
+    /// for cannot be had.
     pub fn open(store: Arc<dyn Store>, options: CatalogOptions) -> Result<Self> {
         let workers = Arc::new(Workers::new(options.workers));
         let indexing = Indexing::new(options.seek_indexes, workers, options.restart_points)
             .with_spacing(options.restart_spacing_bytes);
-        let engine =
+        let mut engine =
             Engine::new(store, options.cache_bytes_max, options.idle_decoder_bytes_max, Arc::new(indexing));
+        if options.disk_cache_bytes_max > 0 {
+            let dir = options.cache_dir.as_ref().ok_or_else(|| {
+                Error::new(ErrorKind::Usage, "a disk cache needs a cache directory, and none is known")
+            })?;
+            let disk = BlockRing::open(dir, options.disk_cache_bytes_max)?;
+            engine = engine.with_disk(Arc::new(disk));
+        }
         let engine = Arc::new(engine);
         let mut scan = Scan::default();
         let started = Instant::now();
@@ -284,12 +301,16 @@ impl Shared {
         if is_current {
             return known;
         }
-        let mut scan = match self.scanning.try_lock() {
-            Ok(scan) => scan,
+        match self.scanning.try_lock() {
+            Ok(scan) => self.scan(scan),
             // What a scan that panicked left is from the one before it.
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            Err(TryLockError::WouldBlock) => return known,
-        };
+            Err(TryLockError::Poisoned(poisoned)) => self.scan(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => known,
+        }
+    }
+
+    /// Scans now, however short ago the last scan was.
+    fn scan(&self, mut scan: MutexGuard<'_, Scan>) -> Result<Arc<Snapshot>> {
         let started = Instant::now();
         let scanned = scan.run(&**self.store());
         let mut current = lock(&self.current);
@@ -314,9 +335,29 @@ impl Shared {
         let snapshot = self.snapshot();
         let chain = snapshot.chain(&entry.id)?;
         let mut documents: Vec<_> = chain.iter().map(|entry| entry.metadata_stat.version.clone()).collect();
-        documents.extend(self.digest_version(entry));
-        let known = lock(&self.images).get(&entry.id).filter(|opened| opened.documents == documents).cloned();
-        if let Some(opened) = known {
+        let known = lock(&self.images).get(&entry.id).cloned();
+        match self.digest_version(entry) {
+            Ok(version) => documents.push(version),
+            // What was known stays known when the store fails: the image may live on what is cached of it. In a store that
+            // was deleted or unmounted nothing is found, so that alone does not say that the digests are gone.
+            Err(error) => {
+                let had_digests = known.as_ref().filter(|opened| {
+                    opened.image.is_ok()
+                        && opened.documents.len() > documents.len()
+                        && opened.documents.starts_with(&documents)
+                });
+                if let Some(opened) = had_digests
+                    && match error.kind() {
+                        ErrorKind::StoreIo => true,
+                        ErrorKind::ObjectNotFound => self.scan(lock(&self.scanning)).is_err(),
+                        _ => false,
+                    }
+                {
+                    return opened.image.clone();
+                }
+            }
+        }
+        if let Some(opened) = known.filter(|opened| opened.documents == documents) {
             // What the documents are to blame for stays so until they change; what the store is, may pass.
             let may_pass = opened.image.as_ref().is_err_and(|error| scan::is_of_the_store(error.kind()));
             if !may_pass || opened.at.elapsed() < SCAN_INTERVAL {
@@ -359,10 +400,10 @@ impl Shared {
         Ok(backup)
     }
 
-    fn digest_version(&self, entry: &Entry) -> Option<ObjectVersion> {
-        let stem = entry.metadata_name.as_str().strip_suffix(crate::format::names::METADATA_SUFFIX)?;
-        let name = ObjectName::parse(&format!("{stem}{SHA256FILE_SUFFIX}")).ok()?;
-        Some(self.store().open(&name).ok()?.stat().version.clone())
+    fn digest_version(&self, entry: &Entry) -> Result<ObjectVersion> {
+        let stem = entry.metadata_name.as_str().strip_suffix(crate::format::names::METADATA_SUFFIX);
+        let name = ObjectName::parse(&format!("{}{SHA256FILE_SUFFIX}", stem.unwrap_or_default()))?;
+        Ok(self.store().open(&name)?.stat().version.clone())
     }
 }
 

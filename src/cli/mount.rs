@@ -8,8 +8,9 @@ use super::args::StoreArg;
 use super::cache;
 use super::exit::{Failure, Outcome, note};
 use super::store_note;
-use crate::cache_dir::CacheDir;
+use crate::cache_dir::{self, CacheDir};
 use crate::catalog::{Catalog, CatalogOptions};
+use crate::error::{Error, ErrorKind};
 use crate::frontend::fuse::attr::OwnerOverride;
 use crate::frontend::fuse::daemon::{self, Child};
 use crate::frontend::fuse::fs::CinderFs;
@@ -32,6 +33,8 @@ Options for -o:
   cache_size=SIZE  bound on the cache of verified blocks, as in 64M or 1G; 256M unless told
                    (below 32M, what is read ahead may have to be decoded again)
   seek_index=off   note and use no restart points: reads deep in a compressed object decode all before them
+  disk_cache=SIZE  also keep verified blocks in the cache directory, at most that many bytes, for later
+                   mounts and for when the store does not answer; off unless told
   threads=N        how many requests are served at once
   allow_other      let other users in; each sees what the store's own permissions allow
   allow_root       let root in
@@ -53,7 +56,7 @@ pub(crate) struct MountArgs {
     #[arg(value_name = "MOUNTPOINT")]
     mountpoint: PathBuf,
 
-    /// Mount options: allow_other, allow_root, uid=N, gid=N, cache_size=SIZE, threads=N, log=FILE, nonempty
+    /// Mount options: allow_other, allow_root, uid=N, gid=N, cache_size=SIZE, disk_cache=SIZE, threads=N, log=FILE, nonempty
     #[arg(short = 'o', value_name = "OPTION,...")]
     options: Vec<String>,
 
@@ -85,17 +88,26 @@ fn serve(args: &MountArgs, options: &MountOptions, child: Option<Child>) -> Resu
     let store = Arc::new(PosixStore::open(&path)?);
     let location = store.location().to_owned();
     let cache_dir = CacheDir::location();
+    if options.disk_cache_bytes_max > 0 && cache_dir.is_none() {
+        return Err(no_cache_dir().into());
+    }
     let mut keep_away = vec![("store", Path::new(&location)), ("store", &path)];
     keep_away.extend(cache_dir.as_deref().map(|dir| ("cache", dir)));
     // Before the store is scanned, which may take a while.
     let mountpoint = mountpoint::check(&args.mountpoint, &keep_away, options.nonempty)?;
 
+    let cache_dir = match (&cache_dir, options.disk_cache_bytes_max) {
+        (Some(dir), 1..) => Some(CacheDir::open(dir)?),
+        _ => None,
+    };
     let catalog = Catalog::open(
         store,
         CatalogOptions {
             cache_bytes_max: options.cache_bytes_max,
             restart_points: options.seek_index,
             seek_indexes: if options.seek_index { cache::seek_indexes_if_any() } else { None },
+            cache_dir,
+            disk_cache_bytes_max: options.disk_cache_bytes_max,
             ..CatalogOptions::default()
         },
     )?;
@@ -112,6 +124,11 @@ fn serve(args: &MountArgs, options: &MountOptions, child: Option<Child>) -> Resu
     let ended = mounted.serve();
     catalog.keep_indexes();
     Ok(ended?)
+}
+
+fn no_cache_dir() -> Error {
+    let message = format!("disk_cache needs a cache directory: set {} or HOME", cache_dir::VARIABLE);
+    Error::new(ErrorKind::Usage, message)
 }
 
 /// The arguments that make the background process do what these ask for.
@@ -135,7 +152,6 @@ fn absolute(path: &Path) -> OsString {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::ErrorKind;
     use clap::Parser;
 
     #[derive(Parser)]

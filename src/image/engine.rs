@@ -1,14 +1,16 @@
-//! What all images of a process share: the store, the opened objects, the cache and the decodes under way.
+//! What all images of a process share: the store, the opened objects, the caches and the decodes under way.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use super::copies::Copies;
 use super::readahead::Readers;
-use crate::block::{BlockCache, Flights};
+use crate::block::{BlockCache, Flights, VerifiedBlock};
+use crate::cache_dir::blocks::BlockRing;
 use crate::object::indexing::Indexing;
 use crate::object::pool::ObjectPool;
 use crate::store::Store;
+use crate::types::BlockHash;
 use crate::workers::Workers;
 
 /// Shared by all images of a process.
@@ -16,6 +18,7 @@ pub struct Engine {
     objects: ObjectPool,
     workers: Arc<Workers>,
     cache: BlockCache,
+    disk: Option<Arc<BlockRing>>,
     flights: Flights,
     copies: OnceLock<Weak<dyn Copies>>,
     readers: Mutex<Readers>,
@@ -37,6 +40,7 @@ impl Engine {
             objects,
             workers,
             cache: BlockCache::new(cache_bytes_max),
+            disk: None,
             flights: Flights::default(),
             copies: OnceLock::new(),
             readers: Mutex::new(Readers::new(cache_bytes_max)),
@@ -56,6 +60,33 @@ impl Engine {
 
     pub(super) fn workers(&self) -> &Workers {
         &self.workers
+    }
+
+    /// The same, which also keeps verified blocks and the digests they are compared with on disk.
+    #[must_use]
+    pub fn with_disk(self, disk: Arc<BlockRing>) -> Self {
+        Self { disk: Some(disk), ..self }
+    }
+
+    /// Where blocks are kept on disk, if they are.
+    pub(super) fn disk(&self) -> Option<&Arc<BlockRing>> {
+        self.disk.as_ref()
+    }
+
+    /// A block of `len_bytes` that was kept on disk and still has its digest; from now on it is in the cache as well.
+    pub(super) fn recall(&self, hash: &BlockHash, len_bytes: u64) -> Option<Arc<VerifiedBlock>> {
+        let verify = |bytes: &[u8]| VerifiedBlock::verify(bytes, hash).ok();
+        let block = Arc::new(self.disk.as_ref()?.get(&hash.0, len_bytes as usize, verify)?);
+        self.cache.insert(*hash, block.clone());
+        Some(block)
+    }
+
+    /// Files a block in the cache and on disk.
+    pub(super) fn keep(&self, hash: BlockHash, block: Arc<VerifiedBlock>) {
+        if let Some(disk) = &self.disk {
+            disk.put(&hash.0, block.bytes());
+        }
+        self.cache.insert(hash, block);
     }
 
     pub(super) fn objects(&self) -> &ObjectPool {

@@ -113,7 +113,10 @@ impl Image {
             return Err(Error::new(ErrorKind::ChainBroken, "a chain has at least one backup"));
         };
         let table = match tip.digests(&**engine.store())? {
-            DigestFile::Usable(table) => Some(table),
+            DigestFile::Usable(table) => Some(match engine.disk() {
+                Some(disk) => table.kept_in(disk, &tip.digest_name()?),
+                None => table,
+            }),
             DigestFile::Missing => None,
             // A torn document proves nothing, and the objects' md5 may.
             DigestFile::Torn(error) => {

@@ -1,8 +1,8 @@
 //! A range of blocks with digests, read through extents, objects and the cache.
 //!
 //! A read asks for the digests of its blocks and then, block by block: zeros are known from the digest alone; what is in
-//! the cache is there; the rest is claimed, decoded in runs, hashed, and filed. What a decoder passes on the way to the
-//! wanted bytes is hashed and filed as well, since the kernel's read-ahead asks for it in any order.
+//! the cache is there; the rest is claimed, looked for on disk, decoded in runs, hashed, and filed. What a decoder passes
+//! on the way to the wanted bytes is hashed and filed as well, since the kernel's read-ahead asks for it in any order.
 //!
 //! Invariants: [`Part::Data`] comes from a [`VerifiedBlock`] only; a run of more than one block lies in one object; of a run,
 //! a block that cannot be read or is wrong does not take its neighbours with it, and is looked for in other backups before
@@ -160,6 +160,12 @@ impl View {
         self.engine.cache().get(hash).filter(|verified| self.fits(block, verified))
     }
 
+    /// The block from the disk cache.
+    fn recalled(&self, block: BlockIndex, hash: &BlockHash) -> Option<Arc<VerifiedBlock>> {
+        let range = self.range_of(block);
+        self.engine.recall(hash, range.end - range.start)
+    }
+
     fn fits(&self, block: BlockIndex, verified: &VerifiedBlock) -> bool {
         let range = self.range_of(block);
         verified.bytes().len() as u64 == range.end - range.start
@@ -191,13 +197,14 @@ impl View {
                 Claim::Follow(_) if urgency == Urgency::Ahead => {} // it comes without us
                 Claim::Follow(follow) => follows.push((block, hash, follow)),
                 // Between the look into the cache and the claim another reader may have landed.
-                Claim::Lead(lead) => match self.cached(block, &hash) {
-                    Some(verified) => {
-                        lead.land(verified.clone());
-                        found.insert(block, Found::Block(verified));
+                Claim::Lead(lead) => {
+                    match self.cached(block, &hash).or_else(|| self.recalled(block, &hash)) {
+                        Some(verified) => {
+                            land(Wanted { block, hash, lead: Some(lead) }, Ok(verified), &mut found);
+                        }
+                        None => wanted.push(Wanted { block, hash, lead: Some(lead) }),
                     }
-                    None => wanted.push(Wanted { block, hash, lead: Some(lead) }),
-                },
+                }
             }
         }
         self.load(wanted, reading, &mut found);
@@ -330,7 +337,7 @@ impl View {
         match VerifiedBlock::verify(bytes, &wanted.hash) {
             Ok(verified) => {
                 let verified = Arc::new(verified);
-                self.engine.cache().insert(wanted.hash, verified.clone());
+                self.engine.keep(wanted.hash, verified.clone());
                 Ok(verified)
             }
             Err(actual) => {
@@ -437,7 +444,7 @@ impl View {
         if self.healed_blocks.fetch_add(1, Ordering::Relaxed) < HEALED_LOGGED_MAX {
             tracing::warn!(backup = %tip.summary.id, offset = range.start, "healed from backup {from}: {error}");
         }
-        self.engine.cache().insert(wanted.hash, verified.clone());
+        self.engine.keep(wanted.hash, verified.clone());
         Ok(verified)
     }
 
@@ -487,7 +494,7 @@ impl View {
             return;
         }
         if let Ok(verified) = VerifiedBlock::verify(bytes, &hash) {
-            self.engine.cache().insert(hash, Arc::new(verified));
+            self.engine.keep(hash, Arc::new(verified));
         }
     }
 

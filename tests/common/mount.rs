@@ -28,6 +28,7 @@ pub(crate) const NOBODY: u32 = 65534;
 pub(crate) struct Setup {
     options: Vec<String>,
     filter: Option<String>,
+    cache_dir: Option<PathBuf>,
     by_nobody: bool,
 }
 
@@ -51,6 +52,12 @@ impl Setup {
     /// What `CINDERFS_LOG` says.
     pub(crate) fn log(mut self, filter: &str) -> Self {
         self.filter = Some(filter.to_owned());
+        self
+    }
+
+    /// What `CINDERFS_CACHE_DIR` says.
+    pub(crate) fn cache_dir(mut self, path: &Path) -> Self {
+        self.cache_dir = Some(path.to_owned());
         self
     }
 
@@ -79,6 +86,9 @@ impl Setup {
             command
         };
         command.args(["mount", "-f"]).args(&self.options).arg(store).arg(&root);
+        if let Some(path) = &self.cache_dir {
+            command.env("CINDERFS_CACHE_DIR", path);
+        }
         command.env("CINDERFS_LOG", self.filter.as_deref().unwrap_or("info"));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&log).unwrap());
         let daemon = spawn(&mut command);

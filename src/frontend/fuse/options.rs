@@ -5,6 +5,7 @@
 
 use std::path::PathBuf;
 
+use crate::cache_dir::blocks;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Default bound on the block cache, in bytes.
@@ -75,6 +76,8 @@ pub struct MountOptions {
     pub gid: Option<u32>,
     /// `cache_size=`: bound on the block cache, in bytes.
     pub cache_bytes_max: u64,
+    /// `disk_cache=`: bound on the verified blocks kept in the cache directory, in bytes; 0 for none.
+    pub disk_cache_bytes_max: u64,
     /// `threads=`: how many threads serve requests.
     pub threads: Option<usize>,
     /// `log=`: where the daemon in the background logs to.
@@ -93,6 +96,7 @@ impl Default for MountOptions {
             uid: None,
             gid: None,
             cache_bytes_max: CACHE_BYTES_DEFAULT,
+            disk_cache_bytes_max: 0,
             threads: None,
             log: None,
             seek_index: true,
@@ -142,6 +146,13 @@ impl MountOptions {
                 }
                 self.cache_bytes_max = bytes;
             }
+            ("disk_cache", Some(size)) => {
+                let bytes = parse_bytes(size).ok_or_else(|| bad("bytes, with K, M, G or T after them"))?;
+                if bytes < blocks::SIZE_BYTES_MIN {
+                    return Err(bad("at least 64M"));
+                }
+                self.disk_cache_bytes_max = bytes;
+            }
             ("threads", Some(count)) => {
                 let count = count.parse().ok().filter(|n| (1..=THREADS_MAX).contains(n));
                 self.threads = Some(count.ok_or_else(|| bad("a number from 1 to 64"))?);
@@ -151,7 +162,9 @@ impl MountOptions {
             ("seek_index", _) => return Err(bad("seek_index=on or seek_index=off")),
             ("log", Some(path)) if !path.is_empty() => self.log = Some(path.into()),
             ("log", _) => return Err(bad("log=FILE")),
-            ("uid" | "gid" | "cache_size" | "threads", None) => return Err(bad("a value after '='")),
+            ("uid" | "gid" | "cache_size" | "disk_cache" | "threads", None) => {
+                return Err(bad("a value after '='"));
+            }
             ("allow_other" | "allow_root" | "nonempty" | "ro" | "rw", Some(_)) => {
                 return Err(bad("no value"));
             }
@@ -218,7 +231,7 @@ mod tests {
     fn our_options() {
         let options = MountOptions::parse(&[
             "allow_other,uid=1000,gid=0,cache_size=64M",
-            "threads=3,log=/var/log/a\\,b,seek_index=off,nonempty,cache_size=1g",
+            "threads=3,log=/var/log/a\\,b,seek_index=off,nonempty,cache_size=1g,disk_cache=2T",
         ])
         .unwrap();
         assert_eq!(
@@ -229,6 +242,7 @@ mod tests {
                 uid: Some(1000),
                 gid: Some(0),
                 cache_bytes_max: 1 << 30,
+                disk_cache_bytes_max: 2 << 40,
                 threads: Some(3),
                 log: Some("/var/log/a,b".into()),
                 seek_index: false,
@@ -261,6 +275,9 @@ mod tests {
             ("cache_size=", "bytes"),
             ("cache_size=1", "at least 4M"),
             ("cache_size=99999999999T", "bytes"),
+            ("disk_cache", "after '='"),
+            ("disk_cache=big", "bytes"),
+            ("disk_cache=63M", "at least 64M"),
             ("log=", "log=FILE"),
             ("seek_index=maybe", "seek_index=off"),
             ("allow_other=yes", "no value"),
