@@ -110,14 +110,15 @@ fn a_sequential_reader_finds_what_he_wants_next_in_the_cache() {
             asked, 0,
             "{packing:?}: the next {next} bytes were expected to be there, {asked} were fetched"
         );
-        // And each byte is fetched once, in the end.
+        // And each byte is fetched once, in the end, but for what a thread that was held up by others decodes again.
         while at < plain.len() {
             read(&image, &plain, at, 128 << 10);
             at += 128 << 10;
         }
         let stored = packing.pack(&plain).len() as u64;
         let total = settled(&store);
-        assert!(total <= stored * 13 / 10, "{packing:?}: {total} bytes were fetched of {stored}");
+        let most = stored * if packing == PLAIN { 13 } else { 18 } / 10;
+        assert!(total <= most, "{packing:?}: {total} bytes were fetched of {stored}: {:?}", store.runs());
     }
 }
 

@@ -68,6 +68,18 @@ impl WatchedStore {
         ours.map(|(_, range)| range.end).max().unwrap_or(0)
     }
 
+    /// All reads of data objects so far, runs of reads that follow each other as one; for the message of a failed test.
+    pub(crate) fn runs(&self) -> Vec<Range<u64>> {
+        let mut runs: Vec<Range<u64>> = Vec::new();
+        for (_, range) in &self.watch.lock().reads {
+            match runs.iter_mut().rfind(|run| run.end == range.start) {
+                Some(run) => run.end = range.end,
+                None => runs.push(range.clone()),
+            }
+        }
+        runs
+    }
+
     /// Forgets what was read so far; returns its bytes.
     pub(crate) fn take_read_bytes(&self) -> u64 {
         let reads = std::mem::take(&mut self.watch.lock().reads);
