@@ -5,7 +5,8 @@
 
 For benchmarks and tests that need volumes larger than the fixtures. The volume is a sequence of pieces of up to 4 MiB, each
 text (cut from files of this machine's /usr/share and /usr/lib), random or zero; an incremental changes runs of up to 64 KiB at
-random places. The same seed gives the same ids, layout and random bytes everywhere; text differs between machines unless
+random places; with --scatter it changes so many single blocks instead, none beside another, so each becomes an object of
+its own. The same seed gives the same ids, layout and random bytes everywhere; text differs between machines unless
 --corpus names the same folder. The image does not depend on the codec.
 
 Objects are made by one process each, and no process holds more than a few MiB of one, so 2 GB objects are fine.
@@ -64,7 +65,7 @@ def make_corpus(path, folders, seed, want):
 class Volume:
     """The volume's bytes in each version (0 = as of the full backup), made on demand and the same every time."""
 
-    def __init__(self, seed, size, block, mix, change, incrementals, corpus_path):
+    def __init__(self, seed, size, block, mix, change, scatter, incrementals, corpus_path):
         self.seed, self.size, self.block = seed, size, block
         with open(corpus_path, "rb") as file:
             self.corpus = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
@@ -85,6 +86,12 @@ class Volume:
         for version in range(1, incrementals + 1):
             dice, left, runs = random.Random("%s:change:%d" % (seed, version)), round(blocks * change), []
             left = max(left, 1) if change else 0
+            if scatter:
+                # The odd blocks or the even ones, and never zeros, so that no two changes meet and each changes something.
+                kinds = dice.choices(("text", "random"), (2, 1), k=scatter)
+                halves = dice.sample(range(blocks // 2), scatter)
+                runs = [(2 * half + version % 2, 1, kind) for half, kind in zip(halves, kinds)]
+                left = 0
             while left > 0:
                 length = min(dice.randint(1, run), left, blocks)
                 first = dice.randrange(blocks - length + 1)
@@ -141,6 +148,22 @@ class Volume:
             start += len(data)
 
 
+class ImageFile:
+    """The bytes of an existing image, as the one version of a volume."""
+
+    def __init__(self, path, block):
+        self.path, self.block, self.size = path, block, os.path.getsize(path)
+
+    def stream(self, start, end, _version):
+        with open(self.path, "rb", buffering=0) as file:
+            while start < end:
+                data = os.pread(file.fileno(), min(PIECE_BYTES_MAX // self.block * self.block, end - start), start)
+                if not data:
+                    raise SystemExit("make-store: %s became shorter" % self.path)
+                yield data
+                start += len(data)
+
+
 class ZstdPipe:
     """One frame with its content size and no checksum, by the `zstd` command."""
 
@@ -191,7 +214,12 @@ VOLUME = None
 
 def start_worker(arguments):
     global VOLUME
-    VOLUME = Volume(*arguments)
+    VOLUME = make_volume(arguments)
+
+
+def make_volume(arguments):
+    """A volume from its arguments: those of an image are two."""
+    return ImageFile(*arguments) if len(arguments) == 2 else Volume(*arguments)
 
 
 def write_object(path, codec, level, threads, start, end, version):
@@ -245,11 +273,14 @@ def make(args):
     report = {"store": os.path.abspath(args.dir), "codec": args.codec, "volume_id": volume_id, "size": args.size,
               "object_size": args.object_size, "block_size": args.block_size, "seed": args.seed, "backups": []}
     with tempfile.TemporaryDirectory(prefix="make-store-") as scratch:
-        corpus = os.path.join(scratch, "corpus")
-        want = min(CORPUS_BYTES, max(args.size // 4, 16 << 20))
-        make_corpus(corpus, args.corpus or ["/usr/share", "/usr/lib"], args.seed, want)
-        shape = (args.seed, args.size, args.block_size, args.mix, args.change, args.incrementals, corpus)
-        volume = Volume(*shape)
+        if args.image:
+            shape = (args.image, args.block_size)
+        else:
+            corpus = os.path.join(scratch, "corpus")
+            want = min(CORPUS_BYTES, max(args.size // 4, 16 << 20))
+            make_corpus(corpus, args.corpus or ["/usr/share", "/usr/lib"], args.seed, want)
+            shape = (args.seed, args.size, args.block_size, args.mix, args.change, args.scatter, args.incrementals, corpus)
+        volume = make_volume(shape)
         windows = [(at, min(at + args.object_size, args.size)) for at in range(0, args.size, args.object_size)]
         # zstd makes the same frame with any number of workers; where there are fewer objects than CPUs it gets several.
         threads = max(args.jobs // len(windows), 1)
@@ -353,6 +384,8 @@ def parse(argv):
     parser.add_argument("--mix", type=parse_mix, default="text:40,random:30,zero:30")
     parser.add_argument("--incrementals", type=int, default=0)
     parser.add_argument("--change", type=lambda text: float(text.rstrip("%")) / 100, default="1%", help="per incremental")
+    parser.add_argument("--scatter", type=int, default=0, metavar="BLOCKS", help="single blocks per incremental, not --change")
+    parser.add_argument("--image", metavar="FILE", help="back this file up instead; not with --size, --mix, --incrementals")
     parser.add_argument("--seed", default="1")
     parser.add_argument("--corpus", action="append", metavar="DIR", help="where text comes from; repeatable")
     parser.add_argument("--image-out", metavar="FILE", help="also write the newest image, sparse")
@@ -364,6 +397,12 @@ def parse(argv):
     args = parser.parse_args(argv)
     if args.dir is None and args.self_check is None:
         parser.error("the store's directory is missing")
+    if args.image:
+        if args.incrementals or args.image_out or args.full_image_out:
+            parser.error("--image makes one full backup of a file that is there")
+        args.image, args.size = os.path.abspath(args.image), os.path.getsize(args.image)
+    if args.scatter > args.size // args.block_size // 2:
+        parser.error("--scatter takes at most every other block")
     if args.object_size % args.block_size:
         parser.error("--object-size must be a multiple of --block-size: Cinder refuses it as well")
     return args

@@ -11,6 +11,7 @@ fn cinderfs(words: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_cinderfs"))
         .args(words)
         .env_remove("CINDERFS_LOG")
+        .env("CINDERFS_CACHE_DIR", concat!(env!("CARGO_TARGET_TMPDIR"), "/cache"))
         .stdin(Stdio::null())
         .output()
         .unwrap()

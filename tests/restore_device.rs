@@ -118,6 +118,7 @@ impl Bench {
 
     fn restore(&self, words: &[&str]) -> Output {
         let mut command = Command::new(env!("CARGO_BIN_EXE_cinderfs"));
+        command.env("CINDERFS_CACHE_DIR", concat!(env!("CARGO_TARGET_TMPDIR"), "/cache"));
         run(command.arg("restore").arg(self.folder.path().join("store")).arg(TIP).args(words))
     }
 

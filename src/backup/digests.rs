@@ -13,7 +13,7 @@ use super::packed::{PackedHashes, Packer};
 use crate::cache_dir::blocks::BlockRing;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::sha256file::{self, HEAD_BYTES, Header, StrideLayout, TAIL_BYTES};
-use crate::store::{ObjectSource, SourceReader, read_exact_at};
+use crate::store::{ObjectSource, ObjectVersion, SourceReader, read_exact_at};
 use crate::types::{BlockHash, BlockIndex, ObjectName};
 
 /// Digests read at once by a scan: a quarter MiB of the file.
@@ -58,6 +58,14 @@ impl BlockHashTable {
     /// What the document says beside its digests.
     pub fn header(&self) -> &Header {
         &self.header
+    }
+
+    /// The version of the document, where it is read anew for each lookup.
+    pub fn version(&self) -> Option<&ObjectVersion> {
+        match &self.digests {
+            Digests::Stride { source, .. } => Some(&source.stat().version),
+            Digests::Packed(_) => None,
+        }
     }
 
     /// Bytes in a block; the last block may be shorter.

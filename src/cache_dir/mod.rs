@@ -9,6 +9,7 @@
 //! a bound in bytes. Nothing here is needed: who cannot open it goes on without.
 
 pub mod blocks;
+pub mod images;
 mod part;
 pub mod seek_indexes;
 

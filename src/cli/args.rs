@@ -80,6 +80,7 @@ pub(crate) enum Verb {
     List(super::list::ListArgs),
     Show(super::show::ShowArgs),
     Restore(super::restore::RestoreArgs),
+    Hydrate(super::hydrate::HydrateArgs),
 }
 
 impl Verb {
@@ -90,7 +91,7 @@ impl Verb {
             Self::Mount(_) => true,
             #[cfg(feature = "fuse")]
             Self::Umount(_) => false,
-            Self::Index(_) | Self::List(_) | Self::Show(_) | Self::Restore(_) => false,
+            Self::Index(_) | Self::List(_) | Self::Show(_) | Self::Restore(_) | Self::Hydrate(_) => false,
         }
     }
 }

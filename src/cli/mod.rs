@@ -5,6 +5,7 @@
 mod args;
 mod cache;
 mod exit;
+mod hydrate;
 mod index;
 mod list;
 mod logging;
@@ -58,6 +59,7 @@ fn run(cli: Cli) -> Result<Outcome, Failure> {
         Verb::Index(args) => index::run(&args, verbosity < 0),
         Verb::Show(args) => show::run(&args),
         Verb::Restore(args) => restore::run(&args, verbosity < 0),
+        Verb::Hydrate(args) => hydrate::run(&args, verbosity < 0),
     }
 }
 

@@ -8,12 +8,14 @@ use super::args::StoreArg;
 use super::cache;
 use super::exit::{Failure, Outcome, note};
 use super::store_note;
+use crate::cache_dir::images::Images;
 use crate::cache_dir::{self, CacheDir};
 use crate::catalog::{Catalog, CatalogOptions};
 use crate::error::{Error, ErrorKind};
 use crate::frontend::fuse::attr::OwnerOverride;
 use crate::frontend::fuse::daemon::{self, Child};
 use crate::frontend::fuse::fs::CinderFs;
+use crate::frontend::fuse::hydrated::{self, Hydrated};
 use crate::frontend::fuse::mount::mount;
 use crate::frontend::fuse::mountpoint;
 use crate::frontend::fuse::options::MountOptions;
@@ -40,6 +42,7 @@ Options for -o:
   allow_root       let root in
   uid=N, gid=N     show everything as owned by this user, this group
   log=FILE         where the background process logs; syslog unless told
+  passthrough=off  do not let the kernel read hydrated images itself (see `cinderfs hydrate`)
   nonempty         mount over a directory that is not empty";
 
 /// Show every backup of a store as a read-only disk image
@@ -56,7 +59,8 @@ pub(crate) struct MountArgs {
     #[arg(value_name = "MOUNTPOINT")]
     mountpoint: PathBuf,
 
-    /// Mount options: allow_other, allow_root, uid=N, gid=N, cache_size=SIZE, disk_cache=SIZE, threads=N, log=FILE, nonempty
+    /// Mount options: allow_other, allow_root, uid=N, gid=N, cache_size=SIZE, disk_cache=SIZE, seek_index=off,
+    /// passthrough=off, threads=N, log=FILE, nonempty
     #[arg(short = 'o', value_name = "OPTION,...")]
     options: Vec<String>,
 
@@ -113,8 +117,17 @@ fn serve(args: &MountArgs, options: &MountOptions, child: Option<Child>) -> Resu
     )?;
     note(&store_note(&catalog.snapshot())?);
     let owner = OwnerOverride { uid: options.uid, gid: options.gid };
-    let tree = Tree::new(Arc::new(catalog.clone()), owner);
-    let mounted = mount(CinderFs::new(tree), &location, &mountpoint, options)?;
+    let mut tree = Tree::new(Arc::new(catalog.clone()), owner);
+    let mut stack_depth = 0;
+    if let Some(dir) = CacheDir::location() {
+        // Not made here: what somebody hydrates later is found as well.
+        let images = Images::below(&dir);
+        if options.passthrough {
+            stack_depth = hydrated::stack_depth(images.folder());
+        }
+        tree = tree.hydrated(Hydrated::new(images, options.passthrough));
+    }
+    let mounted = mount(CinderFs::new(tree).passthrough(stack_depth), &location, &mountpoint, options)?;
     if let Some(child) = child
         && let Err(error) = child.ready()
     {

@@ -18,7 +18,7 @@ mod bz2;
 mod zstd;
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 pub use self::restart::{Recording, RestartPoint};
 use self::stream::StreamDecoder;
@@ -58,7 +58,7 @@ impl Codec {
             Self::None => None,
             Self::Zlib => Some(2 << 20),
             Self::Bz2 => Some(1 << 20),
-            Self::Zstd => Some(32 << 20),
+            Self::Zstd => Some(zstd::SPACING_BYTES),
         }
     }
 
@@ -116,12 +116,14 @@ pub struct ObjectStream {
     source: Arc<dyn ObjectSource>,
     /// Who may decode ahead, where a codec's parts are independent.
     workers: Arc<Workers>,
+    /// What the decoders of a bz2 object share.
+    bz2: OnceLock<Arc<bz2::Object>>,
 }
 
 impl ObjectStream {
     /// The stream of `source`. Reads nothing yet.
     pub fn new(codec: Codec, source: Arc<dyn ObjectSource>, workers: Arc<Workers>) -> Self {
-        Self { codec, source, workers }
+        Self { codec, source, workers, bz2: OnceLock::new() }
     }
 
     /// Who decodes ahead.
@@ -145,7 +147,7 @@ impl ObjectStream {
         match self.codec {
             Codec::None => Ok(Box::new(none::NoneDecoder::new(source))),
             Codec::Zlib => Ok(Box::new(StreamDecoder::new(zlib::Zlib::new()?, source))),
-            Codec::Bz2 => Ok(Box::new(StreamDecoder::new(bz2::Bz2::new(), source))),
+            Codec::Bz2 => Ok(Box::new(bz2::Bz2Decoder::start(self.bz2().clone()))),
             Codec::Zstd => Ok(Box::new(StreamDecoder::new(zstd::Zstd::new()?, source))),
         }
     }
@@ -161,11 +163,20 @@ impl ObjectStream {
                 let (stream, offset) = zlib::Zlib::resume(point, source.stat().len_bytes)?;
                 Ok(Box::new(StreamDecoder::at(stream, source, offset)))
             }
-            Codec::None | Codec::Bz2 | Codec::Zstd => {
+            Codec::Zstd => {
+                let (stream, offset) = zstd::Zstd::resume(point)?;
+                Ok(Box::new(StreamDecoder::at(stream, source, offset)))
+            }
+            Codec::Bz2 => Ok(Box::new(bz2::Bz2Decoder::resume(self.bz2().clone(), point)?)),
+            Codec::None => {
                 let message = format!("{}: no restart at plain offset {}", self.codec, point.plain_offset);
                 Err(Error::new(ErrorKind::Codec, message))
             }
         }
+    }
+
+    fn bz2(&self) -> &Arc<bz2::Object> {
+        self.bz2.get_or_init(|| bz2::Object::new(self.source.clone(), self.workers.clone()))
     }
 
     /// The same point with a smaller state, if the codec knows one. Costs about as much as decoding what the state holds,
@@ -173,7 +184,8 @@ impl ObjectStream {
     pub fn pack(&self, point: RestartPoint) -> RestartPoint {
         match self.codec {
             Codec::Zlib => zlib::pack(&*self.source, point),
-            Codec::None | Codec::Bz2 | Codec::Zstd => point,
+            Codec::Zstd => zstd::pack(&*self.source, point),
+            Codec::None | Codec::Bz2 => point,
         }
     }
 }

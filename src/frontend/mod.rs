@@ -3,5 +3,6 @@
 pub mod document;
 #[cfg(feature = "fuse")]
 pub mod fuse;
+pub mod hydrate;
 pub mod index;
 pub mod restore;

@@ -13,6 +13,7 @@
 //! - [`copies`]: where else a lost block may be found.
 //! - [`objects`]: what the image reads from, object by object.
 //! - [`damage`]: what was lost so far.
+//! - [`materialised`]: the whole image as a file beside the store.
 //! - [`scratch`]: the buffer that each thread decodes into.
 //!
 //! Invariants: no byte leaves an image that was not compared with a digest; damage costs the blocks it hits, not the
@@ -24,6 +25,7 @@ mod ending;
 mod engine;
 mod holes;
 mod lately;
+mod materialised;
 mod objects;
 mod readahead;
 mod scratch;
@@ -33,6 +35,7 @@ mod view;
 pub use copies::{Copies, LostBlock};
 pub use damage::Damage;
 pub use engine::Engine;
+pub use materialised::Materialised;
 pub use objects::StoredObject;
 
 use std::ops::Range;
@@ -47,7 +50,7 @@ use crate::chain::extent_map::{Extent, ExtentMap, ObjectIndex, Piece};
 use crate::chain::length::image_len;
 use crate::error::{Error, ErrorKind, Result};
 use crate::object::{ObjectReader, proof};
-use crate::types::{BackupId, BlockIndex};
+use crate::types::{BackupId, BlockHash, BlockIndex};
 
 /// Most bytes answered at once by [`Image::visit`], so that a large range does not need large memory. A multiple of the
 /// kernel's largest read.
@@ -96,6 +99,7 @@ pub struct Image {
     damage: DamageLog,
     data_bytes: OnceLock<u64>,
     count_started: OnceLock<()>,
+    content_hash: OnceLock<BlockHash>,
     engine: Arc<Engine>,
     /// Tells it apart among the images of its engine.
     number: u64,
@@ -157,6 +161,7 @@ impl Image {
             damage: DamageLog::default(),
             data_bytes,
             count_started,
+            content_hash: OnceLock::new(),
             number: engine.next_image(),
             engine: engine.clone(),
         })

@@ -7,9 +7,11 @@
     reason = "clippy.toml allows them in tests but does not see that helpers are tests, too"
 )]
 
+mod bz2_restarts;
 mod damage;
 mod deflate;
 mod genuine;
 mod kit;
+mod restart_zstd;
 mod streams;
 mod zlib_restarts;

@@ -8,7 +8,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::thread;
@@ -82,13 +82,16 @@ impl Setup {
             // When the test is killed, its daemons unmount and end.
             let mut command = Command::new("setpriv");
             command.args(["--pdeathsig", "TERM", "--", env!("CARGO_BIN_EXE_cinderfs")]);
-            command.env_remove("CINDERFS_CACHE_DIR");
             command
         };
         command.args(["mount", "-f"]).args(&self.options).arg(store).arg(&root);
-        if let Some(path) = &self.cache_dir {
-            command.env("CINDERFS_CACHE_DIR", path);
+        // Its own, unless the test has one: what one test leaves behind must not help another.
+        let cache = folder.path().join("cache");
+        if self.by_nobody && self.cache_dir.is_none() {
+            fs::DirBuilder::new().mode(0o700).create(&cache).unwrap();
+            std::os::unix::fs::chown(&cache, Some(NOBODY), Some(NOBODY)).unwrap();
         }
+        command.env("CINDERFS_CACHE_DIR", self.cache_dir.as_ref().unwrap_or(&cache));
         command.env("CINDERFS_LOG", self.filter.as_deref().unwrap_or("info"));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&log).unwrap());
         let daemon = spawn(&mut command);
@@ -229,7 +232,8 @@ pub(crate) fn mount_line(path: &Path) -> Option<String> {
 /// The binary under test, with a clean environment.
 pub(crate) fn cinderfs() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_cinderfs"));
-    command.env_remove("CINDERFS_LOG").env_remove("CINDERFS_CACHE_DIR").stdin(Stdio::null());
+    command.env_remove("CINDERFS_LOG").stdin(Stdio::null());
+    command.env("CINDERFS_CACHE_DIR", concat!(env!("CARGO_TARGET_TMPDIR"), "/cache"));
     command
 }
 

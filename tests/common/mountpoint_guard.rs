@@ -12,6 +12,7 @@ use tempfile::TempDir;
 pub(crate) fn cinderfs() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_cinderfs"));
     command.env_remove("CINDERFS_LOG").stdin(Stdio::null());
+    command.env("CINDERFS_CACHE_DIR", concat!(env!("CARGO_TARGET_TMPDIR"), "/cache"));
     command
 }
 

@@ -19,7 +19,7 @@ use fuser::{
 use super::attr::Attr;
 use super::errno::Errno;
 use super::namespace::Kind;
-use super::tree::{Answer, Caching, Tree};
+use super::tree::{Answer, Source, Tree};
 
 /// How long the kernel may believe a name and its attributes. Names that are missing are not believed at all, so that a
 /// new backup shows at once.
@@ -49,12 +49,20 @@ thread_local! {
 /// The file system that the kernel talks to.
 pub struct CinderFs {
     tree: Tree,
+    /// How many file systems may lie below a file that the kernel reads in an image's place; 0 for no such files.
+    stack_depth: u32,
 }
 
 impl CinderFs {
     /// Serves a tree.
     pub fn new(tree: Tree) -> Self {
-        Self { tree }
+        Self { tree, stack_depth: 0 }
+    }
+
+    /// Lets the kernel read files in the place of images, where it knows how. Below such a file may lie `stack_depth`
+    /// file systems, 1 or 2.
+    pub fn passthrough(self, stack_depth: u32) -> Self {
+        Self { stack_depth, ..self }
     }
 
     fn list(
@@ -148,6 +156,10 @@ impl Filesystem for CinderFs {
             let _previous = config.set_max_readahead(most);
         }
         let _previous = config.set_max_background(BACKGROUND_REQUESTS_MAX);
+        let is_known = self.stack_depth > 0 && config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok();
+        if !is_known || config.set_max_stack_depth(self.stack_depth).is_err() {
+            self.stack_depth = 0;
+        }
         Ok(())
     }
 
@@ -180,14 +192,18 @@ impl Filesystem for CinderFs {
             if flags.0 & libc::O_ACCMODE != libc::O_RDONLY || flags.0 & libc::O_TRUNC != 0 {
                 return Err(Errno(libc::EROFS));
             }
-            self.tree.open(ino.0)
+            self.tree.open(ino.0, &|file| match self.stack_depth {
+                0 => Err(std::io::ErrorKind::Unsupported.into()),
+                _ => reply.open_backing(file),
+            })
         };
-        answer!(reply, "open", open(), |(handle, caching)| {
-            let caching = match caching {
-                Caching::Keep => FopenFlags::FOPEN_KEEP_CACHE,
-                Caching::None => FopenFlags::FOPEN_DIRECT_IO,
-            };
-            reply.opened(FileHandle(handle), caching | FopenFlags::FOPEN_NOFLUSH);
+        answer!(reply, "open", open(), |opened| {
+            let (handle, flags) = (FileHandle(opened.number), FopenFlags::FOPEN_NOFLUSH);
+            match opened.source() {
+                Source::Cached => reply.opened(handle, flags | FopenFlags::FOPEN_KEEP_CACHE),
+                Source::Uncached => reply.opened(handle, flags | FopenFlags::FOPEN_DIRECT_IO),
+                Source::Passthrough(id) => reply.opened_passthrough(handle, flags, id),
+            }
         });
     }
 

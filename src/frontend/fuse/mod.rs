@@ -6,6 +6,7 @@
 //!               |  \
 //!    namespace names inodes attr    pure: which names stand where, which number a node has, what stat shows
 //!
+//!   hydrated    images that the kernel reads from a file of ours
 //!   mount       the options given to the kernel, signals, the end
 //!   mountpoint  where a mount may stand        unmount  taking it away, alive or dead
 //!   daemon      the background process         options  -o
@@ -23,6 +24,8 @@ pub mod daemon;
 pub mod errno;
 // FUSE requests, answered from the tree.
 pub mod fs;
+// Images that lie whole in the cache directory.
+pub mod hydrated;
 // Inode numbers.
 pub mod inodes;
 // Mounting, signals, and the end.

@@ -82,6 +82,8 @@ pub struct MountOptions {
     pub threads: Option<usize>,
     /// `log=`: where the daemon in the background logs to.
     pub log: Option<PathBuf>,
+    /// `passthrough=on|off`: whether the kernel may read hydrated images itself.
+    pub passthrough: bool,
     /// `seek_index=on|off`: whether restart points are noted, kept and used.
     pub seek_index: bool,
     /// `nonempty`: the mountpoint may hold files, which the mount hides.
@@ -99,6 +101,7 @@ impl Default for MountOptions {
             disk_cache_bytes_max: 0,
             threads: None,
             log: None,
+            passthrough: true,
             seek_index: true,
             nonempty: false,
         }
@@ -157,6 +160,9 @@ impl MountOptions {
                 let count = count.parse().ok().filter(|n| (1..=THREADS_MAX).contains(n));
                 self.threads = Some(count.ok_or_else(|| bad("a number from 1 to 64"))?);
             }
+            ("passthrough", Some("on")) => self.passthrough = true,
+            ("passthrough", Some("off")) => self.passthrough = false,
+            ("passthrough", _) => return Err(bad("passthrough=on or passthrough=off")),
             ("seek_index", Some("on")) => self.seek_index = true,
             ("seek_index", Some("off")) => self.seek_index = false,
             ("seek_index", _) => return Err(bad("seek_index=on or seek_index=off")),
@@ -231,7 +237,7 @@ mod tests {
     fn our_options() {
         let options = MountOptions::parse(&[
             "allow_other,uid=1000,gid=0,cache_size=64M",
-            "threads=3,log=/var/log/a\\,b,seek_index=off,nonempty,cache_size=1g,disk_cache=2T",
+            "threads=3,log=/var/log/a\\,b,passthrough=off,seek_index=off,nonempty,cache_size=1g,disk_cache=2T",
         ])
         .unwrap();
         assert_eq!(
@@ -245,6 +251,7 @@ mod tests {
                 disk_cache_bytes_max: 2 << 40,
                 threads: Some(3),
                 log: Some("/var/log/a,b".into()),
+                passthrough: false,
                 seek_index: false,
                 nonempty: true,
             }
@@ -279,6 +286,8 @@ mod tests {
             ("disk_cache=big", "bytes"),
             ("disk_cache=63M", "at least 64M"),
             ("log=", "log=FILE"),
+            ("passthrough", "passthrough=off"),
+            ("passthrough=maybe", "passthrough=off"),
             ("seek_index=maybe", "seek_index=off"),
             ("allow_other=yes", "no value"),
             ("allow_other,allow_root", "exclude"),

@@ -1,4 +1,4 @@
-//! What requests mean: the namespace, the inodes and the open files over one catalog, without a word of FUSE.
+//! What requests mean: the namespace, the inodes and the open files over one catalog, without FUSE's requests and replies.
 //!
 //! Problem: the store changes while files are open and names are cached. Idea: each request works on one [`View`], the tree
 //! of one scan; open files hold their image (or their text), so they stay what they were when their backup is replaced
@@ -15,8 +15,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use fuser::BackingId;
+
 use super::attr::{Attr, OwnerOverride, strictest, time_of};
 use super::errno::{self, Errno};
+use super::hydrated::{Backing, Hydrated, Register};
 use super::inodes::Inodes;
 use super::names::{NAME_BYTES_MAX, timestamp};
 use super::namespace::{Kind, Namespace, Node, Opens, Row};
@@ -75,18 +78,26 @@ struct View {
 
 /// An open file or folder.
 enum Handle {
-    Image { node: Node, entry: Arc<Entry>, image: Arc<Image> },
+    Image { node: Node, entry: Arc<Entry>, image: Arc<Image>, backing: Backing },
     Document { node: Node, text: Vec<u8> },
     Folder { node: Node, children: Vec<(String, Node)> },
 }
 
-/// How an opened file may be cached.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Caching {
-    /// Its pages stay right for good.
-    Keep,
-    /// Its content was made for this one opening.
-    None,
+/// An opened file, to be closed with [`Tree::release`].
+pub struct Opened {
+    /// Names this opening.
+    pub number: u64,
+    handle: Arc<Handle>,
+}
+
+/// Where the bytes of an opened file come from.
+pub enum Source<'o> {
+    /// From us; the kernel may keep its pages for good.
+    Cached,
+    /// From us; they were made for this one opening.
+    Uncached,
+    /// From a file that the kernel reads.
+    Passthrough(&'o BackingId),
 }
 
 /// One failure to open an image.
@@ -105,6 +116,7 @@ pub struct Tree {
     handles: Mutex<HashMap<u64, Arc<Handle>>>,
     next_handle: AtomicU64,
     failures: Mutex<HashMap<BackupId, Failure>>,
+    hydrated: Option<Hydrated>,
 }
 
 impl Tree {
@@ -119,7 +131,13 @@ impl Tree {
             handles: Mutex::default(),
             next_handle: AtomicU64::new(1),
             failures: Mutex::default(),
+            hydrated: None,
         }
+    }
+
+    /// The same tree, which uses images that lie whole in the cache directory.
+    pub fn hydrated(self, hydrated: Hydrated) -> Self {
+        Self { hydrated: Some(hydrated), ..self }
     }
 
     /// Finds `name` in a folder and takes a reference for the kernel, which gives it back with [`Tree::forget`].
@@ -165,8 +183,8 @@ impl Tree {
         self.node(ino)?.target().ok_or(Errno(libc::EINVAL))
     }
 
-    /// Opens a file for reading.
-    pub fn open(&self, ino: u64) -> Answer<(u64, Caching)> {
+    /// Opens a file for reading. `register` is called when the kernel could read another file in its place.
+    pub fn open(&self, ino: u64, register: Register<'_>) -> Answer<Opened> {
         let node = self.node(ino)?;
         let view = self.view();
         match &node {
@@ -177,14 +195,23 @@ impl Tree {
                     None => {
                         let entry = view.entry_of(&node, id)?;
                         let image = self.image(&entry)?;
-                        Arc::new(Handle::Image { node, entry, image })
+                        let hydrated = self.hydrated.as_ref();
+                        let backing = hydrated.map(|hydrated| hydrated.first_open(&image, register));
+                        let backing = backing.unwrap_or_default();
+                        Arc::new(Handle::Image { node, entry, image, backing })
                     }
                 };
-                Ok((self.keep(handle), Caching::Keep))
+                let (opened, is_first) = self.keep(handle);
+                if let (Some(hydrated), Handle::Image { image, backing, .. }) =
+                    (&self.hydrated, &*opened.handle)
+                {
+                    hydrated.lend(image, backing, is_first);
+                }
+                Ok(opened)
             }
             Node::Document(id) => {
                 let text = self.document(&view.entry_of(&node, id)?).into_bytes();
-                Ok((self.keep(Arc::new(Handle::Document { node, text })), Caching::None))
+                Ok(self.keep(Arc::new(Handle::Document { node, text })).0)
             }
             _ => Err(Errno(if node.kind() == Kind::Directory { libc::EISDIR } else { libc::ELOOP })),
         }
@@ -241,7 +268,7 @@ impl Tree {
             .namespace
             .children(&node, &|id| self.opens(&view, id))
             .ok_or(Errno(if view.namespace.contains(&node) { libc::ENOTDIR } else { libc::ESTALE }))?;
-        Ok(self.keep(Arc::new(Handle::Folder { node, children })))
+        Ok(self.keep(Arc::new(Handle::Folder { node, children })).0.number)
     }
 
     /// The `index`th entry of an open folder, `.` and `..` first: its number, kind and name.
@@ -323,10 +350,19 @@ impl Tree {
         lock(&self.inodes).node(ino).cloned().ok_or(Errno(libc::ESTALE))
     }
 
-    fn keep(&self, handle: Arc<Handle>) -> u64 {
+    /// Gives a handle a number. All opens of an image share one handle, that of the first, because the kernel wants them
+    /// to have one source. Whether this is the first.
+    fn keep(&self, handle: Arc<Handle>) -> (Opened, bool) {
         let number = self.next_handle.fetch_add(1, Ordering::Relaxed);
-        lock(&self.handles).insert(number, handle);
-        number
+        let mut handles = lock(&self.handles);
+        let first = match &*handle {
+            Handle::Image { node, .. } => find(&handles, node),
+            Handle::Document { .. } | Handle::Folder { .. } => None,
+        };
+        let is_first = first.is_none();
+        let handle = first.unwrap_or(handle);
+        handles.insert(number, handle.clone());
+        (Opened { number, handle }, is_first)
     }
 
     fn handle(&self, handle: u64) -> Answer<Arc<Handle>> {
@@ -339,7 +375,7 @@ impl Tree {
         if !matches!(node, Node::Image(..)) {
             return None;
         }
-        lock(&self.handles).values().find(|handle| handle.node() == node).cloned()
+        find(&lock(&self.handles), node)
     }
 
     /// The tree as of the catalog's last scan.
@@ -505,12 +541,26 @@ impl View {
     }
 }
 
+impl Opened {
+    /// Where its bytes come from; the same for all that have the same node open at a time.
+    pub fn source(&self) -> Source<'_> {
+        match &*self.handle {
+            Handle::Image { backing, .. } => backing.id().map_or(Source::Cached, Source::Passthrough),
+            Handle::Document { .. } | Handle::Folder { .. } => Source::Uncached,
+        }
+    }
+}
+
 impl Handle {
     fn node(&self) -> &Node {
         match self {
             Handle::Image { node, .. } | Handle::Document { node, .. } | Handle::Folder { node, .. } => node,
         }
     }
+}
+
+fn find(handles: &HashMap<u64, Arc<Handle>>, node: &Node) -> Option<Arc<Handle>> {
+    handles.values().find(|handle| handle.node() == node).cloned()
 }
 
 /// Where a listing's `index`th entry stands among the children, `.` and `..` left out.

@@ -38,6 +38,7 @@ impl Mounted {
         let process = Command::new(env!("CARGO_BIN_EXE_cinderfs"))
             .args(["mount".as_ref(), "-f".as_ref(), store.as_os_str(), mountpoint.as_os_str()])
             .env_remove("CINDERFS_LOG")
+            .env("CINDERFS_CACHE_DIR", concat!(env!("CARGO_TARGET_TMPDIR"), "/cache"))
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)

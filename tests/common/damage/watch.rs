@@ -26,6 +26,7 @@ pub(crate) fn cinderfs(words: &[&str], scratch: &Path, peak_kib_max: u64) -> Res
     let mut child = Command::new(env!("CARGO_BIN_EXE_cinderfs"))
         .args(words)
         .env_remove("CINDERFS_LOG")
+        .env("CINDERFS_CACHE_DIR", concat!(env!("CARGO_TARGET_TMPDIR"), "/cache"))
         .stdin(Stdio::null())
         .stdout(File::create(&out).unwrap())
         .stderr(File::create(&err).unwrap())
