@@ -48,6 +48,8 @@ struct Kit {
     object: ObjectName,
     id: String,
     cache: TempDir,
+    /// Instead of what suits the codec.
+    spacing: Option<u64>,
 }
 
 impl Kit {
@@ -57,7 +59,11 @@ impl Kit {
         let object = put(&store, &spec);
         let stored_bytes = store.inner.open(&object).unwrap().stat().len_bytes;
         let cache = tempfile::tempdir().unwrap();
-        Self { store, plain, stored_bytes, object, id: spec.id, cache }
+        Self { store, plain, stored_bytes, object, id: spec.id, cache, spacing: None }
+    }
+
+    fn spaced(self, spacing: Option<u64>) -> Self {
+        Self { spacing, ..self }
     }
 
     fn indexes(&self) -> Arc<SeekIndexStore> {
@@ -66,7 +72,8 @@ impl Kit {
 
     /// The object's image in a process of its own, with nothing in memory.
     fn open(&self, indexes: Option<Arc<SeekIndexStore>>) -> (Catalog, Arc<Image>) {
-        self.open_with(CatalogOptions { seek_indexes: indexes, ..options() })
+        let restart_spacing_bytes = self.spacing;
+        self.open_with(CatalogOptions { seek_indexes: indexes, restart_spacing_bytes, ..options() })
     }
 
     fn open_with(&self, options: CatalogOptions) -> (Catalog, Arc<Image>) {
@@ -158,6 +165,13 @@ fn stored_between(saved: &SavedIndex, at: usize, stored_bytes: u64) -> (u64, u64
 /// What codecs restart, with a spacing that gives some dozen points; `None` is the usual spacing.
 const RESTARTED: &[(&str, Packing, usize, Option<u64>)] =
     &[("zlib", ZLIB, 40 * MIB, None), ("fast", Packing::Zlib { level: 3, junk: 7 }, 12 * MIB, Some(300_000))];
+
+/// Each codec with at least some points in a dozen MiB.
+const HARMED: &[(&str, Packing, Option<u64>)] = &[
+    ("zlib", ZLIB, None),
+    ("bz", Packing::Bz2 { level: 9, streams: 1 }, None),
+    ("zstd", Packing::Zstd { level: 3, frames: 1 }, Some(2 << 20)),
+];
 
 #[test]
 fn a_later_run_fetches_what_lies_between_two_points() {
@@ -273,8 +287,13 @@ fn points_of_another_object_are_found_out_by_many_readers_at_once() {
 /// What a bug of a writer, or somebody with a purpose, might leave: right checksums over wrong points.
 #[test]
 fn points_that_are_wrong_under_right_checksums_never_reach_a_reader() {
-    let _watchdog = Watchdog::new();
-    let kit = Kit::new("a", mixed(5, 12 * MIB), ZLIB);
+    for &(name, packing, spacing) in HARMED {
+        let _watchdog = Watchdog::new();
+        check_wrong_points(&Kit::new(name, mixed(5, 12 * MIB), packing).spaced(spacing));
+    }
+}
+
+fn check_wrong_points(kit: &Kit) {
     let own = kit.make_index();
     let key = kit.key();
     let states: Vec<Arc<[u8]>> = (0..own.points().len()).map(|n| own.state(n).unwrap()).collect();
@@ -317,7 +336,7 @@ fn points_that_are_wrong_under_right_checksums_never_reach_a_reader() {
             let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
                 kit.check_at_random(&image, 4, 10, seed as u64);
             }));
-            assert!(result.is_ok(), "{what}, every {every}: expected right bytes, see above");
+            assert!(result.is_ok(), "{}, {what}, every {every}: expected right bytes, see above", kit.id);
         }
     }
 }
@@ -458,10 +477,15 @@ fn lost(image: &Image, plain: &[u8]) -> Vec<u64> {
 
 #[test]
 fn damage_costs_the_stretch_that_it_lies_in_and_no_index() {
-    let _watchdog = Watchdog::new();
-    let kit = Kit::new("a", mixed(8, 24 * MIB), ZLIB);
+    for &(name, packing, spacing) in HARMED {
+        let _watchdog = Watchdog::new();
+        check_damage(&Kit::new(name, mixed(8, 16 * MIB), packing).spaced(spacing));
+    }
+}
+
+fn check_damage(kit: &Kit) {
     let saved = kit.make_index();
-    let stretch = damage(&kit, &saved);
+    let stretch = damage(kit, &saved);
     let bytes = fs::read(kit.index_path()).unwrap();
     let block = BLOCK as u64;
     for round in 0..2 {
@@ -470,10 +494,18 @@ fn damage_costs_the_stretch_that_it_lies_in_and_no_index() {
         assert!(!lost.is_empty(), "a flipped byte went unnoticed");
         let is_near = |at: &u64| at + block > stretch.start && *at < stretch.end;
         let far: Vec<_> = lost.iter().filter(|at| !is_near(at)).collect();
-        assert!(far.is_empty(), "round {round}: lost outside the damaged stretch {stretch:?}: {far:?}");
+        assert!(
+            far.is_empty(),
+            "{}, round {round}: lost outside the damaged stretch {stretch:?}: {far:?}",
+            kit.id
+        );
         catalog.keep_indexes();
         drop((catalog, image));
-        assert!(fs::read(kit.index_path()).unwrap() == bytes, "round {round}: the index was thrown away");
+        assert!(
+            fs::read(kit.index_path()).unwrap() == bytes,
+            "{}, round {round}: the index was thrown away",
+            kit.id
+        );
     }
 }
 
