@@ -2,7 +2,12 @@
 //!
 //! Cost is asserted as stored bytes fetched, which no other load on the machine changes.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests; a panic is the report")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "helpers of tests; a panic is the report"
+)]
 
 #[path = "common/cases.rs"]
 mod cases;
@@ -382,6 +387,30 @@ fn files_that_are_damaged_or_deleted_while_they_are_used_change_no_byte() {
         stop.store(true, Ordering::Relaxed);
         assert!(result.is_ok(), "expected right bytes from each read, see above");
     });
+}
+
+/// The file with the states is evicted while an object is open: what is saved afterwards must not claim more than it holds.
+#[test]
+fn points_that_were_lost_with_their_file_are_found_again() {
+    let _watchdog = Watchdog::new();
+    let kit = Kit::new("a", mixed(6, 24 * MIB), ZLIB);
+    let own = kit.make_index();
+    let (key, store) = (kit.key(), kit.indexes());
+    let (catalog, image) = kit.open(Some(store.clone()));
+    kit.check(&image, 0, 1);
+    store.forget(&key);
+    kit.check_at_random(&image, 2, 6, 1);
+    catalog.keep_indexes();
+    let cancel = AtomicBool::new(false);
+    let report = cinderfs::frontend::index::index(&[&*image], 1, &cancel, &|_| {}).unwrap();
+    assert_eq!((report.objects, report.failed.len()), (1, 0), "{report:?}");
+    let found = store.load(&key).unwrap();
+    assert_eq!(found.known_to(), own.known_to(), "all is known after an index run");
+    let (found, expected) = (found.points().len(), own.points().len());
+    assert!(
+        found * 10 >= expected * 9,
+        "{found} points after an index run, {expected} before the file was lost"
+    );
 }
 
 /// A file system in memory, unmounted when dropped.

@@ -259,7 +259,8 @@ impl ObjectReader {
         };
         match self.indexing.save(&key, known_to, &entries, saved.as_deref(), &self.stream) {
             Some(Ok(saved)) => {
-                if !self.adopt(saved, generation) {
+                let is_of_use = self.adopt(saved, generation);
+                if !is_of_use {
                     self.indexing.forget(&key);
                 }
             }

@@ -220,6 +220,20 @@ mod tests {
     }
 
     #[test]
+    fn what_a_lost_point_led_to_is_known_again_once_it_was_decoded() {
+        let mut index = index(&[100, 200, 300]);
+        index.reach(0, 400);
+        index.remove(200);
+        assert_eq!(index.known_to(), 100);
+        // Whoever begins behind it does not fill the gap.
+        index.reach(300, 400);
+        assert_eq!(index.known_to(), 100);
+        index.reach(100, 300);
+        index.reach(300, 400);
+        assert_eq!(index.known_to(), 400);
+    }
+
+    #[test]
     fn memory_is_counted_through_all_changes() {
         let mut index = index(&[100, 200, 300, 400, 500]);
         assert_eq!((index.held_bytes(), index.unsaved()), (50, 5));
