@@ -232,34 +232,41 @@ impl View {
 
     /// Decodes `wanted`, sorted by block, run by run.
     ///
-    /// A run lies in one object: between two objects another thread may take the lane of the first, and then finds the
+    /// A run lies in one object, and begins no block behind the next restart point: another thread may be decoding there. Between two objects another thread may take the lane of the first, and then finds the
     /// whole run filed or nothing of it decoded.
     fn load(&self, wanted: Vec<Wanted<'_>>, reading: Reading, found: &mut BTreeMap<BlockIndex, Found>) {
         let run_blocks = (RUN_BYTES_MAX / self.table.block_bytes()).max(1) as usize;
         let mut run: Vec<Wanted<'_>> = Vec::new();
         let mut run_holder = None;
+        let mut border = u64::MAX;
         for block in wanted {
             let holder = self.holder(block.block);
             let goes_on = run.last().is_none_or(|last| last.block.0 + 1 == block.block.0)
-                && holder.is_some()
-                && holder == run_holder
-                && run.len() < run_blocks;
+                && run.len() < run_blocks
+                && holder.is_some_and(|(object, offset)| Some(object) == run_holder && offset < border);
             if !goes_on {
                 self.load_run(std::mem::take(&mut run), reading, found);
+                border = holder.map_or(u64::MAX, |(object, offset)| self.border_after(object, offset));
             }
             run.push(block);
-            run_holder = holder;
+            run_holder = holder.map(|(object, _)| object);
         }
         self.load_run(run, reading, found);
     }
 
-    /// The object that holds all of a block; `None` when there are several, or none.
-    fn holder(&self, block: BlockIndex) -> Option<ObjectIndex> {
+    /// The object that holds all of a block, and where in it; `None` when there are several, or none.
+    fn holder(&self, block: BlockIndex) -> Option<(ObjectIndex, u64)> {
         let mut pieces = self.map.pieces(self.range_of(block));
         match (pieces.next(), pieces.next()) {
-            (Some(Piece::Data { object, .. }), None) => Some(object),
+            (Some(Piece::Data { object, object_offset, .. }), None) => Some((object, object_offset)),
             _ => None,
         }
+    }
+
+    /// Where in an object the next stretch begins, which others may be at.
+    fn border_after(&self, object: ObjectIndex, offset: u64) -> u64 {
+        let reader = open_object(&self.engine, &self.layers, object).ok();
+        reader.and_then(|reader| reader.border_after(offset)).unwrap_or(u64::MAX)
     }
 
     /// Lands blocks that follow each other out of the materialised image, if there is one and as far as it is right;
@@ -530,7 +537,7 @@ impl View {
             return;
         }
         // Where a newer backup hides the object, the block is another one.
-        if self.holder(block) != Some(object) {
+        if self.holder(block).is_none_or(|(holder, _)| holder != object) {
             return;
         }
         let Some(Ok(hash)) = self.table.get(block.0..block.0 + 1).pop() else { return };

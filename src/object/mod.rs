@@ -236,7 +236,7 @@ impl ObjectReader {
         passing: &mut dyn Passing,
     ) -> Result<Filled, ReadFailure> {
         self.load_index_once();
-        let turn = self.turns.enter(offset, passing.urgency());
+        let turn = self.turns.enter(offset..offset + out.len() as u64, passing.urgency());
         if passing.already_there() {
             return Ok(Filled::NotNeeded);
         }

@@ -336,7 +336,7 @@ impl ObjectReader {
     /// Reads all plain bytes in order, noting restart points.
     pub fn whole(&self) -> Result<Whole<'_>> {
         self.load_index_once();
-        let turn = self.turns.enter(0, super::Urgency::Wanted);
+        let turn = self.turns.enter(0..1, super::Urgency::Wanted);
         let cursor = Cursor {
             at: 0,
             decoder: self.stream.start()?,
@@ -348,6 +348,12 @@ impl ObjectReader {
         };
         let spacing = self.spacing_for(0, 0);
         Ok(Whole { reader: self, turn, cursor, spacing })
+    }
+
+    /// The first restart point behind a plain offset. What lies on either side of it is best read by itself.
+    pub fn border_after(&self, offset: u64) -> Option<u64> {
+        self.load_index_once();
+        self.turns.lock().index.next_after(offset)
     }
 
     /// Plain offset, in bytes, up to which restart points are known; all of an object that needs none.

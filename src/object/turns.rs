@@ -10,6 +10,7 @@
 //!
 //! Invariants: a reader that decodes waits for nobody here; each wait ends, because a turn ends when it is dropped.
 
+use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::seek_index::SeekIndex;
@@ -70,24 +71,25 @@ impl Turns {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until nobody decodes between the place where a reader of `offset` would begin and `offset`.
-    pub(super) fn enter(&self, offset: u64, urgency: Urgency) -> Turn<'_> {
+    /// Waits until nobody decodes between the place where a reader of `wanted` would begin and its end: who is before it
+    /// leaves his decoder there, and who is in it is about to pass the rest.
+    pub(super) fn enter(&self, wanted: Range<u64>, urgency: Urgency) -> Turn<'_> {
         let mut traffic = self.lock();
         let ticket = traffic.next_ticket;
         traffic.next_ticket += 1;
-        if traffic.must_wait(ticket, offset, urgency, 0) {
-            traffic.waiting.push(Waiting { ticket, offset, urgency, overtaken: 0 });
+        if traffic.must_wait(ticket, &wanted, urgency, 0) {
+            traffic.waiting.push(Waiting { ticket, offset: wanted.start, urgency, overtaken: 0 });
             loop {
                 traffic = self.changed.wait(traffic).unwrap_or_else(PoisonError::into_inner);
                 let own = traffic.waiting.iter().find(|other| other.ticket == ticket);
                 let overtaken = own.map_or(0, |own| own.overtaken);
-                if !traffic.must_wait(ticket, offset, urgency, overtaken) {
+                if !traffic.must_wait(ticket, &wanted, urgency, overtaken) {
                     break;
                 }
             }
             traffic.waiting.retain(|other| other.ticket != ticket);
         }
-        let start = traffic.index.stretch_start(offset);
+        let start = traffic.index.stretch_start(wanted.start);
         for other in &mut traffic.waiting {
             other.overtaken += u32::from(other.offset >= start && other.ticket < ticket);
         }
@@ -97,9 +99,10 @@ impl Turns {
 }
 
 impl Traffic {
-    fn must_wait(&self, ticket: u64, offset: u64, urgency: Urgency, overtaken: u32) -> bool {
+    fn must_wait(&self, ticket: u64, wanted: &Range<u64>, urgency: Urgency, overtaken: u32) -> bool {
+        let offset = wanted.start;
         let start = self.index.stretch_start(offset);
-        if self.runners.iter().any(|runner| (start..=offset).contains(&runner.at)) {
+        if self.runners.iter().any(|runner| (start..wanted.end).contains(&runner.at)) {
             return true;
         }
         // Those of the same stretch, and whoever has more right to it.
@@ -167,6 +170,10 @@ mod tests {
         turns
     }
 
+    fn at(offset: u64) -> Range<u64> {
+        offset..offset + 1
+    }
+
     fn wait_for_waiting(turns: &Turns, count: usize) {
         while turns.lock().waiting.len() < count {
             std::thread::sleep(Duration::from_millis(1));
@@ -176,17 +183,17 @@ mod tests {
     #[test]
     fn readers_of_different_stretches_do_not_wait() {
         let turns = turns(&[100, 200]);
-        let _turns = [turns.enter(50, Urgency::Wanted), turns.enter(150, Urgency::Ahead)];
-        let far = turns.enter(250, Urgency::Wanted);
+        let _turns = [turns.enter(at(50), Urgency::Wanted), turns.enter(at(150), Urgency::Ahead)];
+        let far = turns.enter(at(250), Urgency::Wanted);
         // Once it has passed an offset, it is in nobody's way there.
         far.reach(400, |_| ());
-        let _behind = turns.enter(300, Urgency::Wanted);
+        let _behind = turns.enter(at(300), Urgency::Wanted);
     }
 
     #[test]
     fn those_who_wait_go_by_urgency_and_offset() {
         let turns = turns(&[]);
-        let first = turns.enter(10, Urgency::Wanted);
+        let first = turns.enter(at(10), Urgency::Wanted);
         let (sender, order) = mpsc::channel();
         std::thread::scope(|scope| {
             let waiting =
@@ -194,7 +201,7 @@ mod tests {
             for (count, (offset, urgency)) in waiting.into_iter().enumerate() {
                 let (turns, sender) = (&turns, sender.clone());
                 scope.spawn(move || {
-                    let _turn = turns.enter(offset, urgency);
+                    let _turn = turns.enter(at(offset), urgency);
                     sender.send((offset, urgency)).unwrap();
                 });
                 wait_for_waiting(turns, count + 1);
@@ -209,14 +216,19 @@ mod tests {
     #[test]
     fn a_point_noted_on_the_way_frees_those_behind_it() {
         let turns = turns(&[]);
-        let runner = turns.enter(1000, Urgency::Wanted);
+        let runner = turns.enter(at(1000), Urgency::Wanted);
         std::thread::scope(|scope| {
-            let waiting = scope.spawn(|| drop(turns.enter(500, Urgency::Wanted)));
+            let waiting = scope.spawn(|| drop(turns.enter(at(500), Urgency::Wanted)));
             wait_for_waiting(&turns, 1);
             runner.reach(400, |index| index.add(Entry::new(400, 0, State::Raw([].into()))));
             std::thread::sleep(Duration::from_millis(10));
             assert!(!waiting.is_finished());
             runner.reach(600, |_| ());
+            waiting.join().unwrap();
+            // Who has come into what is wanted is about to pass the rest of it.
+            let waiting = scope.spawn(|| drop(turns.enter(500..700, Urgency::Wanted)));
+            wait_for_waiting(&turns, 1);
+            runner.reach(700, |_| ());
             waiting.join().unwrap();
         });
     }
@@ -224,14 +236,14 @@ mod tests {
     #[test]
     fn nobody_is_overtaken_for_ever() {
         let turns = turns(&[]);
-        let mut turn = Some(turns.enter(0, Urgency::Wanted));
+        let mut turn = Some(turns.enter(at(0), Urgency::Wanted));
         std::thread::scope(|scope| {
-            let far = scope.spawn(|| drop(turns.enter(1_000_000, Urgency::Wanted)));
+            let far = scope.spawn(|| drop(turns.enter(at(1_000_000), Urgency::Wanted)));
             wait_for_waiting(&turns, 1);
             for offset in 1..200 {
                 // The next one of the sequential reader waits before the present one is done.
                 let (turns, (sender, entered)) = (&turns, mpsc::channel());
-                scope.spawn(move || sender.send(turns.enter(offset, Urgency::Wanted)).ok());
+                scope.spawn(move || sender.send(turns.enter(at(offset), Urgency::Wanted)).ok());
                 while turns.lock().waiting.len() < 2 && !far.is_finished() {
                     std::thread::sleep(Duration::from_millis(1));
                 }
