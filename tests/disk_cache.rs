@@ -372,7 +372,7 @@ fn a_disk_cache_that_cannot_be_had_is_an_error_and_one_that_fills_the_disk_is_no
     let small = folder.path().join("small");
     fs::create_dir(&small).unwrap();
     let _cleared = Unmounted(small.clone());
-    sh(&format!("mount -t tmpfs -o size=8M none {}", small.display()));
+    sh(&format!("mount -t tmpfs -o size=8M,mode=700 none {}", small.display()));
     let (catalog, _) = open(&store, Some(&small), []);
     let opened = image(&catalog, "b");
     for _ in 0..3 {

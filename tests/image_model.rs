@@ -39,11 +39,17 @@ use painted::Painted;
 /// Cache sizes in bytes: none, less than an image, more than all.
 const CACHE_BYTES: &[u64] = &[0, 64 << 10, 64 << 20];
 
+/// Restart points are about so far apart, in plain bytes.
+const RESTART_SPACING_BYTES: u64 = 1000;
+
 /// Readers at a time.
 const THREADS: usize = 4;
 
 fn open(store: Arc<dyn Store>, cache_bytes_max: u64) -> Catalog {
-    Catalog::open(store, CatalogOptions { cache_bytes_max, ..CatalogOptions::default() }).unwrap()
+    // Points as close as the streams allow, so that small histories have many.
+    let restart_spacing_bytes = Some(RESTART_SPACING_BYTES);
+    let options = CatalogOptions { cache_bytes_max, restart_spacing_bytes, ..CatalogOptions::default() };
+    Catalog::open(store, options).unwrap()
 }
 
 fn memory_store(built: &Built) -> MemoryStore {

@@ -67,6 +67,9 @@ pub struct CatalogOptions {
     pub restart_points: bool,
     /// Where restart points are kept between runs, if anywhere.
     pub seek_indexes: Option<Arc<SeekIndexStore>>,
+    /// How far apart restart points are, in plain bytes, whatever the codec; `None` for what suits each one. For tests and
+    /// tuning: close points cost memory and time.
+    pub restart_spacing_bytes: Option<u64>,
     /// Threads that work ahead of readers; with 0 nothing is done ahead, and points are not kept.
     pub workers: usize,
     /// Where things are kept between runs; `None` for nowhere.
@@ -83,6 +86,7 @@ impl Default for CatalogOptions {
             idle_decoder_bytes_max: 32 << 20,
             restart_points: true,
             seek_indexes: None,
+            restart_spacing_bytes: None,
             workers: std::thread::available_parallelism().map_or(1, Into::into).min(WORKERS_MAX),
             cache_dir: None,
             disk_cache_bytes_max: 0,
@@ -207,7 +211,8 @@ impl Catalog {
     /// for cannot be had.
     pub fn open(store: Arc<dyn Store>, options: CatalogOptions) -> Result<Self> {
         let workers = Arc::new(Workers::new(options.workers));
-        let indexing = Indexing::new(options.seek_indexes, workers, options.restart_points);
+        let indexing = Indexing::new(options.seek_indexes, workers, options.restart_points)
+            .with_spacing(options.restart_spacing_bytes);
         let mut engine =
             Engine::new(store, options.cache_bytes_max, options.idle_decoder_bytes_max, Arc::new(indexing));
         if options.disk_cache_bytes_max > 0 {
@@ -252,6 +257,11 @@ impl Catalog {
     /// The image of a backup; the error says why it has none. Opened images are shared and kept for a while.
     pub fn image(&self, entry: &Entry) -> Result<Arc<Image>> {
         self.0.image(entry)
+    }
+
+    /// About how much memory the states of restart points take now, in bytes.
+    pub fn restart_state_bytes(&self) -> u64 {
+        self.0.engine.restart_state_bytes()
     }
 
     /// Saves the restart points that were noted and not saved yet. To be called before the process ends.

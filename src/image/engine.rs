@@ -1,8 +1,10 @@
 //! What all images of a process share: the store, the opened objects, the caches and the decodes under way.
 
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use super::copies::Copies;
+use super::readahead::Readers;
 use crate::block::{BlockCache, Flights, VerifiedBlock};
 use crate::cache_dir::blocks::BlockRing;
 use crate::object::indexing::Indexing;
@@ -19,6 +21,8 @@ pub struct Engine {
     disk: Option<Arc<BlockRing>>,
     flights: Flights,
     copies: OnceLock<Weak<dyn Copies>>,
+    readers: Mutex<Readers>,
+    images: AtomicU64,
 }
 
 impl Engine {
@@ -39,7 +43,19 @@ impl Engine {
             disk: None,
             flights: Flights::default(),
             copies: OnceLock::new(),
+            readers: Mutex::new(Readers::new(cache_bytes_max)),
+            images: AtomicU64::new(0),
         }
+    }
+
+    /// Who reads on and on.
+    pub(super) fn readers(&self) -> MutexGuard<'_, Readers> {
+        self.readers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A number that no other image has.
+    pub(super) fn next_image(&self) -> u64 {
+        self.images.fetch_add(1, Ordering::Relaxed)
     }
 
     pub(super) fn workers(&self) -> &Workers {
@@ -89,6 +105,11 @@ impl Engine {
     /// Saves the restart points that were noted and not saved yet.
     pub fn keep_indexes(&self) {
         self.objects.keep_indexes();
+    }
+
+    /// Bytes of restart points' states that are held in memory.
+    pub fn restart_state_bytes(&self) -> u64 {
+        self.objects.indexing().held_bytes()
     }
 
     /// The store.

@@ -39,10 +39,9 @@ pub use materialised::Materialised;
 pub use objects::StoredObject;
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 
 use self::damage::DamageLog;
-use self::readahead::Readers;
 use self::unproven::UnprovenView;
 use self::view::View;
 use crate::backup::{Backup, BlockHashTable, DataObject, DigestFile};
@@ -102,7 +101,8 @@ pub struct Image {
     count_started: OnceLock<()>,
     content_hash: OnceLock<BlockHash>,
     engine: Arc<Engine>,
-    readers: Mutex<Readers>,
+    /// Tells it apart among the images of its engine.
+    number: u64,
 }
 
 enum Content {
@@ -162,7 +162,7 @@ impl Image {
             data_bytes,
             count_started,
             content_hash: OnceLock::new(),
-            readers: Mutex::new(Readers::new(engine.cache().bytes_max())),
+            number: engine.next_image(),
             engine: engine.clone(),
         })
     }
@@ -279,7 +279,7 @@ impl Image {
         if range.start >= end {
             return;
         }
-        let next = self.readers.lock().unwrap_or_else(PoisonError::into_inner).note(range.start..end);
+        let next = self.engine.readers().note(self.number, range.start..end);
         for window in readahead::windows(next.start..next.end.min(self.len_bytes)) {
             let image = Arc::downgrade(self);
             let fetch = move || {

@@ -33,7 +33,7 @@ impl StoredObject<'_> {
 
     /// Whether a read in its middle is slow without restart points.
     pub fn needs_restart_points(&self) -> bool {
-        self.codec.spacing_bytes().is_some_and(|spacing| self.len_bytes > spacing)
+        self.engine.objects().indexing().spacing_bytes(self.codec, self.len_bytes).is_some()
     }
 
     /// Opens it.

@@ -22,13 +22,16 @@ const AHEAD_BYTES_MAX: u64 = 32 << 20;
 /// The part of the block cache that may be ahead of readers.
 const CACHE_SHARE: u64 = 4;
 
-/// Readers of one image that are told apart.
-const READERS_MAX: usize = 16;
+/// Readers that are told apart, of all images together.
+const READERS_MAX: usize = 64;
+
+/// Who has not read for so many reads of others has stopped, and what is ahead of him no longer counts.
+const STOPPED_READS: u64 = 1024;
 
 /// Requests of one reader that are in flight at once come in any order, but not further apart than some of them.
 const DISORDER: u64 = 4;
 
-/// The readers of one image.
+/// The readers of all images that share a cache.
 #[derive(Debug)]
 pub(super) struct Readers {
     ahead_bytes_max: u64,
@@ -38,6 +41,7 @@ pub(super) struct Readers {
 
 #[derive(Debug)]
 struct Reader {
+    image: u64,
     /// The end of what he has read.
     at: u64,
     /// How much he has read on.
@@ -48,24 +52,29 @@ struct Reader {
 }
 
 impl Readers {
-    /// For an image whose blocks share a cache of this size.
+    /// For images whose blocks share a cache of this size, in bytes.
     pub(super) fn new(cache_bytes_max: u64) -> Self {
         let ahead_bytes_max = (cache_bytes_max / CACHE_SHARE).min(AHEAD_BYTES_MAX);
         Self { ahead_bytes_max, clock: 0, readers: Vec::new() }
     }
 
-    /// Takes note of a read, and returns what is to be fetched now; it may be empty.
-    pub(super) fn note(&mut self, read: Range<u64>) -> Range<u64> {
+    /// Takes note of a read of an image, and returns what is to be fetched of it now; it may be empty.
+    pub(super) fn note(&mut self, image: u64, read: Range<u64>) -> Range<u64> {
         self.clock += 1;
         let len = read.end.saturating_sub(read.start);
         let near = len.saturating_mul(DISORDER);
         let is_his = |reader: &&mut Reader| {
-            read.start.saturating_add(near) >= reader.at && read.start <= reader.at.saturating_add(near)
+            reader.image == image
+                && read.start.saturating_add(near) >= reader.at
+                && read.start <= reader.at.saturating_add(near)
         };
-        let active = self.readers.iter().filter(|reader| reader.fetched_to > reader.at).count().max(1) as u64;
+        let now = self.clock;
+        let is_going_on = |reader: &&Reader| reader.ahead() > 0 && reader.used + STOPPED_READS > now;
+        let active = self.readers.iter().filter(is_going_on).count().max(1) as u64;
+        let all_ahead: u64 = self.readers.iter().filter(is_going_on).map(Reader::ahead).sum();
         let Some(reader) = self.readers.iter_mut().filter(is_his).min_by_key(|r| r.at.abs_diff(read.start))
         else {
-            let new = Reader { at: read.end, proven: 0, fetched_to: 0, used: self.clock };
+            let new = Reader { image, at: read.end, proven: 0, fetched_to: 0, used: self.clock };
             let is_full = self.readers.len() >= READERS_MAX;
             match self.readers.iter_mut().min_by_key(|reader| reader.used) {
                 Some(oldest) if is_full => *oldest = new,
@@ -73,13 +82,14 @@ impl Readers {
             }
             return 0..0;
         };
+        let others_ahead = all_ahead.saturating_sub(reader.ahead());
         reader.used = self.clock;
         reader.proven = reader.proven.saturating_add(read.end.saturating_sub(reader.at));
         reader.at = reader.at.max(read.end);
         if reader.proven < PROVEN_BYTES {
             return 0..0;
         }
-        let most = self.ahead_bytes_max / active;
+        let most = (self.ahead_bytes_max / active).min(self.ahead_bytes_max.saturating_sub(others_ahead));
         let ahead = reader.proven.saturating_mul(2).min(most);
         let to = reader.at.saturating_add(ahead) / WINDOW_BYTES * WINDOW_BYTES;
         // Where nothing is left of what was fetched, it begins anew.
@@ -89,6 +99,13 @@ impl Readers {
         }
         reader.fetched_to = to;
         from..to
+    }
+}
+
+impl Reader {
+    /// How much is ahead of him, in bytes.
+    fn ahead(&self) -> u64 {
+        self.fetched_to.saturating_sub(self.at)
     }
 }
 
@@ -111,7 +128,7 @@ mod tests {
 
     /// Reads of `len` bytes at `offsets`; what was fetched for them.
     fn fetched(readers: &mut Readers, len: u64, offsets: impl IntoIterator<Item = u64>) -> Vec<Range<u64>> {
-        let ranges = offsets.into_iter().map(|offset| readers.note(offset..offset + len));
+        let ranges = offsets.into_iter().map(|offset| readers.note(0, offset..offset + len));
         ranges.filter(|range| !range.is_empty()).collect()
     }
 
@@ -156,8 +173,8 @@ mod tests {
         let starts: Vec<u64> = (0..8).map(|n| n << 40).collect();
         let mut fetched_to = starts.clone();
         for n in 0..300 {
-            for (start, to) in starts.iter().zip(&mut fetched_to) {
-                let range = readers.note(start + n * MIB..start + (n + 1) * MIB);
+            for (image, (start, to)) in starts.iter().zip(&mut fetched_to).enumerate() {
+                let range = readers.note(image as u64 / 2, start + n * MIB..start + (n + 1) * MIB);
                 *to = (*to).max(range.end);
             }
         }

@@ -24,7 +24,7 @@ use crate::backup::{Backup, BlockHashTable};
 use crate::block::{Claim, Follow, Lead, VerifiedBlock, hash_of_zeros};
 use crate::chain::extent_map::{ExtentMap, ObjectIndex, Piece};
 use crate::error::{Error, ErrorKind, Result};
-use crate::object::{Filled, NothingElse, ObjectReader, Passing, Urgency};
+use crate::object::{Filled, NothingElse, ObjectReader, Passing, SecondLook, Urgency};
 use crate::types::{BlockHash, BlockIndex, ObjectName};
 
 /// Plain bytes decoded at once, in bytes, unless a single block is larger.
@@ -425,30 +425,58 @@ impl View {
         error: Error,
         read_from: &[(Arc<ObjectReader>, u64)],
     ) -> Result<Arc<VerifiedBlock>> {
-        let may_help = read_from.iter().any(|(reader, seen)| reader.may_have_been_misled(*seen));
-        if !error.kind().is_damage() || !may_help {
+        if !error.kind().is_damage() {
             return Err(error);
         }
         let range = self.range_of(wanted.block);
-        let mut plain = vec![0; (range.end - range.start) as usize];
-        let mut to_blame: Vec<&ObjectReader> = Vec::new();
+        let mut pieces: Vec<(ObjectName, Range<u64>, u64)> = Vec::new();
         for piece in self.map.pieces(range.clone()) {
             let Piece::Data { image, object, object_offset } = piece else { continue };
-            let out = &mut plain[(image.start - range.start) as usize..(image.end - range.start) as usize];
-            let name =
+            let named =
                 super::object_of(&self.layers, object).and_then(|(backup, data)| backup.object_name(data));
-            let reader =
-                name.ok().and_then(|name| read_from.iter().find(|(reader, _)| *reader.name() == name));
-            let Some((reader, seen)) = reader else { return Err(error) };
-            match reader.read_again(out, object_offset, *seen) {
-                Ok(true) => to_blame.push(reader),
-                Ok(false) => {}
-                Err(_) => return Err(error),
-            }
+            let Ok(name) = named else { return Err(error) };
+            pieces.push((name, image, object_offset));
         }
-        let verified = self.verify(wanted, &plain).map_err(|_| error)?;
-        to_blame.iter().for_each(|reader| reader.forget_index());
-        Ok(verified)
+        // By id, so that two who look at the same objects do not wait for each other.
+        let mut readers: Vec<_> = read_from
+            .iter()
+            .filter(|(reader, _)| pieces.iter().any(|(name, ..)| name == reader.name()))
+            .collect();
+        readers.sort_by_key(|(reader, seen)| (reader.id(), *seen));
+        readers.dedup_by_key(|(reader, _)| reader.id());
+        let mut looks: Vec<_> = readers.iter().map(|(reader, seen)| reader.look_again(*seen)).collect();
+        let mut plain = vec![0; (range.end - range.start) as usize];
+        let part =
+            |image: &Range<u64>| (image.start - range.start) as usize..(image.end - range.start) as usize;
+        // Whoever decoded it may have come through damage that lies before the next place to begin from.
+        let places: Vec<_> = pieces
+            .iter()
+            .filter_map(|(name, image, offset)| {
+                let look = looks.iter().find(|look| look.object().name() == name)?;
+                Some((look, image, *offset))
+            })
+            .collect();
+        if places.iter().any(|(look, _, offset)| look.may_enter_anew(*offset)) {
+            let is_read = places
+                .iter()
+                .all(|(look, image, offset)| look.read_anew(&mut plain[part(image)], *offset).is_ok());
+            if let Some(verified) = is_read.then(|| self.verify(wanted, &plain).ok()).flatten() {
+                return Ok(verified);
+            }
+            places.iter().for_each(|(look, _, offset)| look.is_lost_from(*offset));
+        }
+        if !looks.iter().any(SecondLook::may_help) {
+            return Err(error);
+        }
+        plain.fill(0);
+        let is_read = pieces.iter().all(|(name, image, object_offset)| {
+            let out = &mut plain[part(image)];
+            let look = looks.iter_mut().find(|look| look.object().name() == name);
+            look.is_some_and(|look| look.read_at(out, *object_offset).is_ok())
+        });
+        let verified = if is_read { self.verify(wanted, &plain) } else { Err(error.clone()) };
+        looks.into_iter().for_each(|look| look.end(verified.is_ok()));
+        verified.map_err(|_| error)
     }
 
     /// Looks for another copy of a block that is damaged.

@@ -26,10 +26,16 @@ pub(super) struct Cursor {
     pub(super) at: u64,
     /// The decoder.
     pub(super) decoder: Box<dyn Decoder>,
+    /// Up to where the points that it passed have been taken.
+    pub(super) noted_to: u64,
     /// What it records.
     pub(super) recording: Option<Recording>,
     /// The object's generation when it began: a decoder that began at a restart point which was wrong is of no use.
     pub(super) generation: u64,
+    /// The plain offset where it began.
+    pub(super) entered: u64,
+    /// How often bytes of the object had been wrong when it began.
+    pub(super) doubts: u64,
 }
 
 /// The idle decoders of a process.
@@ -98,7 +104,15 @@ mod tests {
     }
 
     fn cursor(at: u64, weight: usize) -> Cursor {
-        Cursor { at, decoder: Box::new(Weight(weight)), recording: None, generation: 0 }
+        Cursor {
+            at,
+            decoder: Box::new(Weight(weight)),
+            noted_to: at,
+            entered: 0,
+            recording: None,
+            generation: 0,
+            doubts: 0,
+        }
     }
 
     #[test]

@@ -37,13 +37,25 @@ pub struct Indexing {
     store: Option<Arc<SeekIndexStore>>,
     workers: Arc<Workers>,
     is_on: bool,
+    spacing_bytes: Option<u64>,
     held_bytes: AtomicI64,
 }
 
 impl Indexing {
     /// Restart points are kept in `store`, where there is one; without `is_on` none are noted or used.
     pub fn new(store: Option<Arc<SeekIndexStore>>, workers: Arc<Workers>, is_on: bool) -> Self {
-        Self { store, workers, is_on, held_bytes: AtomicI64::new(0) }
+        Self { store, workers, is_on, spacing_bytes: None, held_bytes: AtomicI64::new(0) }
+    }
+
+    /// The same with points about so many plain bytes apart, instead of what suits the codec.
+    #[must_use]
+    pub fn with_spacing(self, spacing_bytes: Option<u64>) -> Self {
+        Self { spacing_bytes: spacing_bytes.map(|bytes| bytes.max(1)), ..self }
+    }
+
+    /// Bytes of states in memory.
+    pub(crate) fn held_bytes(&self) -> u64 {
+        self.held_bytes.load(Ordering::Relaxed).max(0).unsigned_abs()
     }
 
     pub(crate) fn workers(&self) -> &Arc<Workers> {
@@ -51,8 +63,8 @@ impl Indexing {
     }
 
     /// How far apart points of an object of `len_bytes` plain bytes should be; `None` when it needs none.
-    pub(super) fn spacing_bytes(&self, codec: Codec, len_bytes: u64) -> Option<u64> {
-        let spacing = codec.spacing_bytes()?;
+    pub(crate) fn spacing_bytes(&self, codec: Codec, len_bytes: u64) -> Option<u64> {
+        let spacing = codec.spacing_bytes().map(|usual| self.spacing_bytes.unwrap_or(usual))?;
         (self.is_on && len_bytes > spacing).then_some(spacing)
     }
 

@@ -26,8 +26,9 @@ mod resume;
 mod seek_index;
 mod turns;
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Once, OnceLock, Weak};
+use std::sync::{Arc, Mutex, Once, OnceLock, Weak};
 
 use self::cursors::{Cursor, IdleCursors};
 use self::failures::Failures;
@@ -40,7 +41,7 @@ use crate::store::ObjectSource;
 use crate::types::ObjectName;
 
 pub use self::failures::FAILURE_BELIEVED;
-pub use self::resume::Whole;
+pub use self::resume::{SecondLook, Whole};
 pub use self::turns::Urgency;
 
 /// How far before the wanted bytes passed bytes are worth offering. Requests of at most 1 MiB are taken up in order, each
@@ -71,6 +72,12 @@ pub struct ObjectReader {
     is_tidying: AtomicBool,
     /// The points of an earlier run have been found good or forgotten.
     is_index_settled: AtomicBool,
+    /// How often bytes of it were wrong: a decoder that ran through damage may be off for all that follows.
+    doubts: AtomicU64,
+    /// Where stretches begin whose bytes stay wrong when they are decoded from there.
+    lost_stretches: Mutex<BTreeSet<u64>>,
+    /// Held by whoever looks again at bytes that were wrong.
+    looking_again: Mutex<()>,
     failures: Failures,
 }
 
@@ -143,8 +150,16 @@ impl ObjectReader {
             loaded: Once::new(),
             is_tidying: AtomicBool::new(false),
             is_index_settled: AtomicBool::new(true),
+            doubts: AtomicU64::new(0),
+            lost_stretches: Mutex::default(),
+            looking_again: Mutex::default(),
             failures: Failures::default(),
         })
+    }
+
+    /// Tells readers apart, also those of the same object.
+    pub fn id(&self) -> u64 {
+        self.id
     }
 
     /// The object's name in the store.
@@ -159,21 +174,23 @@ impl ObjectReader {
         offset: u64,
         passing: &mut dyn Passing,
     ) -> Result<Filled, ReadFailure> {
+        let generation = self.generation();
         let result = match (self.failures.believed_at(offset), self.stream.codec()) {
             (Some(error), _) => Err(ReadFailure { filled: 0, error }),
             (None, Codec::None) => self.read_stored(out, offset),
             (None, Codec::Zlib | Codec::Bz2 | Codec::Zstd) => self.read_compressed(out, offset, passing),
         };
         result.map_err(|failure| {
-            self.note_failure(offset + failure.filled as u64, &failure.error);
+            self.note_failure(offset + failure.filled as u64, &failure.error, generation);
             let error = failure.error.context(format!("object {:?}", self.name));
             ReadFailure { error, ..failure }
         })
     }
 
     /// Tells that bytes of this object were not what they must be, so that it is soon opened anew: the store may hold
-    /// another object under this name by now.
+    /// another object under this name by now. Decoders that are on their way do not go on past the next restart point.
     pub fn suspect(&self, error: &Error) {
+        self.doubts.fetch_add(1, Ordering::AcqRel);
         self.failures.suspect(error);
     }
 
@@ -182,15 +199,18 @@ impl ObjectReader {
         self.failures.are_old()
     }
 
-    /// Remembers that a read failed at a plain offset.
-    fn note_failure(&self, at: u64, error: &Error) {
+    /// Remembers that a read failed at a plain offset, at generation `seen`.
+    fn note_failure(&self, at: u64, error: &Error, seen: u64) {
         // A damaged stream stays damaged, up to the next place where it can be entered. A store that failed may answer the
         // next time, but perhaps not through this descriptor: after a file server was away it may stay stale for good.
         let is_damaged =
             matches!(error.kind(), ErrorKind::Codec | ErrorKind::Truncated | ErrorKind::LimitExceeded);
         if is_damaged {
-            let end = self.turns.lock().index.next_after(at).unwrap_or(u64::MAX);
-            self.failures.add(at..end, error);
+            let traffic = self.turns.lock();
+            // What was decoded from points that are forgotten by now says nothing of the object.
+            if seen == self.generation() {
+                self.failures.add(at..traffic.index.next_after(at).unwrap_or(u64::MAX), error);
+            }
         } else {
             self.failures.suspect(error);
         }
@@ -278,7 +298,7 @@ impl ObjectReader {
         };
         // Not only the wanted bytes are lost, but all from here on.
         if error.kind().is_damage() {
-            self.note_failure(cursor.at, &error);
+            self.note_failure(cursor.at, &error, cursor.generation);
         }
         Err(error)
     }
@@ -293,5 +313,6 @@ impl Drop for ObjectReader {
     fn drop(&mut self) {
         self.cursors.drop_all_of(self.id);
         self.keep_index();
+        self.indexing.account(self.turns.lock().index.held_bytes(), 0);
     }
 }

@@ -37,15 +37,17 @@ impl ObjectPool {
     /// The object `name`, which is compressed as `codec` says and should hold `len_bytes` plain bytes.
     pub fn get(&self, name: ObjectName, codec: Codec, len_bytes: u64) -> Result<Arc<ObjectReader>> {
         let key = (name, codec, len_bytes);
-        if let Some(reader) = self.lock().get(&key)
-            && !reader.is_stale()
-        {
+        let known = self.lock().get(&key).cloned();
+        if let Some(reader) = known.as_ref().filter(|reader| !reader.is_stale()) {
             return Ok(reader.clone());
         }
         // Opened without the lock: a slow store must not stop readers of what is open.
         let source = self.store.open(&key.0)?;
         let (cursors, indexing) = (self.cursors.clone(), self.indexing.clone());
         let reader = ObjectReader::new(key.0.clone(), codec, len_bytes, source, cursors, indexing);
+        if let Some(known) = known {
+            reader.inherit(&known);
+        }
         let mut open = self.lock();
         // Another thread may have been quicker; two readers of one object would decode it twice.
         if let Some(other) = open.get(&key)
@@ -63,6 +65,11 @@ impl ObjectPool {
     pub fn keep_indexes(&self) {
         let open: Vec<_> = self.lock().iter().map(|(_, reader)| reader.clone()).collect();
         open.iter().for_each(|reader| reader.keep_index());
+    }
+
+    /// What is shared about restart points.
+    pub(crate) fn indexing(&self) -> &Indexing {
+        &self.indexing
     }
 
     /// The store that the objects are in.

@@ -52,7 +52,7 @@ impl State {
 }
 
 /// All points of one object.
-#[derive(Default, Debug)]
+#[derive(Clone, Default, Debug)]
 pub(super) struct SeekIndex {
     entries: Vec<Entry>,
     known_to: u64,
@@ -70,9 +70,12 @@ impl SeekIndex {
         self.known_to
     }
 
-    /// Notes that decoders which recorded have come to `offset`.
-    pub(super) fn reach(&mut self, offset: u64) {
-        self.known_to = self.known_to.max(offset);
+    /// Notes that a decoder which recorded has come from one place to another.
+    pub(super) fn reach(&mut self, from: u64, to: u64) {
+        // What lies before a place in the middle may have been lost.
+        if from <= self.known_to {
+            self.known_to = self.known_to.max(to);
+        }
     }
 
     /// Bytes of states in memory.
@@ -121,11 +124,12 @@ impl SeekIndex {
         }
     }
 
-    /// Forgets the point at `plain_offset`.
+    /// Forgets the point at `plain_offset`: what it led to has to be decoded anew to have a point there again.
     pub(super) fn remove(&mut self, plain_offset: u64) {
         if let Ok(at) = self.entries.binary_search_by_key(&plain_offset, |known| known.plain_offset) {
             let removed = self.entries.remove(at);
             self.discount(&removed.state);
+            self.known_to = self.known_to.min(self.stretch_start(plain_offset));
         }
     }
 
@@ -233,6 +237,20 @@ mod tests {
         assert_eq!(from(250), Some(300));
         assert_eq!(from(800), Some(900));
         assert_eq!(index.wanted(150, 20).map(|recording| recording.from), Some(120));
+    }
+
+    #[test]
+    fn what_a_lost_point_led_to_is_known_again_once_it_was_decoded() {
+        let mut index = index(&[100, 200, 300]);
+        index.reach(0, 400);
+        index.remove(200);
+        assert_eq!(index.known_to(), 100);
+        // Whoever begins behind it does not fill the gap.
+        index.reach(300, 400);
+        assert_eq!(index.known_to(), 100);
+        index.reach(100, 300);
+        index.reach(300, 400);
+        assert_eq!(index.known_to(), 400);
     }
 
     #[test]

@@ -167,10 +167,18 @@ impl BackupSpec {
 
     /// Names relative to the store's root, and bytes, in the order in which Cinder writes them.
     pub(crate) fn files(&self) -> Vec<(String, Vec<u8>)> {
+        self.files_packed_by(|object| object.packing.pack(&object.plain))
+    }
+
+    /// The same, where all objects hold the same bytes, packed before.
+    pub(crate) fn files_with(&self, stored: &[u8]) -> Vec<(String, Vec<u8>)> {
+        self.files_packed_by(|_| stored.to_vec())
+    }
+
+    fn files_packed_by(&self, pack: impl Fn(&ObjectSpec) -> Vec<u8>) -> Vec<(String, Vec<u8>)> {
         let stem = format!("{}/{}", self.container(), self.prefix());
         let objects = self.objects.iter().enumerate();
-        let mut files: Vec<_> =
-            objects.map(|(i, object)| (self.object_path(i), object.packing.pack(&object.plain))).collect();
+        let mut files: Vec<_> = objects.map(|(i, object)| (self.object_path(i), pack(object))).collect();
         if let Some((block_bytes, digests)) = &self.digests {
             files.push((format!("{stem}_sha256file"), self.sha256file(*block_bytes, digests).into_bytes()));
         }
