@@ -56,7 +56,7 @@ impl Codec {
     pub fn spacing_bytes(self) -> Option<u64> {
         match self {
             Self::None => None,
-            Self::Zlib => Some(1 << 20),
+            Self::Zlib => Some(2 << 20),
             Self::Bz2 => Some(1 << 20),
             Self::Zstd => Some(zstd::SPACING_BYTES),
         }
@@ -65,8 +65,9 @@ impl Codec {
     /// How dense points may become where readers come back often, in plain bytes; `None` where that would cost too much.
     pub fn dense_spacing_bytes(self) -> Option<u64> {
         match self {
-            Self::Zlib => Some(256 << 10),
-            Self::None | Self::Bz2 | Self::Zstd => None,
+            Self::Zlib => Some(512 << 10),
+            Self::Zstd => Some(16 << 20),
+            Self::None | Self::Bz2 => None,
         }
     }
 

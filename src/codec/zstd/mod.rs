@@ -41,10 +41,11 @@ const FRAME_START_BYTES: usize = 5;
 /// What libzstd adds to its wishes so that a call may go on to the next block, whose header has this length.
 const BLOCK_HEADER_BYTES: usize = 3;
 
-/// Plain bytes that should lie between two points inside a frame. A point costs about 0.3 ms of a pass and some 40 KB of index in
-/// text, less elsewhere: at 16 MiB that is 6 to 11 % of the decoder's time and 0.25 % of the plain bytes at most, and a random read
-/// decodes 8 MiB, 4 ms, on average. (`examples/zstd_restarts.rs` measures it.)
-pub(super) const SPACING_BYTES: u64 = 16 << 20;
+/// Plain bytes that should lie between two points inside a frame. A point costs about 0.3 ms of a pass, as much in page faults, and 2
+/// to 7 ms of another core to pack; some 40 KB of index in text, less elsewhere. At 16 MiB that was 6 to 11 % of the decoder's
+/// time and more of a mounted pass; at 64 MiB it is hidden, and a random read decodes 32 MiB, 10 ms, on average, until readers
+/// that come back have made points denser. (`examples/zstd_restarts.rs` measures it.)
+pub(super) const SPACING_BYTES: u64 = 64 << 20;
 
 /// Bytes of a frame's checksum.
 const CHECKSUM_BYTES: usize = 4;
