@@ -184,6 +184,7 @@ fn digests_that_were_overwritten_are_not_served_from_disk() {
     assert!(failed.is_err(), "its digests were never read");
 }
 
+// > With `disk_cache=SIZE` verified blocks are also kept in the cache directory, at most SIZE bytes in one sparse file that all mounts share; each is compared with its sha256 again when it is read back.
 #[test]
 fn damage_to_the_file_at_any_time_changes_no_byte() {
     let folder = open_folder();
@@ -245,6 +246,7 @@ fn damage_to_the_file_at_any_time_changes_no_byte() {
     assert!(read_all(&image(&last, "b")).unwrap() == bytes);
 }
 
+// > With `disk_cache=SIZE` verified blocks are also kept in the cache directory, at most SIZE bytes in one sparse file that all mounts share; each is compared with its sha256 again when it is read back.
 #[test]
 fn the_bound_holds_when_far_more_is_read() {
     let folder = open_folder();
@@ -352,6 +354,7 @@ fn processes_share_a_cache_under_load_and_may_be_killed_at_any_moment() {
     assert!(read_all(&image(&again, id)).unwrap() == *bytes);
 }
 
+// > A disk cache that cannot be opened stops the mount; one that fails later, on a full disk for instance, fails no read.
 #[test]
 fn a_disk_cache_that_cannot_be_had_is_an_error_and_one_that_fills_the_disk_is_not() {
     let folder = open_folder();
@@ -405,6 +408,7 @@ fn read_through(path: &Path) -> std::io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+// > An image of which every block is in the disk cache stays readable while the store fails or is gone, as long as the mount stands.
 #[test]
 fn a_mount_goes_on_when_its_store_fails_or_goes_away() {
     let folder = open_folder();

@@ -161,6 +161,7 @@ const STORES: [&str; 10] = [
     "zstd-chain",
 ];
 
+// > A hydrated image is read by the kernel itself where root mounted with Linux 6.9 or newer, unless `passthrough=off` is given; its bytes were compared with their digests when it was hydrated, and are not again at each read.
 #[test]
 fn genuine_backups_are_read_by_the_kernel_alone() {
     let world = World::new();
@@ -250,6 +251,7 @@ fn holes_sizes_and_copies_tell_the_truth_through_the_kernel() {
     assert_eq!(reads(&mount), 0, "{}", mount.log());
 }
 
+// > A hydrated file that was written to, cut, replaced or copied, that others may write to, or that has other digests than the backup is not used.
 #[test]
 fn a_file_that_is_not_as_it_was_left_is_not_used() {
     let other_id = "22222222-2222-4333-8444-555555555555";
@@ -319,6 +321,7 @@ fn forge_record(world: &World) {
     fs::write(&path, record.to_string()).unwrap();
 }
 
+// > Where the kernel does not read it itself, a hydrated image is a source of blocks, each compared at each read, and no object is needed.
 #[test]
 fn without_passthrough_each_block_is_compared() {
     let (world, backup) = World::with_backup(100);
@@ -340,6 +343,7 @@ fn without_passthrough_each_block_is_compared() {
 }
 
 /// Digests may be copied or replaced under a backup; the record says which ones were compared.
+// > A hydrated file that was written to, cut, replaced or copied, that others may write to, or that has other digests than the backup is not used.
 #[test]
 fn a_store_that_was_copied_keeps_its_images_and_other_digests_do_not() {
     let (world, backup) = World::with_backup(40);
@@ -453,6 +457,7 @@ fn an_image_that_is_dropped_while_it_is_open_stays_readable_and_gives_its_space_
 }
 
 /// Opens and closes in many threads while images come and go: nobody may see an error or a wrong byte.
+// > How an image is read is decided when it is first opened and stays so until it is last closed; no open fails because an image is hydrated or dropped meanwhile.
 #[test]
 fn opens_while_images_come_and_go_all_succeed() {
     let (world, backup) = World::with_backup(40);
@@ -678,6 +683,7 @@ fn a_cache_inside_the_store_is_refused() {
 }
 
 /// The kernel reads on without a daemon.
+// > A hydrated image that the kernel reads stays readable through open files after the daemon's end, unlike all else.
 #[test]
 fn an_open_hydrated_image_outlives_its_daemon() -> io::Result<()> {
     let (world, backup) = World::with_backup(40);

@@ -143,6 +143,7 @@ fn what_is_ahead_is_at_most_a_quarter_of_the_cache() {
     assert!(furthest >= 1 << 20, "{furthest} bytes ahead: nothing was fetched ahead");
 }
 
+// > For who reads on, what comes next is fetched ahead into the block cache, at most a quarter of `cache_size` for all readers of a mount together; reads at random places fetch nothing ahead.
 #[test]
 fn random_readers_cause_none() {
     let _watchdog = Watchdog::new();
@@ -173,6 +174,7 @@ fn random_readers_cause_none() {
 }
 
 /// Many sequential readers of different images share the cache; none may drive out what was fetched for another.
+// > For who reads on, what comes next is fetched ahead into the block cache, at most a quarter of `cache_size` for all readers of a mount together; reads at random places fetch nothing ahead.
 #[test]
 fn readers_of_many_images_do_not_fetch_more_ahead_than_the_cache_holds() {
     const IMAGES: usize = 12;
@@ -197,6 +199,7 @@ fn readers_of_many_images_do_not_fetch_more_ahead_than_the_cache_holds() {
     );
 }
 
+// > A store that hangs on one image holds up no reader of another.
 #[test]
 fn a_store_that_hangs_on_one_image_holds_up_no_reader_of_another() {
     let _watchdog = Watchdog::new();

@@ -178,6 +178,7 @@ const HARMED: &[(&str, Packing, Option<u64>)] = &[
     ("zstd", Packing::Zstd { level: 3, frames: 1 }, Some(2 << 20)),
 ];
 
+// > Restart points that reads have found are kept in the cache directory and serve later mounts; points that are damaged, foreign or wrong cost time and never a byte.
 #[test]
 fn a_later_run_fetches_what_lies_between_two_points() {
     for &(name, packing, len, spacing) in RESTARTED {
@@ -290,6 +291,7 @@ fn points_of_another_object_are_found_out_by_many_readers_at_once() {
 }
 
 /// What a bug of a writer, or somebody with a purpose, might leave: right checksums over wrong points.
+// > Restart points that reads have found are kept in the cache directory and serve later mounts; points that are damaged, foreign or wrong cost time and never a byte.
 #[test]
 fn points_that_are_wrong_under_right_checksums_never_reach_a_reader() {
     for &(name, packing, spacing) in HARMED {
@@ -346,6 +348,7 @@ fn check_wrong_points(kit: &Kit) {
     }
 }
 
+// > Restart points that reads have found are kept in the cache directory and serve later mounts; points that are damaged, foreign or wrong cost time and never a byte.
 #[test]
 fn files_that_are_damaged_or_deleted_while_they_are_used_change_no_byte() {
     let _watchdog = Watchdog::new();
@@ -504,6 +507,7 @@ fn lost(image: &Image, plain: &[u8]) -> Vec<u64> {
     lost
 }
 
+// > In a compressed object with restart points, damage costs what lies between it and the next point.
 #[test]
 fn damage_costs_the_stretch_that_it_lies_in_and_no_index() {
     for &(name, packing, spacing) in HARMED {

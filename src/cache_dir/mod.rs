@@ -255,6 +255,7 @@ mod tests {
         }
     }
 
+    // > A cache directory that belongs to somebody else, or that others may write to, is not used.
     #[test]
     fn a_directory_that_others_may_write_is_refused() {
         let root = tempfile::tempdir().unwrap();
@@ -280,6 +281,7 @@ mod tests {
         assert_eq!(cache.part("blocks").unwrap_err().kind(), ErrorKind::Usage);
     }
 
+    // > A cache directory that belongs to somebody else, or that others may write to, is not used.
     #[test]
     fn a_directory_of_somebody_else_is_refused() {
         let root = tempfile::tempdir().unwrap();
