@@ -73,6 +73,8 @@ pub struct ObjectReader {
     loaded: Once,
     /// Somebody packs and saves points now.
     is_tidying: AtomicBool,
+    /// The last try to save points failed.
+    saves_fail: AtomicBool,
     /// The points of an earlier run have been found good or forgotten.
     is_index_settled: AtomicBool,
     /// How often bytes of it were wrong: a decoder that ran through damage may be off for all that follows.
@@ -152,6 +154,7 @@ impl ObjectReader {
             key: OnceLock::new(),
             loaded: Once::new(),
             is_tidying: AtomicBool::new(false),
+            saves_fail: AtomicBool::new(false),
             is_index_settled: AtomicBool::new(true),
             doubts: AtomicU64::new(0),
             lost_stretches: Mutex::default(),

@@ -175,7 +175,7 @@ impl ObjectReader {
             return;
         };
         let points = cursor.decoder.take_points();
-        let (is_current, wanted, raw_bytes) = turn.reach(cursor.at, |index| {
+        let (is_current, wanted, (raw_bytes, held_bytes)) = turn.reach(cursor.at, |index| {
             let is_current = cursor.generation == self.generation();
             let before = index.held_bytes();
             if is_current {
@@ -185,7 +185,8 @@ impl ObjectReader {
                 index.reach(cursor.noted_to, cursor.at);
             }
             self.indexing.account(before, index.held_bytes());
-            (is_current, index.wanted(cursor.at, spacing), index.raw_bytes())
+            let held_bytes = (index.raw_bytes(), index.held_bytes());
+            (is_current, index.wanted(cursor.at, spacing), held_bytes)
         });
         let has_room = self.indexing.has_room();
         cursor.noted_to = cursor.at;
@@ -194,9 +195,12 @@ impl ObjectReader {
             cursor.decoder.record(wanted);
             cursor.recording = wanted;
         }
-        // Many objects of few points each would else fill the memory for states with unpacked ones.
-        let pack_at = if has_room { PACK_BYTES } else { 1 };
-        if raw_bytes >= pack_at && !self.is_tidying.swap(true, Ordering::AcqRel) {
+        // Many objects of few points each would else fill the memory for states with unpacked ones; and while it is full
+        // nobody notes points, so whatever a file can take is to leave it.
+        let can_leave =
+            || held_bytes > 0 && self.indexing.has_store() && !self.saves_fail.load(Ordering::Relaxed);
+        let is_due = if has_room { raw_bytes >= PACK_BYTES } else { raw_bytes > 0 || can_leave() };
+        if is_due && !self.is_tidying.swap(true, Ordering::AcqRel) {
             let own = self.own.clone();
             let tidy = move || {
                 if let Some(reader) = own.upgrade() {
@@ -212,6 +216,7 @@ impl ObjectReader {
 
     /// Packs new points, and saves them when there are enough.
     fn tidy(&self) {
+        let had_raw = self.turns.lock().index.raw_bytes() > 0;
         loop {
             let raw = {
                 let traffic = self.turns.lock();
@@ -222,11 +227,12 @@ impl ObjectReader {
             let point = self.stream.pack(RestartPoint { plain_offset, stored_bits, state });
             self.change_index(|index| index.replace_state(plain_offset, State::Packed(point.state)));
         }
-        let is_worth_saving = self.indexing.is_worth_saving(&self.turns.lock().index, false);
+        let is_worth_saving =
+            self.indexing.is_worth_saving(&self.turns.lock().index, !self.indexing.has_room());
         if is_worth_saving {
             self.save();
         }
-        if !self.indexing.has_room() {
+        if had_raw && !self.indexing.has_room() {
             // There is no file for them, so fewer must do.
             self.change_index(super::seek_index::SeekIndex::thin);
         }
@@ -234,17 +240,28 @@ impl ObjectReader {
 
     /// Saves the restart points that are not saved yet.
     pub fn keep_index(&self) {
-        let is_worth_saving = {
-            let traffic = self.turns.lock();
-            let (index, saved) = (&traffic.index, traffic.saved.as_deref());
-            // That all is known is worth a file, also when there are no further points, or it would be looked for again.
-            let is_news = index.known_to() >= self.len_bytes
-                && saved.is_none_or(|saved| saved.known_to() < self.len_bytes);
-            self.indexing.is_worth_saving(index, true) || is_news
-        };
-        if is_worth_saving {
+        if self.has_news() {
             self.save();
         }
+    }
+
+    /// Saves them in the background, if there is time for it: whoever drives an object out of the pool waits for another one.
+    pub(super) fn retire(self: Arc<Self>) {
+        if self.has_news() {
+            let workers = self.indexing.workers().clone();
+            // When too much is to be done already, it is saved right here, as it is dropped.
+            workers.submit(move || self.keep_index());
+        }
+    }
+
+    /// Whether something is known that no file has.
+    fn has_news(&self) -> bool {
+        let traffic = self.turns.lock();
+        let (index, saved) = (&traffic.index, traffic.saved.as_deref());
+        // That all is known is worth a file, also when there are no further points, or it would be looked for again.
+        let is_complete =
+            index.known_to() >= self.len_bytes && saved.is_none_or(|saved| saved.known_to() < self.len_bytes);
+        self.indexing.is_worth_saving(index, true) || is_complete
     }
 
     fn save(&self) {
@@ -256,13 +273,17 @@ impl ObjectReader {
         };
         match self.indexing.save(&key, known_to, &entries, saved.as_deref(), &self.stream) {
             Some(Ok(saved)) => {
+                self.saves_fail.store(false, Ordering::Relaxed);
                 let is_of_use = self.adopt(saved, generation);
                 if !is_of_use {
                     self.indexing.forget(&key);
                 }
             }
             None => {}
-            Some(Err(error)) => tracing::debug!(object = ?self.name, "restart points are not saved: {error}"),
+            Some(Err(error)) => {
+                self.saves_fail.store(true, Ordering::Relaxed);
+                tracing::debug!(object = ?self.name, "restart points are not saved: {error}");
+            }
         }
     }
 
@@ -313,7 +334,7 @@ impl ObjectReader {
         if known_to < self.len_bytes {
             // Not past the next point: the decoder would begin there.
             let next = self.turns.lock().index.next_after(known_to).unwrap_or(u64::MAX);
-            let target = (known_to + EXPLORED_AT_ONCE).min(self.len_bytes).min(next);
+            let target = known_to.saturating_add(EXPLORED_AT_ONCE).min(self.len_bytes).min(next);
             self.read_at(&mut [0], target - 1, &mut Exploring).map_err(|failure| failure.error)?;
         }
         Ok(self.known_to())
@@ -346,7 +367,7 @@ impl Whole<'_> {
         let n = self.cursor.decoder.read(out)?;
         let before = self.cursor.at;
         self.cursor.at += n as u64;
-        if before / STEP_BYTES != self.cursor.at / STEP_BYTES || before == 0 {
+        if before / STEP_BYTES != self.cursor.at / STEP_BYTES || before == 0 || n == 0 {
             self.reader.steer(&self.turn, &mut self.cursor, self.spacing);
         }
         Ok(n)
