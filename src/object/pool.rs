@@ -152,7 +152,9 @@ mod tests {
         let workers = Arc::new(Workers::new(1));
         let (pool, indexes) = pool(folder.path(), &workers);
         let (release, held) = mpsc::channel::<()>();
-        assert!(workers.submit(move || drop(held.recv())));
+        assert!(workers.submit(move || {
+            let _ = held.recv();
+        }));
         read(&get(&pool, 0), LEN - 1);
         (1..=OPEN_MAX.get()).for_each(|n| drop(get(&pool, n)));
         assert_eq!(pool.lock().len(), OPEN_MAX.get());
