@@ -60,7 +60,10 @@ impl Workers {
                 Ok(_) => state.threads += 1,
                 Err(error) if state.threads == 0 => {
                     tracing::warn!("cannot start a thread for work in the background: {error}");
-                    state.queue.clear();
+                    // Whatever a job holds may want to submit one when it is dropped.
+                    let dropped = std::mem::take(&mut state.queue);
+                    drop(state);
+                    drop(dropped);
                     return false;
                 }
                 Err(_) => {}

@@ -15,6 +15,7 @@
 mod file;
 mod room;
 
+use std::cell::Cell;
 use std::fs::{File, Metadata};
 use std::io;
 use std::path::Path;
@@ -195,7 +196,17 @@ impl SeekIndexStore {
         known_to: u64,
         points: &mut dyn Iterator<Item = Result<RestartPoint>>,
     ) -> Result<SavedIndex> {
-        let there = |count| self.load(key).filter(|saved| saved.knows(known_to, count));
+        self.save_some(key, &Cell::new(known_to), points)
+    }
+
+    /// As [`save`](Self::save), where `points` may leave some out and lower `known_to` accordingly while they are taken.
+    pub fn save_some(
+        &self,
+        key: &SeekIndexKey,
+        known_to: &Cell<u64>,
+        points: &mut dyn Iterator<Item = Result<RestartPoint>>,
+    ) -> Result<SavedIndex> {
+        let there = |count| self.load(key).filter(|saved| saved.knows(known_to.get(), count));
         // Packing a state is work that need not be done for nothing.
         if let Some(saved) = points.size_hint().1.and_then(there) {
             return Ok(saved);

@@ -7,6 +7,7 @@
 //! Invariants: states in memory are bounded for the whole process, with or without an index store; losing points costs
 //! time only; no reader waits for packing or saving.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
@@ -68,6 +69,11 @@ impl Indexing {
         (self.is_on && len_bytes > spacing).then_some(spacing)
     }
 
+    /// Whether points can be saved.
+    pub(super) fn has_store(&self) -> bool {
+        self.store.is_some()
+    }
+
     /// Whether there is memory for more states.
     pub(super) fn has_room(&self) -> bool {
         self.held_bytes.load(Ordering::Relaxed) < HELD_BYTES_MAX
@@ -107,13 +113,20 @@ impl Indexing {
         stream: &ObjectStream,
     ) -> Option<Result<SavedIndex>> {
         let store = self.store.as_ref()?;
+        let (known_to, mut last) = (Cell::new(known_to), 0);
         let mut points = entries.iter().filter_map(|entry| match point_of(entry, saved) {
-            // Of a damaged file, what is good.
-            None | Some(Err(_)) => None,
-            Some(Ok(point)) if matches!(entry.state, State::Raw(_)) => Some(Ok(stream.pack(point))),
-            Some(Ok(point)) => Some(Ok(point)),
+            // Of a damaged file, what is good; what is lost of it is no longer known.
+            None | Some(Err(_)) => {
+                known_to.set(known_to.get().min(last));
+                None
+            }
+            Some(Ok(point)) => {
+                last = point.plain_offset;
+                let is_raw = matches!(entry.state, State::Raw(_));
+                Some(Ok(if is_raw { stream.pack(point) } else { point }))
+            }
         });
-        Some(store.save(key, known_to, &mut points))
+        Some(store.save_some(key, &known_to, &mut points))
     }
 }
 
@@ -142,4 +155,46 @@ pub(super) fn key_of(codec: Codec, plain_bytes: u64, source: &dyn ObjectSource) 
         hasher.update(&sample);
     }
     Ok(SeekIndexKey(hasher.finalize().into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt as _;
+
+    use super::*;
+    use crate::cache_dir::CacheDir;
+    use crate::store::Store as _;
+    use crate::store::memory::MemoryStore;
+    use crate::types::ObjectName;
+
+    #[test]
+    fn an_index_with_lost_points_does_not_claim_to_know_what_they_led_to() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = SeekIndexStore::open(&CacheDir::open(folder.path()).unwrap(), 1 << 20).unwrap();
+        let key = SeekIndexKey([7; 32]);
+        let point = |plain_offset, state| RestartPoint { plain_offset, stored_bits: 0, state };
+        let states = [1u8, 2, 3].map(|byte| Arc::from([byte; 100]));
+        let mut points = [100, 200, 300].into_iter().zip(states).map(|(at, state)| Ok(point(at, state)));
+        let saved = store.save(&key, 400, &mut points).unwrap();
+        let path = std::fs::read_dir(store.path()).unwrap().next().unwrap().unwrap().path();
+        std::fs::File::options().write(true).open(path).unwrap().write_all_at(b"x", 96 + 150).unwrap();
+
+        let in_file = (0..3).map(|n| Entry::new(100 * (n as u64 + 1), 0, State::Saved(n)));
+        let own = Entry::raw(point(400, [4; 100].into()));
+        let entries: Vec<_> = in_file.chain([own]).collect();
+        let memory = MemoryStore::new();
+        let name = ObjectName::parse("a").unwrap();
+        memory.insert(name.clone(), *b"x");
+        let workers = Arc::new(Workers::new(0));
+        let stream = ObjectStream::new(Codec::Bz2, memory.open(&name).unwrap(), workers.clone());
+        let indexing = Indexing::new(Some(Arc::new(store)), workers, true);
+        let now = indexing.save(&key, 500, &entries, Some(&saved), &stream).unwrap().unwrap();
+        let offsets: Vec<_> = now.points().iter().map(|point| point.plain_offset).collect();
+        assert!(
+            offsets.starts_with(&[100]) && offsets.ends_with(&[400]) && !offsets.contains(&200),
+            "{offsets:?}"
+        );
+        assert_eq!(now.known_to(), 100);
+        assert_eq!(indexing.load(&key).unwrap().known_to(), 100, "in the file");
+    }
 }

@@ -11,6 +11,7 @@
 //! - [`turns`]: who decodes which stretch between two points, and who waits.
 //! - [`indexing`]: how points get smaller, and outlive the process.
 //! - [`resume`]: a decoder at the right place, from all these.
+//! - [`second_look`]: wrong bytes, and whose fault they are.
 //! - [`failures`]: what need not be tried again at once.
 //! - [`pool`]: objects that stay open. [`proof`]: objects whose only digest is an md5.
 //!
@@ -23,6 +24,7 @@ pub mod indexing;
 pub mod pool;
 pub mod proof;
 mod resume;
+mod second_look;
 mod seek_index;
 mod turns;
 
@@ -41,7 +43,8 @@ use crate::store::ObjectSource;
 use crate::types::ObjectName;
 
 pub use self::failures::FAILURE_BELIEVED;
-pub use self::resume::{SecondLook, Whole};
+pub use self::resume::Whole;
+pub use self::second_look::SecondLook;
 pub use self::turns::Urgency;
 
 /// How far before the wanted bytes passed bytes are worth offering. Requests of at most 1 MiB are taken up in order, each
@@ -70,6 +73,8 @@ pub struct ObjectReader {
     loaded: Once,
     /// Somebody packs and saves points now.
     is_tidying: AtomicBool,
+    /// The last try to save points failed.
+    saves_fail: AtomicBool,
     /// The points of an earlier run have been found good or forgotten.
     is_index_settled: AtomicBool,
     /// How often bytes of it were wrong: a decoder that ran through damage may be off for all that follows.
@@ -149,6 +154,7 @@ impl ObjectReader {
             key: OnceLock::new(),
             loaded: Once::new(),
             is_tidying: AtomicBool::new(false),
+            saves_fail: AtomicBool::new(false),
             is_index_settled: AtomicBool::new(true),
             doubts: AtomicU64::new(0),
             lost_stretches: Mutex::default(),

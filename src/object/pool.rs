@@ -57,7 +57,9 @@ impl ObjectPool {
         }
         let replaced = open.push(key, reader.clone());
         drop(open);
-        drop(replaced);
+        if let Some((_, old)) = replaced {
+            old.retire();
+        }
         Ok(reader)
     }
 
@@ -79,5 +81,100 @@ impl ObjectPool {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, LruCache<(ObjectName, Codec, u64), Arc<ObjectReader>>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+    use std::path::Path;
+    use std::sync::mpsc;
+    use std::time::{Duration, Instant};
+
+    use super::super::NothingElse;
+    use super::*;
+    use crate::cache_dir::CacheDir;
+    use crate::cache_dir::seek_indexes::SeekIndexStore;
+    use crate::store::memory::MemoryStore;
+    use crate::workers::Workers;
+
+    const LEN: u64 = 400_000;
+
+    fn name(n: usize) -> ObjectName {
+        ObjectName::parse(&format!("object-{n}")).unwrap()
+    }
+
+    /// A pool over many objects of the same bytes, with points in `folder`.
+    fn pool(folder: &Path, workers: &Arc<Workers>) -> (ObjectPool, Arc<SeekIndexStore>) {
+        let mut seed = 1u64;
+        // With little to find twice, so that the stream has many blocks, between which points may lie.
+        let noise = std::iter::repeat_with(|| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (seed >> 33) as u8 & 15
+        });
+        let plain: Vec<u8> = noise.take(LEN as usize).collect();
+        let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::default());
+        encoder.write_all(&plain).unwrap();
+        let stored = encoder.finish().unwrap();
+        let store = MemoryStore::new();
+        (0..=OPEN_MAX.get()).for_each(|n| store.insert(name(n), stored.clone()));
+        let indexes = SeekIndexStore::open(&CacheDir::open(folder).unwrap(), 1 << 30).unwrap();
+        let indexes = Arc::new(indexes);
+        let indexing = Indexing::new(Some(indexes.clone()), workers.clone(), true);
+        let indexing = Arc::new(indexing.with_spacing(Some(60_000)));
+        (ObjectPool::new(Arc::new(store), 1 << 20, indexing), indexes)
+    }
+
+    fn get(pool: &ObjectPool, n: usize) -> Arc<ObjectReader> {
+        pool.get(name(n), Codec::Zlib, LEN).unwrap()
+    }
+
+    fn read(reader: &ObjectReader, offset: u64) {
+        reader.read_at(&mut [0], offset, &mut NothingElse).unwrap();
+    }
+
+    fn files(indexes: &SeekIndexStore) -> usize {
+        std::fs::read_dir(indexes.path()).unwrap().count()
+    }
+
+    #[track_caller]
+    fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+        let end = Instant::now() + Duration::from_secs(20);
+        while !is_so() {
+            assert!(Instant::now() < end, "expected {what}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    #[test]
+    fn who_opens_an_object_does_not_save_the_points_of_another() {
+        let folder = tempfile::tempdir().unwrap();
+        let workers = Arc::new(Workers::new(1));
+        let (pool, indexes) = pool(folder.path(), &workers);
+        let (release, held) = mpsc::channel::<()>();
+        assert!(workers.submit(move || {
+            let _ = held.recv();
+        }));
+        read(&get(&pool, 0), LEN - 1);
+        (1..=OPEN_MAX.get()).for_each(|n| drop(get(&pool, n)));
+        assert_eq!(pool.lock().len(), OPEN_MAX.get());
+        assert_eq!(files(&indexes), 0, "the worker is busy");
+        drop(release);
+        wait_until("the points of the object that was closed", || files(&indexes) == 1);
+    }
+
+    #[test]
+    fn states_that_others_leave_no_room_for_go_to_a_file_and_not_away() {
+        let folder = tempfile::tempdir().unwrap();
+        let workers = Arc::new(Workers::new(1));
+        let (pool, indexes) = pool(folder.path(), &workers);
+        let reader = get(&pool, 0);
+        read(&reader, LEN / 2);
+        let noted = reader.turns.lock().index.unsaved();
+        assert!((2..8).contains(&noted), "{noted} points");
+        pool.indexing.account(0, 1 << 30);
+        read(&reader, LEN / 2 + 1);
+        wait_until("a file", || files(&indexes) == 1 && reader.turns.lock().index.held_bytes() == 0);
+        assert_eq!(reader.turns.lock().index.entries().len(), noted);
     }
 }

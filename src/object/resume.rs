@@ -1,21 +1,18 @@
 //! A decoder at the right place: from the start, from where another one stopped, or from a restart point.
 //!
 //! Also the life of an object's restart points: found again when the object is first read, noted while it is decoded, packed
-//! and saved in the background, and forgotten when they turn out to be wrong.
+//! and saved in the background. [`second_look`](super::second_look) has what happens when they turn out to be wrong.
 //!
-//! Invariants: damage costs the stretch that it lies in, so wrong bytes are decoded again from the next point before them; points
-//! of an earlier run are trusted until something they led to fails its digest even then. Then the bytes are decoded from the
-//! object's start, once; if that helps the points are forgotten, if not they are not to blame.
+//! Invariants: an index never claims to know what points were lost of; a point that cannot be used costs time only.
 
-use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, MutexGuard, PoisonError};
 
 use super::cursors::Cursor;
 use super::indexing::{PACK_BYTES, key_of, point_of};
 use super::seek_index::{Entry, State};
 use super::turns::Turn;
-use super::{ObjectReader, Passing, ReadFailure, STEP_BYTES};
+use super::{ObjectReader, Passing, STEP_BYTES};
 use crate::cache_dir::seek_indexes::SavedIndex;
 use crate::codec::RestartPoint;
 use crate::error::Result;
@@ -178,7 +175,7 @@ impl ObjectReader {
             return;
         };
         let points = cursor.decoder.take_points();
-        let (is_current, wanted, raw_bytes) = turn.reach(cursor.at, |index| {
+        let (is_current, wanted, (raw_bytes, held_bytes)) = turn.reach(cursor.at, |index| {
             let is_current = cursor.generation == self.generation();
             let before = index.held_bytes();
             if is_current {
@@ -188,7 +185,8 @@ impl ObjectReader {
                 index.reach(cursor.noted_to, cursor.at);
             }
             self.indexing.account(before, index.held_bytes());
-            (is_current, index.wanted(cursor.at, spacing), index.raw_bytes())
+            let held_bytes = (index.raw_bytes(), index.held_bytes());
+            (is_current, index.wanted(cursor.at, spacing), held_bytes)
         });
         let has_room = self.indexing.has_room();
         cursor.noted_to = cursor.at;
@@ -197,9 +195,12 @@ impl ObjectReader {
             cursor.decoder.record(wanted);
             cursor.recording = wanted;
         }
-        // Many objects of few points each would else fill the memory for states with unpacked ones.
-        let pack_at = if has_room { PACK_BYTES } else { 1 };
-        if raw_bytes >= pack_at && !self.is_tidying.swap(true, Ordering::AcqRel) {
+        // Many objects of few points each would else fill the memory for states with unpacked ones; and while it is full
+        // nobody notes points, so whatever a file can take is to leave it.
+        let can_leave =
+            || held_bytes > 0 && self.indexing.has_store() && !self.saves_fail.load(Ordering::Relaxed);
+        let is_due = if has_room { raw_bytes >= PACK_BYTES } else { raw_bytes > 0 || can_leave() };
+        if is_due && !self.is_tidying.swap(true, Ordering::AcqRel) {
             let own = self.own.clone();
             let tidy = move || {
                 if let Some(reader) = own.upgrade() {
@@ -215,6 +216,7 @@ impl ObjectReader {
 
     /// Packs new points, and saves them when there are enough.
     fn tidy(&self) {
+        let had_raw = self.turns.lock().index.raw_bytes() > 0;
         loop {
             let raw = {
                 let traffic = self.turns.lock();
@@ -225,11 +227,12 @@ impl ObjectReader {
             let point = self.stream.pack(RestartPoint { plain_offset, stored_bits, state });
             self.change_index(|index| index.replace_state(plain_offset, State::Packed(point.state)));
         }
-        let is_worth_saving = self.indexing.is_worth_saving(&self.turns.lock().index, false);
+        let is_worth_saving =
+            self.indexing.is_worth_saving(&self.turns.lock().index, !self.indexing.has_room());
         if is_worth_saving {
             self.save();
         }
-        if !self.indexing.has_room() {
+        if had_raw && !self.indexing.has_room() {
             // There is no file for them, so fewer must do.
             self.change_index(super::seek_index::SeekIndex::thin);
         }
@@ -237,17 +240,28 @@ impl ObjectReader {
 
     /// Saves the restart points that are not saved yet.
     pub fn keep_index(&self) {
-        let is_worth_saving = {
-            let traffic = self.turns.lock();
-            let (index, saved) = (&traffic.index, traffic.saved.as_deref());
-            // That all is known is worth a file, also when there are no further points, or it would be looked for again.
-            let is_news = index.known_to() >= self.len_bytes
-                && saved.is_none_or(|saved| saved.known_to() < self.len_bytes);
-            self.indexing.is_worth_saving(index, true) || is_news
-        };
-        if is_worth_saving {
+        if self.has_news() {
             self.save();
         }
+    }
+
+    /// Saves them in the background, if there is time for it: whoever drives an object out of the pool waits for another one.
+    pub(super) fn retire(self: Arc<Self>) {
+        if self.has_news() {
+            let workers = self.indexing.workers().clone();
+            // When too much is to be done already, it is saved right here, as it is dropped.
+            workers.submit(move || self.keep_index());
+        }
+    }
+
+    /// Whether something is known that no file has.
+    fn has_news(&self) -> bool {
+        let traffic = self.turns.lock();
+        let (index, saved) = (&traffic.index, traffic.saved.as_deref());
+        // That all is known is worth a file, also when there are no further points, or it would be looked for again.
+        let is_complete =
+            index.known_to() >= self.len_bytes && saved.is_none_or(|saved| saved.known_to() < self.len_bytes);
+        self.indexing.is_worth_saving(index, true) || is_complete
     }
 
     fn save(&self) {
@@ -259,13 +273,17 @@ impl ObjectReader {
         };
         match self.indexing.save(&key, known_to, &entries, saved.as_deref(), &self.stream) {
             Some(Ok(saved)) => {
+                self.saves_fail.store(false, Ordering::Relaxed);
                 let is_of_use = self.adopt(saved, generation);
                 if !is_of_use {
                     self.indexing.forget(&key);
                 }
             }
             None => {}
-            Some(Err(error)) => tracing::debug!(object = ?self.name, "restart points are not saved: {error}"),
+            Some(Err(error)) => {
+                self.saves_fail.store(true, Ordering::Relaxed);
+                tracing::debug!(object = ?self.name, "restart points are not saved: {error}");
+            }
         }
     }
 
@@ -275,62 +293,6 @@ impl ObjectReader {
         let before = traffic.index.held_bytes();
         change(&mut traffic.index);
         self.indexing.account(before, traffic.index.held_bytes());
-    }
-
-    /// Changes whenever restart points have been found wrong. Bytes that were read before may be wrong because of them.
-    pub fn generation(&self) -> u64 {
-        self.generation.load(Ordering::Acquire)
-    }
-
-    /// Begins a second look at bytes that were wrong when they were read at generation `seen`. Waits until nobody else looks
-    /// at this object: what he finds out decides whether there is anything to be gained.
-    pub fn look_again(&self, seen: u64) -> SecondLook<'_> {
-        let alone = self.looking_again.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_outdated = self.generation() != seen;
-        let suspects_points = !is_outdated && !self.is_index_settled.load(Ordering::Acquire);
-        SecondLook { reader: self, is_outdated, suspects_points, _alone: alone }
-    }
-
-    /// Reads past all restart points, from the object's start.
-    fn read_from_start(&self, out: &mut [u8], offset: u64) -> Result<()> {
-        tracing::debug!(object = ?self.name, offset, "wrong bytes: decoding from the start, without restart points");
-        let mut decoder = self.stream.start()?;
-        let mut at = 0;
-        let mut step = vec![0; STEP_BYTES.min(offset) as usize];
-        while at < offset {
-            let most = STEP_BYTES.min(offset - at) as usize;
-            at += match decoder.read(&mut step[..most])? {
-                0 => return Err(self.ends_early(at)),
-                n => n as u64,
-            };
-        }
-        let mut filled = 0;
-        while filled < out.len() {
-            filled += match decoder.read(&mut out[filled..])? {
-                0 => return Err(self.ends_early(at + filled as u64)),
-                n => n,
-            };
-        }
-        Ok(())
-    }
-
-    /// Forgets all restart points and what was decoded from them: they are not those of this object.
-    fn forget_index(&self) {
-        tracing::warn!(object = ?self.name, "its saved restart points were wrong, and are forgotten");
-        let mut traffic = self.turns.lock();
-        // All at once: whoever sees the new generation sees nothing of the old one.
-        self.generation.fetch_add(1, Ordering::AcqRel);
-        self.indexing.account(traffic.index.held_bytes(), 0);
-        traffic.index.clear();
-        traffic.saved = None;
-        self.failures.clear();
-        self.lost_stretches.lock().unwrap_or_else(PoisonError::into_inner).clear();
-        self.is_index_settled.store(true, Ordering::Release);
-        drop(traffic);
-        self.cursors.drop_all_of(self.id);
-        if let Some(key) = self.key.get().copied().flatten() {
-            self.indexing.forget(&key);
-        }
     }
 
     /// Reads all plain bytes in order, noting restart points.
@@ -372,7 +334,7 @@ impl ObjectReader {
         if known_to < self.len_bytes {
             // Not past the next point: the decoder would begin there.
             let next = self.turns.lock().index.next_after(known_to).unwrap_or(u64::MAX);
-            let target = (known_to + EXPLORED_AT_ONCE).min(self.len_bytes).min(next);
+            let target = known_to.saturating_add(EXPLORED_AT_ONCE).min(self.len_bytes).min(next);
             self.read_at(&mut [0], target - 1, &mut Exploring).map_err(|failure| failure.error)?;
         }
         Ok(self.known_to())
@@ -405,75 +367,9 @@ impl Whole<'_> {
         let n = self.cursor.decoder.read(out)?;
         let before = self.cursor.at;
         self.cursor.at += n as u64;
-        if before / STEP_BYTES != self.cursor.at / STEP_BYTES || before == 0 {
+        if before / STEP_BYTES != self.cursor.at / STEP_BYTES || before == 0 || n == 0 {
             self.reader.steer(&self.turn, &mut self.cursor, self.spacing);
         }
         Ok(n)
-    }
-}
-
-/// A second look at wrong bytes of one object, see [`ObjectReader::look_again`]. Nobody else looks at it meanwhile.
-pub struct SecondLook<'a> {
-    reader: &'a ObjectReader,
-    /// The points that may have led astray are forgotten already.
-    is_outdated: bool,
-    /// Points of an earlier run may have led astray.
-    suspects_points: bool,
-    _alone: MutexGuard<'a, ()>,
-}
-
-impl SecondLook<'_> {
-    /// Of which object.
-    pub fn object(&self) -> &ObjectReader {
-        self.reader
-    }
-
-    /// Whether the bytes may be others this time.
-    pub fn may_help(&self) -> bool {
-        self.is_outdated || self.suspects_points
-    }
-
-    /// Whether decoding from the next restart point before `offset` may give other bytes: somebody else's decoder may have run
-    /// through damage before that point, and be off ever since. `false` once that was tried for a block of the same stretch.
-    pub fn may_enter_anew(&self, offset: u64) -> bool {
-        let start = self.reader.turns.lock().index.stretch_start(offset);
-        start > 0 && !self.lost_stretches().contains(&start)
-    }
-
-    /// Reads the bytes again from the next restart point before them.
-    pub fn read_anew(&self, out: &mut [u8], offset: u64) -> Result<(), ReadFailure> {
-        self.reader.read_at(out, offset, &mut super::NothingElse).map(drop)
-    }
-
-    /// Tells that [`read_anew`](Self::read_anew) did not help.
-    pub fn is_lost_from(&self, offset: u64) {
-        let start = self.reader.turns.lock().index.stretch_start(offset);
-        self.lost_stretches().insert(start);
-    }
-
-    fn lost_stretches(&self) -> MutexGuard<'_, BTreeSet<u64>> {
-        self.reader.lost_stretches.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Reads the bytes again, without the points that are suspected.
-    pub fn read_at(&mut self, out: &mut [u8], offset: u64) -> Result<(), ReadFailure> {
-        if !self.suspects_points {
-            return self.reader.read_at(out, offset, &mut super::NothingElse).map(drop);
-        }
-        self.reader.read_from_start(out, offset).map_err(|error| {
-            // A store that does not answer says nothing about the points.
-            self.suspects_points &= error.kind().is_damage();
-            ReadFailure { filled: 0, error }
-        })
-    }
-
-    /// Ends the look. Were the bytes right this time, the points that were suspected are to blame and forgotten; were they
-    /// wrong again, the points are not to blame.
-    pub fn end(self, is_right: bool) {
-        if self.suspects_points && is_right {
-            self.reader.forget_index();
-        } else if self.suspects_points {
-            self.reader.is_index_settled.store(true, Ordering::Release);
-        }
     }
 }

@@ -90,8 +90,10 @@ impl Turns {
             traffic.waiting.retain(|other| other.ticket != ticket);
         }
         let start = traffic.index.stretch_start(wanted.start);
-        for other in &mut traffic.waiting {
-            other.overtaken += u32::from(other.offset >= start && other.ticket < ticket);
+        let Traffic { index, waiting, .. } = &mut *traffic;
+        for other in waiting {
+            let is_same = other.offset >= start && index.stretch_start(other.offset) == start;
+            other.overtaken = other.overtaken.saturating_add(u32::from(is_same && other.ticket < ticket));
         }
         traffic.runners.push(Runner { ticket, at: start });
         Turn { turns: self, ticket }
@@ -230,6 +232,21 @@ mod tests {
             wait_for_waiting(&turns, 1);
             runner.reach(700, |_| ());
             waiting.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn nobody_is_overtaken_in_another_stretch() {
+        let turns = turns(&[100]);
+        let first = turns.enter(at(150), Urgency::Wanted);
+        std::thread::scope(|scope| {
+            scope.spawn(|| drop(turns.enter(at(200), Urgency::Ahead)));
+            wait_for_waiting(&turns, 1);
+            // Its ticket is higher than that of the one who waits, whose stretch is another one.
+            (0..50).for_each(|offset| drop(turns.enter(at(offset), Urgency::Wanted)));
+            let overtaken = turns.lock().waiting[0].overtaken;
+            drop(first);
+            assert_eq!(overtaken, 0, "or it would pass for wanted");
         });
     }
 

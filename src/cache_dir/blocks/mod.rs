@@ -280,6 +280,32 @@ mod tests {
     }
 
     #[test]
+    fn who_was_idle_for_a_whole_ring_writes_over_nobody() {
+        let folder = tempfile::tempdir().unwrap();
+        let (idle, busy) = (open(folder.path(), 4 << 20), open(folder.path(), 4 << 20));
+        let (key, bytes) = record(1, 4096);
+        idle.put(&key, &bytes);
+        let count = (busy.data_bytes() / 4096) as u32 + 100;
+        for seed in 2..2 + count {
+            let (key, bytes) = record(seed, 4096);
+            busy.put(&key, &bytes);
+        }
+        let held =
+            || (2..2 + count).filter(|&seed| get(&busy, &record(seed, 4096).0, 4096).is_some()).count();
+        // As in a reader, who looks before he puts, and so hears how far the others are.
+        let (newest, _) = record(1 + count, 4096);
+        assert!(get(&idle, &newest, 4096).is_some());
+        let before = held();
+        for seed in 0..20 {
+            let (key, bytes) = record(u32::MAX - seed, 4096);
+            idle.put(&key, &bytes);
+        }
+        assert!(held() + 70 >= before, "only what was the oldest is gone");
+        let (key, _) = record(u32::MAX, 4096);
+        assert!(get(&idle, &key, 4096).is_some(), "what he wrote now is there");
+    }
+
+    #[test]
     fn a_full_bucket_loses_its_oldest() {
         let folder = tempfile::tempdir().unwrap();
         let ring = open(folder.path(), 1 << 20); // two buckets of 128 entries

@@ -114,7 +114,9 @@ impl Ring {
             return Ok(self.give_contiguous(len.next_multiple_of(PAGE))?.next);
         }
         let mut at = stretch.next.next_multiple_of(align);
-        if at + len > stretch.end {
+        // What was given to us a whole ring ago belongs to others by now.
+        let is_ours = self.age_as_seen(at).is_some();
+        if at + len > stretch.end || !is_ours {
             *stretch = self.give_contiguous(most)?;
             at = stretch.next;
         }

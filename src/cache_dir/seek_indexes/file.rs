@@ -20,6 +20,7 @@
 //! Invariant: each byte of the file is under a digest, and no number is used before its digest has been checked, except
 //! to compare it with the file's length.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::FileExt;
@@ -227,12 +228,12 @@ impl Table {
     pub(super) fn write(
         file: &File,
         key: &SeekIndexKey,
-        known_to: u64,
+        known_to: &Cell<u64>,
         points: &mut dyn Iterator<Item = Result<RestartPoint>>,
         bytes_max: u64,
     ) -> Result<Self> {
         let failed = |error| Error::caused_by(ErrorKind::Target, "cannot write restart points", error);
-        let mut table = Self { known_to, points: Vec::new(), states: Vec::new() };
+        let mut table = Self { known_to: 0, points: Vec::new(), states: Vec::new() };
         let mut out = BufWriter::with_capacity(BUFFER_BYTES, file);
         // The head comes last, so that no half of a file looks like a whole one.
         out.write_all(&[0; HEAD_BYTES]).map_err(failed)?;
@@ -248,6 +249,8 @@ impl Table {
             }
             out.write_all(&state).map_err(failed)?;
         }
+        // Only now: whoever gives the points may have met some that are lost.
+        table.known_to = known_to.get();
         let mut entries = Vec::with_capacity(table.points.len() * ENTRY_BYTES);
         for (point, state) in table.points.iter().zip(&table.states) {
             entries.extend(point.plain_offset.to_le_bytes());
@@ -258,7 +261,7 @@ impl Table {
         out.write_all(&entries).and_then(|()| out.flush()).map_err(failed)?;
         let head = Head {
             points: u32::try_from(table.points.len()).unwrap_or(u32::MAX),
-            known_to,
+            known_to: table.known_to,
             states_bytes: table.states_bytes(),
             table: Digest::of(&entries),
         };
