@@ -36,15 +36,18 @@ const SAMPLE_BYTES: u64 = 4096;
 pub struct Indexing {
     store: Option<Arc<SeekIndexStore>>,
     workers: Arc<Workers>,
+    decoders: Arc<Workers>,
     is_on: bool,
     spacing_bytes: Option<u64>,
     held_bytes: AtomicI64,
 }
 
 impl Indexing {
-    /// Restart points are kept in `store`, where there is one; without `is_on` none are noted or used.
+    /// Restart points are kept in `store`, where there is one; without `is_on` none are noted or used. As many threads as
+    /// `workers` has are kept for decoding ahead.
     pub fn new(store: Option<Arc<SeekIndexStore>>, workers: Arc<Workers>, is_on: bool) -> Self {
-        Self { store, workers, is_on, spacing_bytes: None, held_bytes: AtomicI64::new(0) }
+        let decoders = Arc::new(Workers::new(workers.threads()));
+        Self { store, workers, decoders, is_on, spacing_bytes: None, held_bytes: AtomicI64::new(0) }
     }
 
     /// The same with points about so many plain bytes apart, instead of what suits the codec.
@@ -58,8 +61,15 @@ impl Indexing {
         self.held_bytes.load(Ordering::Relaxed).max(0).unsigned_abs()
     }
 
+    /// Who does what may wait for readers: reading ahead, packing and saving points.
     pub(crate) fn workers(&self) -> &Arc<Workers> {
         &self.workers
+    }
+
+    /// Who decodes ahead, inside one stream. Not the same threads: those may all be waiting for their turn with that stream,
+    /// which comes when the block is decoded that is queued behind them.
+    pub(crate) fn decoders(&self) -> &Arc<Workers> {
+        &self.decoders
     }
 
     /// How far apart points of an object of `len_bytes` plain bytes should be; `None` when it needs none.
