@@ -74,8 +74,9 @@ impl Indexing {
 
     /// How far apart points of an object of `len_bytes` plain bytes should be; `None` when it needs none.
     pub(crate) fn spacing_bytes(&self, codec: Codec, len_bytes: u64) -> Option<u64> {
-        let spacing = codec.spacing_bytes().map(|usual| self.spacing_bytes.unwrap_or(usual))?;
-        (self.is_on && len_bytes > spacing).then_some(spacing)
+        let usual = (codec.spacing_bytes()?, codec.indexed_above_bytes()?);
+        let (spacing, above) = self.spacing_bytes.map_or(usual, |bytes| (bytes, bytes));
+        (self.is_on && len_bytes > above).then_some(spacing)
     }
 
     /// Whether there is memory for more states.
