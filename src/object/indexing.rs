@@ -154,3 +154,89 @@ pub(super) fn key_of(codec: Codec, plain_bytes: u64, source: &dyn ObjectSource) 
     }
     Ok(SeekIndexKey(hasher.finalize().into()))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::sync::atomic::AtomicBool;
+    use std::sync::mpsc;
+    use std::time::{Duration, Instant};
+
+    use super::super::cursors::IdleCursors;
+    use super::super::{NothingElse, ObjectReader};
+    use super::*;
+    use crate::store::{ObjectStat, ObjectVersion, Ownership};
+    use crate::types::ObjectName;
+
+    /// Notes whether it is read by another thread than the one that asks.
+    struct Watched {
+        stat: ObjectStat,
+        bytes: Vec<u8>,
+        asks: std::thread::ThreadId,
+        helped: Arc<AtomicBool>,
+    }
+
+    impl ObjectSource for Watched {
+        fn stat(&self) -> &ObjectStat {
+            &self.stat
+        }
+
+        fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
+            if std::thread::current().id() != self.asks {
+                self.helped.store(true, Ordering::Relaxed);
+            }
+            let rest = &self.bytes[self.bytes.len().min(offset as usize)..];
+            let len = rest.len().min(buf.len());
+            buf[..len].copy_from_slice(&rest[..len]);
+            Ok(len)
+        }
+    }
+
+    #[test]
+    fn blocks_are_decoded_ahead_while_all_workers_wait() {
+        let plain: Vec<u8> =
+            (0..1_000_000u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+        let mut encoder = bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::new(1));
+        encoder.write_all(&plain).unwrap();
+        let bytes = encoder.finish().unwrap();
+        // The only worker waits, as it does for its turn with an object that somebody else is reading.
+        let workers = Arc::new(Workers::new(1));
+        let (release, held) = mpsc::channel::<()>();
+        assert!(workers.submit(move || held.recv().unwrap_or(())));
+        let indexing = Arc::new(Indexing::new(None, workers, true));
+        let helped = Arc::new(AtomicBool::new(false));
+        let until = Instant::now() + Duration::from_secs(20);
+        while !helped.load(Ordering::Relaxed) {
+            assert!(Instant::now() < until, "nothing is decoded ahead");
+            let stat = ObjectStat {
+                len_bytes: bytes.len() as u64,
+                version: ObjectVersion("1".into()),
+                modified: None,
+                owner: Ownership { mode: 0o600, uid: 0, gid: 0 },
+            };
+            let asks = std::thread::current().id();
+            let source = Arc::new(Watched { stat, bytes: bytes.clone(), asks, helped: helped.clone() });
+            let cursors = Arc::new(IdleCursors::new(32 << 20));
+            let name = ObjectName::parse("object").unwrap();
+            let len_bytes = plain.len() as u64;
+            let reader = ObjectReader::new(name, Codec::Bz2, len_bytes, source, cursors, indexing.clone());
+            let mut window = vec![0; 250_000];
+            for (n, expected) in plain.chunks(window.len()).enumerate() {
+                let offset = (n * window.len()) as u64;
+                reader.read_at(&mut window, offset, &mut NothingElse).unwrap();
+                assert!(window == expected);
+            }
+        }
+        drop(release);
+    }
+
+    #[test]
+    fn short_objects_have_no_points() {
+        let indexing = Indexing::new(None, Arc::new(Workers::new(0)), true);
+        assert_eq!(indexing.spacing_bytes(Codec::Bz2, 1 << 20), None);
+        assert_eq!(indexing.spacing_bytes(Codec::Bz2, (1 << 20) + 1), Some(64 << 10));
+        assert_eq!(indexing.spacing_bytes(Codec::Zlib, 2 << 20), None);
+        let indexing = indexing.with_spacing(Some(1000));
+        assert_eq!(indexing.spacing_bytes(Codec::Bz2, 1001), Some(1000));
+    }
+}
