@@ -186,6 +186,30 @@ fn wrong_calls_say_so() {
     assert!(text(&output.stderr).contains("CINDERFS_CACHE_DIR"), "{}", text(&output.stderr));
 }
 
+/// Cinder counts the files of a container, and a store is only ever read.
+#[test]
+fn a_cache_directory_inside_the_store_is_refused() {
+    let kit = Kit::new(&[("a", MIB)]);
+    let store = kit.store();
+    let before = listing(&store);
+    let cache = store.join("cache");
+    let target = kit.cache().join("target");
+    let (store_word, target_word) = (store.to_str().unwrap(), target.to_str().unwrap());
+    for words in [
+        vec!["index", store_word],
+        vec!["list", "--long", store_word],
+        vec!["restore", store_word, "latest", target_word],
+        vec!["mount", "-f", store_word, "/nonexistent"],
+        vec!["hydrate", store_word, "latest"],
+    ] {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_cinderfs"));
+        let output = command.args(&words).env("CINDERFS_CACHE_DIR", &cache).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{words:?}: {}", text(&output.stderr));
+        assert!(text(&output.stderr).contains("inside the store"), "{words:?}: {}", text(&output.stderr));
+    }
+    assert_eq!(listing(&store), before, "nothing is written into the store");
+}
+
 #[test]
 fn a_damaged_object_is_told_and_what_was_found_is_kept() {
     let kit = Kit::new(&[("a", 24 * MIB), ("b", 7 * MIB)]);

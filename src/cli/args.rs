@@ -14,6 +14,7 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 use super::cache;
 use super::exit::Failure;
 use super::render::Format;
+use crate::cache_dir::CacheDir;
 use crate::catalog::{Catalog, CatalogOptions};
 use crate::error::{Error, ErrorKind};
 use crate::store::posix::PosixStore;
@@ -171,6 +172,9 @@ impl StoreArg {
 
     /// The same with restart points of earlier runs, for a command that reads data.
     pub(crate) fn catalog_to_read(&self) -> Result<Catalog, Failure> {
+        if let Some(cache_dir) = CacheDir::location() {
+            cache::refuse_inside_store(&cache_dir, &self.path()?)?;
+        }
         self.catalog_with(CatalogOptions {
             cache_bytes_max: CACHE_BYTES_MAX,
             seek_indexes: cache::seek_indexes_if_any(),

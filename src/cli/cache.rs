@@ -1,6 +1,7 @@
 //! The cache directory, from the environment to what commands take from it.
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::exit::Failure;
@@ -17,6 +18,19 @@ pub(crate) fn location() -> Result<PathBuf, Failure> {
         )
         .hint("set CINDERFS_CACHE_DIR to a directory of your own")
     })
+}
+
+/// Cinder counts the files of a container, and a store is only ever read.
+pub(crate) fn refuse_inside_store(cache: &Path, store: &Path) -> Result<(), Failure> {
+    let existing = cache.ancestors().find_map(|folder| fs::canonicalize(folder).ok());
+    match (existing, fs::canonicalize(store)) {
+        (Some(cache), Ok(store)) if cache.starts_with(&store) => Err(Failure::new(
+            ErrorKind::Usage,
+            format!("the cache directory {cache:?} lies inside the store"),
+        )
+        .hint("set CINDERFS_CACHE_DIR to a directory elsewhere")),
+        _ => Ok(()),
+    }
 }
 
 /// The index store, for a command that is about indexes.

@@ -2,9 +2,7 @@
 //!
 //! The engine is [`crate::frontend::hydrate`]; here are the words, the summary and the list of what is there.
 
-use std::fs;
 use std::ops::Range;
-use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
@@ -21,7 +19,7 @@ use super::{cache, print, render, select};
 use crate::cache_dir::CacheDir;
 use crate::cache_dir::images::{Images, State};
 use crate::catalog::{Catalog, Entry};
-use crate::error::{ErrorKind, ResultExt};
+use crate::error::ResultExt;
 use crate::frontend::hydrate::{self as engine, Checked, HydrateOptions, Hydrated};
 
 const EXAMPLES: &str = "\
@@ -83,7 +81,7 @@ pub(crate) fn run(args: &HydrateArgs, quiet: bool) -> Result<Outcome, Failure> {
         return drop_all(args, &Images::below(&location), quiet);
     }
     let store = args.store.path()?;
-    refuse_inside_store(&location, &store)?;
+    cache::refuse_inside_store(&location, &store)?;
     let images = Images::of(&CacheDir::open(&location)?);
     images.sweep()?;
     let catalog = args.store.catalog()?;
@@ -277,16 +275,4 @@ fn list(args: &HydrateArgs, images: &Images, chosen: &[usize]) -> Result<Outcome
     let titles: Vec<&str> = chosen.iter().map(|&column| COLUMNS[column]).collect();
     print(|out| render::list(out, args.output.format, &titles, &rows))?;
     Ok(Outcome::Done)
-}
-
-/// Cinder counts the files of a container, and a store is only ever read.
-fn refuse_inside_store(cache: &Path, store: &Path) -> Result<(), Failure> {
-    let existing = cache.ancestors().find_map(|folder| fs::canonicalize(folder).ok());
-    match (existing, fs::canonicalize(store)) {
-        (Some(cache), Ok(store)) if cache.starts_with(&store) => Err(Failure::new(
-            ErrorKind::Usage,
-            format!("the cache directory {cache:?} lies inside the store"),
-        )),
-        _ => Ok(()),
-    }
 }

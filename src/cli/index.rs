@@ -52,6 +52,7 @@ pub(crate) struct IndexArgs {
 
 /// Runs `index`. `quiet` takes away the bar and the summary.
 pub(crate) fn run(args: &IndexArgs, quiet: bool) -> Result<Outcome, Failure> {
+    cache::refuse_inside_store(&cache::location()?, &args.store.path()?)?;
     let indexes = cache::seek_indexes()?;
     let catalog = args.store.catalog_with(CatalogOptions {
         cache_bytes_max: 0,

@@ -95,6 +95,9 @@ fn serve(args: &MountArgs, options: &MountOptions, child: Option<Child>) -> Resu
     if options.disk_cache_bytes_max > 0 && cache_dir.is_none() {
         return Err(no_cache_dir().into());
     }
+    if let Some(cache_dir) = &cache_dir {
+        cache::refuse_inside_store(cache_dir, &path)?;
+    }
     let mut keep_away = vec![("store", Path::new(&location)), ("store", &path)];
     keep_away.extend(cache_dir.as_deref().map(|dir| ("cache", dir)));
     // Before the store is scanned, which may take a while.

@@ -57,8 +57,18 @@ impl Codec {
         match self {
             Self::None => None,
             Self::Zlib => Some(2 << 20),
-            Self::Bz2 => Some(1 << 20),
+            // Every block, but for tiny ones: a point costs nothing to note, a block that is skipped 20 ms.
+            Self::Bz2 => Some(bz2::POINT_SPACING_BYTES),
             Self::Zstd => Some(zstd::SPACING_BYTES),
+        }
+    }
+
+    /// How long an object must be for restart points to be of use, in plain bytes, if they are as far apart as usual.
+    pub fn indexed_above_bytes(self) -> Option<u64> {
+        match self {
+            // The length of a block: a shorter object has no point, or one that saves milliseconds.
+            Self::Bz2 => Some(1 << 20),
+            Self::None | Self::Zlib | Self::Zstd => self.spacing_bytes(),
         }
     }
 

@@ -37,15 +37,18 @@ const SAMPLE_BYTES: u64 = 4096;
 pub struct Indexing {
     store: Option<Arc<SeekIndexStore>>,
     workers: Arc<Workers>,
+    decoders: Arc<Workers>,
     is_on: bool,
     spacing_bytes: Option<u64>,
     held_bytes: AtomicI64,
 }
 
 impl Indexing {
-    /// Restart points are kept in `store`, where there is one; without `is_on` none are noted or used.
+    /// Restart points are kept in `store`, where there is one; without `is_on` none are noted or used. As many threads as
+    /// `workers` has are kept for decoding ahead.
     pub fn new(store: Option<Arc<SeekIndexStore>>, workers: Arc<Workers>, is_on: bool) -> Self {
-        Self { store, workers, is_on, spacing_bytes: None, held_bytes: AtomicI64::new(0) }
+        let decoders = Arc::new(Workers::new(workers.threads()));
+        Self { store, workers, decoders, is_on, spacing_bytes: None, held_bytes: AtomicI64::new(0) }
     }
 
     /// The same with points about so many plain bytes apart, instead of what suits the codec.
@@ -59,14 +62,22 @@ impl Indexing {
         self.held_bytes.load(Ordering::Relaxed).max(0).unsigned_abs()
     }
 
+    /// Who does what may wait for readers: reading ahead, packing and saving points.
     pub(crate) fn workers(&self) -> &Arc<Workers> {
         &self.workers
     }
 
+    /// Who decodes ahead, inside one stream. Not the same threads: those may all be waiting for their turn with that stream,
+    /// which comes when the block is decoded that is queued behind them.
+    pub(crate) fn decoders(&self) -> &Arc<Workers> {
+        &self.decoders
+    }
+
     /// How far apart points of an object of `len_bytes` plain bytes should be; `None` when it needs none.
     pub(crate) fn spacing_bytes(&self, codec: Codec, len_bytes: u64) -> Option<u64> {
-        let spacing = codec.spacing_bytes().map(|usual| self.spacing_bytes.unwrap_or(usual))?;
-        (self.is_on && len_bytes > spacing).then_some(spacing)
+        let usual = (codec.spacing_bytes()?, codec.indexed_above_bytes()?);
+        let (spacing, above) = self.spacing_bytes.map_or(usual, |bytes| (bytes, bytes));
+        (self.is_on && len_bytes > above).then_some(spacing)
     }
 
     /// Whether points can be saved.
@@ -159,12 +170,18 @@ pub(super) fn key_of(codec: Codec, plain_bytes: u64, source: &dyn ObjectSource) 
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
     use std::os::unix::fs::FileExt as _;
+    use std::sync::atomic::AtomicBool;
+    use std::sync::mpsc;
+    use std::time::{Duration, Instant};
 
+    use super::super::cursors::IdleCursors;
+    use super::super::{NothingElse, ObjectReader};
     use super::*;
     use crate::cache_dir::CacheDir;
-    use crate::store::Store as _;
     use crate::store::memory::MemoryStore;
+    use crate::store::{ObjectStat, ObjectVersion, Ownership, Store as _};
     use crate::types::ObjectName;
 
     #[test]
@@ -196,5 +213,77 @@ mod tests {
         );
         assert_eq!(now.known_to(), 100);
         assert_eq!(indexing.load(&key).unwrap().known_to(), 100, "in the file");
+    }
+
+    /// Notes whether it is read by another thread than the one that asks.
+    struct Watched {
+        stat: ObjectStat,
+        bytes: Vec<u8>,
+        asks: std::thread::ThreadId,
+        helped: Arc<AtomicBool>,
+    }
+
+    impl ObjectSource for Watched {
+        fn stat(&self) -> &ObjectStat {
+            &self.stat
+        }
+
+        fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
+            if std::thread::current().id() != self.asks {
+                self.helped.store(true, Ordering::Relaxed);
+            }
+            let rest = &self.bytes[self.bytes.len().min(offset as usize)..];
+            let len = rest.len().min(buf.len());
+            buf[..len].copy_from_slice(&rest[..len]);
+            Ok(len)
+        }
+    }
+
+    #[test]
+    fn blocks_are_decoded_ahead_while_all_workers_wait() {
+        let plain: Vec<u8> =
+            (0..1_000_000u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+        let mut encoder = bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::new(1));
+        encoder.write_all(&plain).unwrap();
+        let bytes = encoder.finish().unwrap();
+        // The only worker waits, as it does for its turn with an object that somebody else is reading.
+        let workers = Arc::new(Workers::new(1));
+        let (release, held) = mpsc::channel::<()>();
+        assert!(workers.submit(move || held.recv().unwrap_or(())));
+        let indexing = Arc::new(Indexing::new(None, workers, true));
+        let helped = Arc::new(AtomicBool::new(false));
+        let until = Instant::now() + Duration::from_secs(20);
+        while !helped.load(Ordering::Relaxed) {
+            assert!(Instant::now() < until, "nothing is decoded ahead");
+            let stat = ObjectStat {
+                len_bytes: bytes.len() as u64,
+                version: ObjectVersion("1".into()),
+                modified: None,
+                owner: Ownership { mode: 0o600, uid: 0, gid: 0 },
+            };
+            let asks = std::thread::current().id();
+            let source = Arc::new(Watched { stat, bytes: bytes.clone(), asks, helped: helped.clone() });
+            let cursors = Arc::new(IdleCursors::new(32 << 20));
+            let name = ObjectName::parse("object").unwrap();
+            let len_bytes = plain.len() as u64;
+            let reader = ObjectReader::new(name, Codec::Bz2, len_bytes, source, cursors, indexing.clone());
+            let mut window = vec![0; 250_000];
+            for (n, expected) in plain.chunks(window.len()).enumerate() {
+                let offset = (n * window.len()) as u64;
+                reader.read_at(&mut window, offset, &mut NothingElse).unwrap();
+                assert!(window == expected);
+            }
+        }
+        drop(release);
+    }
+
+    #[test]
+    fn short_objects_have_no_points() {
+        let indexing = Indexing::new(None, Arc::new(Workers::new(0)), true);
+        assert_eq!(indexing.spacing_bytes(Codec::Bz2, 1 << 20), None);
+        assert_eq!(indexing.spacing_bytes(Codec::Bz2, (1 << 20) + 1), Some(64 << 10));
+        assert_eq!(indexing.spacing_bytes(Codec::Zlib, 2 << 20), None);
+        let indexing = indexing.with_spacing(Some(1000));
+        assert_eq!(indexing.spacing_bytes(Codec::Bz2, 1001), Some(1000));
     }
 }

@@ -145,7 +145,7 @@ impl ObjectReader {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             name,
             len_bytes,
-            stream: ObjectStream::new(codec, source, indexing.workers().clone()),
+            stream: ObjectStream::new(codec, source, indexing.decoders().clone()),
             cursors,
             indexing,
             own: own.clone(),

@@ -12,7 +12,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::Object;
-use super::decoded::{AHEAD_BLOCK_BYTES, Key};
+use super::decoded::Key;
 use super::scan::{self, MAGIC_BITS, Magic};
 use super::window::Window;
 
@@ -128,8 +128,9 @@ impl Ahead {
         Key { object: object.id, at, level: self.level }
     }
 
-    /// About how much memory is held for this reader, in bytes.
+    /// About how much memory this holds, in bytes. The blocks ahead are not this reader's but the table's, which bounds them:
+    /// counted here once more, for each of several readers that go side by side, they would drive those readers out.
     pub(super) fn memory_bytes(&self) -> usize {
-        self.window.memory_bytes() + self.wanted.len() * AHEAD_BLOCK_BYTES
+        self.window.memory_bytes() + self.wanted.capacity() * size_of::<u64>()
     }
 }

@@ -31,7 +31,7 @@ const READ_BYTES_MAX: usize = 8 << 20;
 const AHEAD_BLOCKS_MAX: usize = 16;
 
 /// What a block to come is taken to need: an ordinary one of level 9, with room to spare.
-pub(super) const AHEAD_BLOCK_BYTES: usize = 1 << 20;
+const AHEAD_BLOCK_BYTES: usize = 1 << 20;
 
 /// After this time an unread block is one like any other: its reader has paused, or went elsewhere, and must not keep others
 /// from reading ahead.

@@ -56,7 +56,7 @@ const EMPTY_STREAMS_MAX: u32 = 1024;
 const AHEAD_AFTER_BYTES: u64 = 1 << 20;
 
 /// Least plain bytes between two restart points, so that a stream of tiny blocks does not make millions of them.
-const POINT_SPACING_BYTES: u64 = 64 << 10;
+pub(super) const POINT_SPACING_BYTES: u64 = 64 << 10;
 
 /// A block of at least so many plain bytes is worth new memory for the next one: a cursor that stands still between two
 /// requests does not hold the library's 3.6 MB then. Small blocks cost less than that memory.
