@@ -202,7 +202,7 @@ fn a_cache_directory_inside_the_store_is_refused() {
         vec!["mount", "-f", store_word, "/nonexistent"],
         vec!["hydrate", store_word, "latest"],
     ] {
-        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_cinderfs"));
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cinderfs"));
         let output = command.args(&words).env("CINDERFS_CACHE_DIR", &cache).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{words:?}: {}", text(&output.stderr));
         assert!(text(&output.stderr).contains("inside the store"), "{words:?}: {}", text(&output.stderr));

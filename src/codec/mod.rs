@@ -103,9 +103,9 @@ pub trait Decoder: Send {
     /// Decodes the next plain bytes into `out`; returns how many, 0 only at the end of the plain bytes (or for an empty
     /// `out`). What was decoded before an error is returned first.
     ///
-    /// Fails with [`ErrorKind::Truncated`](crate::ErrorKind::Truncated) when the object ends before its stream,
-    /// [`ErrorKind::Codec`](crate::ErrorKind::Codec) when the stream is damaged,
-    /// [`ErrorKind::LimitExceeded`](crate::ErrorKind::LimitExceeded) when it asks for more than the bounds, and with the
+    /// Fails with [`ErrorKind::Truncated`] when the object ends before its stream,
+    /// [`ErrorKind::Codec`] when the stream is damaged,
+    /// [`ErrorKind::LimitExceeded`] when it asks for more than the bounds, and with the
     /// store's error when the object cannot be read. After an error the decoder is spent and gives the same error again.
     fn read(&mut self, out: &mut [u8]) -> Result<usize>;
 
@@ -165,7 +165,7 @@ impl ObjectStream {
 
     /// A decoder that goes on from `point`, whose first byte is that at `point.plain_offset`.
     ///
-    /// Fails with [`ErrorKind::Codec`](crate::ErrorKind::Codec) when the point cannot be one of this stream; a wrong one
+    /// Fails with [`ErrorKind::Codec`] when the point cannot be one of this stream; a wrong one
     /// that is not noticed here leads to wrong bytes or a failed read.
     pub fn resume(&self, point: &RestartPoint) -> Result<Box<dyn Decoder>> {
         let source = self.source.clone();
