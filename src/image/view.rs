@@ -18,6 +18,7 @@ use super::copies::LostBlock;
 use super::engine::Engine;
 use super::lately::LostLately;
 use super::materialised::Slot;
+use super::readahead;
 use super::scratch::Scratch;
 use super::{Part, block_range, open_object};
 use crate::backup::{Backup, BlockHashTable};
@@ -27,8 +28,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::object::{Filled, NothingElse, ObjectReader, Passing, SecondLook, Urgency};
 use crate::types::{BlockHash, BlockIndex, ObjectName};
 
-/// Plain bytes decoded at once, in bytes, unless a single block is larger.
-const RUN_BYTES_MAX: u64 = 1 << 20;
+/// Plain bytes decoded at once, in bytes, unless a single block is larger: what one job reads ahead.
+const RUN_BYTES_MAX: u64 = readahead::WINDOW_BYTES_MAX;
 
 /// How much of what is passed on the way to the wanted bytes is kept, in lengths of the whole read.
 const PASSED_USEFUL: u64 = 16;
@@ -222,7 +223,8 @@ impl View {
         // Only now, when nobody waits for us, we wait for others. Whom a leader fails tries for itself: the same digest
         // may stand elsewhere for it.
         let mut again = Vec::new();
-        for (block, hash, follow) in follows {
+        // The last one first: a leader lands them in order, and would wake us for each.
+        for (block, hash, follow) in follows.into_iter().rev() {
             let landed = follow.wait().filter(|verified| self.fits(block, verified));
             match (landed, self.lost_lately.get(block)) {
                 (Some(verified), _) => drop(found.insert(block, Found::Block(verified))),
@@ -230,6 +232,7 @@ impl View {
                 (None, None) => again.push(Wanted { block, hash, lead: None }),
             }
         }
+        again.reverse();
         self.load(again, reading, &mut found);
         found
     }
