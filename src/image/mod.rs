@@ -6,6 +6,7 @@
 //!
 //! - [`view`]: a range of blocks with digests, read through extents, objects and the cache.
 //! - [`unproven`]: backups without `_sha256file`; each object becomes such a view once its md5 is right.
+//! - [`groups`]: how several readers share it.
 //! - [`holes`]: where data begins and ends, from the digests alone.
 //! - [`ending`]: the exact length, where only the last block's digest can tell.
 //! - [`readahead`]: who reads on and on, and what he will want next.
@@ -23,6 +24,7 @@ mod copies;
 mod damage;
 mod ending;
 mod engine;
+mod groups;
 mod holes;
 mod lately;
 mod materialised;
@@ -311,8 +313,8 @@ impl Image {
     /// readers: what lies in one object is one group. Together they are the whole image, each byte once.
     pub fn groups(&self) -> Vec<Vec<Range<u64>>> {
         match &self.content {
-            Content::Proven(view) => view::groups(view.map(), view.table().block_bytes()),
-            Content::Unproven(view) => view::groups(view.map(), 1),
+            Content::Proven(view) => groups::groups(view.map(), view.table().block_bytes()),
+            Content::Unproven(view) => groups::groups(view.map(), 1),
         }
     }
 
