@@ -100,7 +100,9 @@ impl Readers {
         }
         let most = (self.ahead_bytes_max / active).min(self.ahead_bytes_max.saturating_sub(others_ahead));
         let ahead = reader.proven.saturating_mul(2).min(most);
-        let to = reader.at.saturating_add(ahead) / self.window_bytes * self.window_bytes;
+        // At first it is little and comes soon.
+        let step = if ahead < self.window_bytes { WINDOW_BYTES_MIN } else { self.window_bytes };
+        let to = reader.at.saturating_add(ahead) / step * step;
         // Where nothing is left of what was fetched, it begins anew.
         let from = if reader.fetched_to > reader.at { reader.fetched_to } else { reader.at };
         if to <= from {
