@@ -21,24 +21,32 @@
 //! Oldest first out, with a second chance: a record that is read while it is in the oldest quarter of the ring is put
 //! again, so what is used stays.
 //!
-//! Invariants: no byte leaves that the caller's check did not accept; the file is never longer than its size; memory does
+//! Invariants: no byte leaves that the caller's check did not accept; the file is never longer than its size, and all
+//! processes use one (see `file`); nothing is mapped, so a disk that is full or fails is an error and not a signal; memory does
 //! not depend on the size; nobody waits for another process for longer than [`LOCK_PATIENCE`]; a failure to write is never a
 //! failure to read, it is logged once and the cache is left alone for a while.
 
+mod file;
 mod health;
 mod layout;
 mod ring;
 mod table;
 
-use std::fs::File;
+use std::cell::Cell;
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
+use self::file::RingFile;
 use self::health::Health;
 use self::ring::Ring;
 use self::table::{Entry, Table};
 use super::CacheDir;
 use crate::error::{Error, ErrorKind, Result};
+
+/// What the part of the cache directory is called.
+pub(super) const PART: &str = "blocks";
 
 /// Smallest size, in bytes: three records of the largest size that a block may have (16 MiB) fit beside the table, so no
 /// block drives out itself.
@@ -54,19 +62,39 @@ const SECOND_CHANCE_SHARE: u64 = 4;
 /// What a record is filed under: the sha256 of a block, or another digest that its owner can compute again.
 pub type Key = [u8; 32];
 
+/// Whether the file still has its name is asked after this many look-ups.
+const LOOK_UPS_MAX: u64 = 64;
+
+/// Records of up to this many bytes are read into memory that each thread keeps: those of Cinder's blocks by far.
+const KEPT_BYTES_MAX: usize = 64 << 10;
+
 /// Records by key, in a file of fixed size.
 #[derive(Debug)]
 pub struct BlockRing {
-    table: Table,
-    ring: Ring,
+    cache: CacheDir,
+    bytes_max: u64,
+    opened: RwLock<Arc<Opened>>,
+    /// Held by who looks for another file.
+    renewing: Mutex<()>,
+    /// What was given away of rings that are gone, and a whole ring for each.
+    given_before: AtomicU64,
+    look_ups: AtomicU64,
     reading: Health,
     writing: Health,
 }
 
+/// The file as it is used now.
+#[derive(Debug)]
+struct Opened {
+    file: Arc<RingFile>,
+    table: Table,
+    ring: Ring,
+}
+
 impl BlockRing {
-    /// Opens the blocks of a cache directory, in a file of at most `bytes_max` bytes. A file of another size is replaced by
-    /// an empty one; processes that have the old one open go on with it, and its space is free when the last of them
-    /// ends.
+    /// Opens the blocks of a cache directory, in a file of at most `bytes_max` bytes. One of another size that other
+    /// processes use is used as it is, with a warning that names both sizes; one that nobody uses is replaced by an empty
+    /// one.
     ///
     /// [`ErrorKind::Usage`] when `bytes_max` is less than [`SIZE_BYTES_MIN`]; [`ErrorKind::Target`] when the file cannot be
     /// made.
@@ -81,28 +109,59 @@ impl BlockRing {
 
     /// As [`open`](Self::open), also for sizes that are of use in tests only.
     fn open_any_size(dir: &CacheDir, bytes_max: u64) -> Result<Self> {
-        let folder = dir.path().join("blocks");
-        let (file, layout) = layout::open(&folder, bytes_max).map_err(|error| {
-            Error::caused_by(ErrorKind::Target, format!("cannot open the disk cache in {folder:?}"), error)
-        })?;
-        let file = std::sync::Arc::new(file);
         Ok(Self {
-            table: Table::new(file.clone(), layout),
-            ring: Ring::new(file, layout),
+            cache: dir.clone(),
+            bytes_max,
+            opened: RwLock::new(Arc::new(Opened::new(RingFile::open(dir, bytes_max)?))),
+            renewing: Mutex::new(()),
+            given_before: AtomicU64::new(0),
+            look_ups: AtomicU64::new(0),
             reading: Health::new("read"),
             writing: Health::new("write"),
         })
     }
 
+    fn opened(&self) -> Arc<Opened> {
+        self.opened.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Gives up a file that has lost its name, or its space would be taken until this process ends, and uses the one that
+    /// has the name now.
+    fn renew_if_gone(&self) {
+        if !self.opened().file.is_gone() || self.writing.is_off() {
+            return;
+        }
+        // Whoever comes second uses what is there meanwhile.
+        let Ok(_renewing) = self.renewing.try_lock() else { return };
+        let gone = self.opened();
+        if !gone.file.is_gone() {
+            return;
+        }
+        let renewed =
+            CacheDir::open(self.cache.path()).and_then(|dir| RingFile::reopen(&dir, self.bytes_max));
+        match renewed {
+            Ok(file) => {
+                tracing::warn!(
+                    "the file of the disk cache in {:?} was removed; it is given up",
+                    self.cache.path()
+                );
+                let passed = gone.ring.given_as_seen() + gone.ring.data_bytes() + file.layout.data_bytes;
+                self.given_before.fetch_add(passed, Ordering::Relaxed);
+                *self.opened.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(Opened::new(file));
+            }
+            Err(error) => self.writing.fails(&error),
+        }
+    }
+
     /// What all records together may take, in bytes.
     pub fn data_bytes(&self) -> u64 {
-        self.ring.data_bytes()
+        self.opened().ring.data_bytes()
     }
 
     /// How much of the ring was ever given away, in bytes, as this process has last seen it: what was held at one count is
     /// still there when the count has grown by less than a quarter of [`data_bytes`](Self::data_bytes).
     pub fn given_bytes(&self) -> u64 {
-        self.ring.given_as_seen()
+        self.given_before.load(Ordering::Relaxed) + self.opened().ring.given_as_seen()
     }
 
     /// The record of `key` if there is one of `len_bytes` bytes and `check` makes something of it. One that `check` refuses
@@ -111,32 +170,20 @@ impl BlockRing {
         if self.reading.is_off() {
             return None;
         }
-        let found = self.find(key, len_bytes).and_then(|found| {
-            let Some((slot, entry)) = found else { return Ok(None) };
-            let mut record = vec![0; len_bytes];
-            let whole = self.ring.read(&mut record, entry.position)?;
-            Ok(Some((slot, entry, whole.then_some(record))))
-        });
-        let (slot, entry, record) = match found {
-            Ok(found) => {
-                self.reading.works();
-                found?
-            }
-            Err(error) => {
-                self.reading.fails(&error);
+        let opened = self.look_up();
+        let (slot, entry) = self.read_with(opened.find(key, len_bytes))??;
+        with_buffer(len_bytes, |record| {
+            let whole = self.read_with(opened.ring.read(record, entry.position))?;
+            let Some(made) = whole.then(|| check(record)).flatten() else {
+                // Or it would pass for held, and never be put again.
+                let _ = opened.table.erase(key, slot, &entry);
                 return None;
+            };
+            if opened.is_old(&entry) && opened.ring.may_write_again(len_bytes as u64) {
+                self.write(key, record);
             }
-        };
-        let made = record.as_ref().and_then(|record| check(record));
-        let (Some(made), Some(record)) = (made, record) else {
-            // Or it would pass for held, and never be put again.
-            let _ = self.table.erase(key, slot, &entry);
-            return None;
-        };
-        if self.is_old(&entry) {
-            self.write(key, &record);
-        }
-        Some(made)
+            Some(made)
+        })
     }
 
     /// Keeps a record, unless it is held already. Too large a one, or one that cannot be written, is not kept.
@@ -148,29 +195,65 @@ impl BlockRing {
 
     /// Whether there seems to be such a record that will stay for a while.
     pub fn holds(&self, key: &Key, len_bytes: usize) -> bool {
-        let found = self.find(key, len_bytes).ok().flatten();
-        found.is_some_and(|(_, entry)| !self.is_old(&entry))
+        let opened = self.look_up();
+        let found = opened.find(key, len_bytes).ok().flatten();
+        found.is_some_and(|(_, entry)| !opened.is_old(&entry))
     }
 
-    fn find(&self, key: &Key, len_bytes: usize) -> io::Result<Option<(usize, Entry)>> {
-        let bucket = self.table.bucket(key)?;
-        let fits = |entry: &Entry| entry.len_bytes as usize == len_bytes && self.age(entry).is_some();
-        Ok(bucket.find(key, fits))
+    /// The file for a look-up.
+    fn look_up(&self) -> Arc<Opened> {
+        if self.look_ups.fetch_add(1, Ordering::Relaxed).is_multiple_of(LOOK_UPS_MAX) {
+            self.renew_if_gone();
+        }
+        self.opened()
+    }
+
+    /// What was read, and whether reading works.
+    fn read_with<T>(&self, read: io::Result<T>) -> Option<T> {
+        match read {
+            Ok(read) => {
+                self.reading.works();
+                Some(read)
+            }
+            Err(error) => {
+                self.reading.fails(&error);
+                None
+            }
+        }
     }
 
     fn write(&self, key: &Key, record: &[u8]) {
-        if record.is_empty() || record.len() as u64 > self.ring.record_bytes_max() || self.writing.is_off() {
+        if self.writing.is_off() {
             return;
         }
-        let written = self.ring.append(record).and_then(|position| {
+        self.renew_if_gone();
+        let opened = self.opened();
+        if record.is_empty() || record.len() as u64 > opened.ring.record_bytes_max() || self.writing.is_off()
+        {
+            return;
+        }
+        let written = opened.ring.append(record).and_then(|position| {
             let entry = Entry { position, len_bytes: record.len() as u32 };
-            self.table.insert(key, entry, |old| self.ring.age_as_seen(old.position))
+            opened.table.insert(key, entry, |old| opened.ring.age_as_seen(old.position))
         });
         match written {
             Ok(()) => self.writing.works(),
             // A full disk too: what is there stays there, and is read.
             Err(error) => self.writing.fails(&error),
         }
+    }
+}
+
+impl Opened {
+    fn new(file: RingFile) -> Self {
+        let file = Arc::new(file);
+        Self { table: Table::new(file.clone()), ring: Ring::new(file.clone()), file }
+    }
+
+    fn find(&self, key: &Key, len_bytes: usize) -> io::Result<Option<(usize, Entry)>> {
+        let bucket = self.table.bucket(key)?;
+        let fits = |entry: &Entry| entry.len_bytes as usize == len_bytes && self.age(entry).is_some();
+        Ok(bucket.find(key, fits))
     }
 
     /// How much has been given away since the record was; `None` when it has been overwritten, or was never there.
@@ -184,33 +267,25 @@ impl BlockRing {
     }
 }
 
-/// Takes the lock on a file, which ends with the file's last descriptor or [`unlock`].
-fn lock(file: &File, patience: Duration) -> io::Result<()> {
-    use rustix::fs::{FlockOperation, flock};
-    let step = Duration::from_micros(200);
-    let mut left = patience;
-    loop {
-        match flock(file, FlockOperation::NonBlockingLockExclusive) {
-            Err(rustix::io::Errno::WOULDBLOCK) if !left.is_zero() => {
-                std::thread::sleep(step);
-                left = left.saturating_sub(step);
-            }
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                return Err(io::Error::new(io::ErrorKind::WouldBlock, "another process holds its lock"));
-            }
-            Err(rustix::io::Errno::INTR) => {}
-            other => return Ok(other?),
-        }
+/// A buffer of `len` bytes, with whatever was in it.
+fn with_buffer<T>(len: usize, use_it: impl FnOnce(&mut [u8]) -> T) -> T {
+    thread_local! {
+        static KEPT: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
     }
-}
-
-fn unlock(file: &File) {
-    // Nothing can be done about a failure; the lock ends with the process.
-    let _ = rustix::fs::flock(file, rustix::fs::FlockOperation::Unlock);
+    let mut buffer = KEPT.take();
+    if buffer.len() < len {
+        buffer.resize(len, 0);
+    }
+    let result = use_it(&mut buffer[..len]);
+    if buffer.len() <= KEPT_BYTES_MAX {
+        KEPT.set(buffer);
+    }
+    result
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
     use std::os::unix::fs::{FileExt, MetadataExt};
     use std::path::Path;
 
@@ -362,8 +437,8 @@ mod tests {
         let ring = open(folder.path(), 2 << 20);
         let (first, late) = (record(1, 32768), record(2, 1 << 19));
         ring.put(&first.0, &first.1);
-        let stopped = ring_file(folder.path());
-        lock(&stopped, Duration::ZERO).unwrap();
+        let stopped = File::open(folder.path().join(PART)).unwrap();
+        file::lock(&stopped, rustix::fs::FlockOperation::NonBlockingLockExclusive, Duration::ZERO).unwrap();
         let started = std::time::Instant::now();
         for _ in 0..100 {
             ring.put(&late.0, &late.1);
@@ -374,7 +449,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_cut_short_or_removed_is_a_miss() {
+    fn a_file_that_is_cut_short_is_a_miss() {
         let folder = tempfile::tempdir().unwrap();
         let ring = open(folder.path(), 2 << 20);
         let (key, bytes) = record(1, 32768);
@@ -385,9 +460,133 @@ mod tests {
             ring.put(&key, &bytes);
             assert!(get(&ring, &key, 32768).is_some(), "it grows again");
         }
-        std::fs::remove_dir_all(folder.path().join("blocks")).unwrap();
-        assert!(get(&ring, &key, 32768).is_some());
         let small = BlockRing::open(&CacheDir::open(folder.path()).unwrap(), SIZE_BYTES_MIN - 1);
         assert_eq!(small.unwrap_err().kind(), ErrorKind::Usage);
+    }
+
+    fn inode(folder: &Path) -> u64 {
+        std::fs::metadata(folder.join("blocks/ring")).unwrap().ino()
+    }
+
+    #[test]
+    fn the_ring_in_use_wins_and_one_that_nobody_uses_gives_way() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = open(folder.path(), 4 << 20);
+        let (ring, records) = (inode(folder.path()), [record(1, 32768), record(2, 32768)]);
+        first.put(&records[0].0, &records[0].1);
+        for size in [8 << 20, 2 << 20] {
+            let later = open(folder.path(), size);
+            assert_eq!((inode(folder.path()), later.data_bytes()), (ring, first.data_bytes()));
+            later.put(&records[1].0, &records[1].1);
+            for (key, bytes) in &records {
+                assert!(get(&later, key, 32768).as_ref() == Some(bytes));
+                assert!(get(&first, key, 32768).as_ref() == Some(bytes));
+            }
+        }
+        drop(first);
+        let same = open(folder.path(), (4 << 20) + 5);
+        assert_eq!(inode(folder.path()), ring, "as large in pages");
+        assert!(same.holds(&records[0].0, 32768));
+        drop(same);
+        let larger = open(folder.path(), 8 << 20);
+        assert_ne!(inode(folder.path()), ring);
+        assert!(larger.data_bytes() > 7 << 20 && !larger.holds(&records[0].0, 32768));
+    }
+
+    #[test]
+    fn what_is_left_or_damaged_is_replaced_and_links_are_not_followed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("blocks/ring");
+        let opened = open(folder.path(), 2 << 20);
+        let mut last = inode(folder.path());
+        drop(opened);
+        let damage: [&dyn Fn(&File); 3] =
+            [&|file| file.write_all_at(b"x", 20).unwrap(), &|file| file.set_len(5000).unwrap(), &|file| {
+                file.set_len(0).unwrap()
+            }];
+        for damage in damage {
+            damage(&ring_file(folder.path()));
+            std::fs::write(folder.path().join("blocks/ring.new"), b"left by a killed process").unwrap();
+            open(folder.path(), 2 << 20);
+            assert_ne!(std::mem::replace(&mut last, inode(folder.path())), last);
+            assert!(!folder.path().join("blocks/ring.new").exists());
+        }
+        std::fs::remove_file(&path).unwrap();
+        let outside = folder.path().join("outside");
+        std::fs::create_dir(&outside).unwrap();
+        std::os::unix::fs::symlink(outside.join("file"), &path).unwrap();
+        let cache = CacheDir::open(folder.path()).unwrap();
+        assert!(BlockRing::open_any_size(&cache, 2 << 20).is_err());
+        std::fs::remove_dir_all(folder.path().join("blocks")).unwrap();
+        std::os::unix::fs::symlink(&outside, folder.path().join("blocks")).unwrap();
+        assert!(BlockRing::open_any_size(&cache, 2 << 20).is_err());
+        assert_eq!(std::fs::read_dir(&outside).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_file_that_lost_its_name_is_given_up_by_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let rings = [open(folder.path(), 4 << 20), open(folder.path(), 4 << 20)];
+        let (first, later) = (record(1, 32768), record(2, 32768));
+        rings[0].put(&first.0, &first.1);
+        let (held, given) = (rings[0].opened(), rings[0].given_bytes());
+        std::fs::remove_dir_all(folder.path()).unwrap();
+        rings[0].put(&later.0, &later.1);
+        assert!(!rings[0].opened().file.is_gone() && held.file.is_gone());
+        assert!(
+            rings[0].given_bytes() >= given + rings[0].data_bytes(),
+            "or what was there would pass for held"
+        );
+        assert!(get(&rings[0], &later.0, 32768).is_some() && get(&rings[0], &first.0, 32768).is_none());
+        // One that only reads comes after it.
+        for _ in 0..LOOK_UPS_MAX {
+            get(&rings[1], &first.0, 32768);
+        }
+        assert!(get(&rings[1], &later.0, 32768).is_some());
+        // Where none can be made, nothing is written to the one without a name.
+        std::fs::remove_dir_all(folder.path()).unwrap();
+        std::fs::write(folder.path(), b"in its way").unwrap();
+        let before = rings[0].opened().ring.given_as_seen();
+        let many = record(3, 1 << 20);
+        rings[0].put(&many.0, &many.1);
+        assert!(rings[0].writing.is_off() && rings[0].opened().ring.given_as_seen() == before);
+        assert!(get(&rings[0], &later.0, 32768).is_some(), "what is there is read");
+        std::fs::remove_file(folder.path()).unwrap();
+        std::fs::create_dir(folder.path()).unwrap();
+    }
+
+    #[test]
+    fn reading_a_nearly_full_ring_again_and_again_writes_little() {
+        let folder = tempfile::tempdir().unwrap();
+        let ring = open(folder.path(), 16 << 20);
+        let count = (ring.data_bytes() / 32768 * 9 / 10) as u32;
+        let keys: Vec<Key> = (0..count)
+            .map(|seed| record(seed, 32768))
+            .map(|(key, bytes)| {
+                ring.put(&key, &bytes);
+                key
+            })
+            .collect();
+        drop(ring);
+        let ring = open(folder.path(), 16 << 20);
+        let before = ring.given_bytes();
+        for _ in 0..6 {
+            assert!(keys.iter().all(|key| get(&ring, key, 32768).is_some()));
+        }
+        assert!(ring.given_bytes() - before <= ring.data_bytes() / 8, "{}", ring.given_bytes() - before);
+    }
+
+    #[test]
+    fn a_ring_of_100_gib_opens_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        for _ in 0..2 {
+            let started = std::time::Instant::now();
+            let ring = open(folder.path(), 100 << 30);
+            let (key, bytes) = record(1, 32768);
+            ring.put(&key, &bytes);
+            assert!(get(&ring, &key, 32768).is_some());
+            assert!(started.elapsed() < Duration::from_secs(1));
+        }
+        assert!(std::fs::metadata(folder.path().join("blocks/ring")).unwrap().blocks() * 512 < 1 << 20);
     }
 }
