@@ -575,18 +575,4 @@ mod tests {
         }
         assert!(ring.given_bytes() - before <= ring.data_bytes() / 8, "{}", ring.given_bytes() - before);
     }
-
-    #[test]
-    fn a_ring_of_100_gib_opens_at_once() {
-        let folder = tempfile::tempdir().unwrap();
-        for _ in 0..2 {
-            let started = std::time::Instant::now();
-            let ring = open(folder.path(), 100 << 30);
-            let (key, bytes) = record(1, 32768);
-            ring.put(&key, &bytes);
-            assert!(get(&ring, &key, 32768).is_some());
-            assert!(started.elapsed() < Duration::from_secs(1));
-        }
-        assert!(std::fs::metadata(folder.path().join("blocks/ring")).unwrap().blocks() * 512 < 1 << 20);
-    }
 }
