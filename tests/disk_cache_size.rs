@@ -27,7 +27,7 @@ const MIB: u64 = 1 << 20;
 
 /// A mount with almost no memory cache, and a disk cache of `mib`.
 fn mount(store: &Path, cache: &Path, mib: u64) -> Mount {
-    Setup::default().options(&format!("cache_size=1M,disk_cache={mib}M")).cache_dir(cache).mount(store)
+    Setup::default().options(&format!("cache_size=4M,disk_cache={mib}M")).cache_dir(cache).mount(store)
 }
 
 /// Reads through the mount what the kernel does not have.
