@@ -502,7 +502,7 @@ mod tests {
         drop(opened);
         let damage: [&dyn Fn(&File); 3] =
             [&|file| file.write_all_at(b"x", 20).unwrap(), &|file| file.set_len(5000).unwrap(), &|file| {
-                file.set_len(0).unwrap()
+                file.set_len(0).unwrap();
             }];
         for damage in damage {
             damage(&ring_file(folder.path()));
