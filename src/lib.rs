@@ -62,6 +62,7 @@ pub mod types;
 // What can go wrong, with the rules for saying so.
 pub mod error;
 mod byte_lru;
+mod scratch;
 // Threads for work that nobody waits for.
 pub mod workers;
 // -- read path, from the bytes at rest to the reader --

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use crate::error::Result;
+use crate::scratch::Scratch;
 use crate::store::ObjectSource;
 
 /// Stored bytes read at once: larger reads no longer gain speed from a page cache or a disk's readahead, and a pool of
@@ -23,7 +24,7 @@ const FIRST_READ_BYTES: usize = 16 * 1024;
 /// A forward cursor over an object's stored bytes.
 pub(super) struct StoredInput {
     source: Arc<dyn ObjectSource>,
-    buffer: Box<[u8]>,
+    buffer: Scratch,
     /// What is read and not consumed: `buffer[start..end]`.
     start: usize,
     end: usize,
@@ -38,7 +39,7 @@ impl StoredInput {
     pub(super) fn at(source: Arc<dyn ObjectSource>, offset: u64) -> Self {
         let stored = usize::try_from(source.stat().len_bytes).unwrap_or(usize::MAX);
         let read_bytes_max = if offset == 0 { INPUT_BYTES_MAX } else { FIRST_READ_BYTES };
-        let buffer = vec![0; stored.clamp(INPUT_BYTES_MIN, INPUT_BYTES_MAX)].into_boxed_slice();
+        let buffer = Scratch::take(stored.clamp(INPUT_BYTES_MIN, INPUT_BYTES_MAX));
         Self { source, buffer, start: 0, end: 0, read_offset: offset, read_bytes_max }
     }
 

@@ -15,7 +15,6 @@
 //! - [`objects`]: what the image reads from, object by object.
 //! - [`damage`]: what was lost so far.
 //! - [`materialised`]: the whole image as a file beside the store.
-//! - [`scratch`]: the buffer that each thread decodes into.
 //!
 //! Invariants: no byte leaves an image that was not compared with a digest; damage costs the blocks it hits, not the
 //! object around them; an image never changes, so whoever has read a byte may keep it.
@@ -30,7 +29,6 @@ mod lately;
 mod materialised;
 mod objects;
 mod readahead;
-mod scratch;
 mod unproven;
 mod view;
 

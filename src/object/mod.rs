@@ -39,6 +39,7 @@ use self::turns::{Turn, Turns};
 use crate::cache_dir::seek_indexes::SeekIndexKey;
 use crate::codec::{Codec, ObjectStream};
 use crate::error::{Error, ErrorKind, Result};
+use crate::scratch::Scratch;
 use crate::store::ObjectSource;
 use crate::types::ObjectName;
 
@@ -282,7 +283,7 @@ impl ObjectReader {
     ) -> Result<()> {
         let offer_from =
             passing.useful_from().max(offset.saturating_sub(OFFER_BYTES_MAX)).max(cursor.at).min(offset);
-        let mut step = vec![0; STEP_BYTES.min(offset - cursor.at) as usize];
+        let mut step = Scratch::take(STEP_BYTES.min(offset - cursor.at) as usize);
         while cursor.at < offset {
             let border = if cursor.at < offer_from { offer_from } else { offset };
             let most = STEP_BYTES.min(border - cursor.at) as usize;

@@ -6,17 +6,19 @@
 //! inflater: pure Rust, and as fast as through flate2.
 //!
 //! Invariants that the safety arguments use:
-//! - the `z_stream` of an [`Inflate`] was initialised by `inflateInit2_`, lives as long as it in one place, and nobody else
+//! - the `z_stream` of an [`Inflate`] was initialised by `inflateInit2_`, stays in one place until `inflateEnd`, and nobody else
 //!   has a pointer to it;
 //! - the pointers into the caller's slices are set just before a call and not used after it.
 #![allow(unsafe_code, reason = "the C-level interface of zlib-rs; each call is argued")]
 
+use std::cell::RefCell;
 use std::ffi::CStr;
+use std::mem;
 
 use libz_rs_sys::{
     Z_BLOCK, Z_BUF_ERROR, Z_DATA_ERROR, Z_MEM_ERROR, Z_NEED_DICT, Z_NO_FLUSH, Z_OK, Z_STREAM_END, inflate,
-    inflateEnd, inflateGetDictionary, inflateInit2_, inflatePrime, inflateSetDictionary, z_stream,
-    zlibVersion,
+    inflateEnd, inflateGetDictionary, inflateInit2_, inflatePrime, inflateReset2, inflateSetDictionary,
+    z_stream, zlibVersion,
 };
 
 /// The largest window of RFC 1951, in bytes; no distance reaches further.
@@ -27,6 +29,17 @@ const WINDOW_BITS_MAX: i32 = 15;
 
 /// Bytes that one call is told of, in and out: zlib's counters have 32 bits.
 const CALL_BYTES_MAX: usize = 1 << 30;
+
+/// Inflaters that a thread keeps for its next streams: a random read needs one for less time than clearing its 50 KB takes.
+const KEPT_MAX: usize = 2;
+
+thread_local! {
+    static KEPT: RefCell<Kept> = const { RefCell::new(Kept(Vec::new())) };
+}
+
+/// Initialised streams that nobody uses.
+#[expect(clippy::vec_box, reason = "an implementation may keep a pointer to a stream, so it must not move")]
+struct Kept(Vec<Box<z_stream>>);
 
 /// An inflater.
 pub(super) struct Inflate {
@@ -85,6 +98,15 @@ impl Inflate {
     }
 
     fn new(window_bits: i32) -> Option<Self> {
+        let kept = KEPT.try_with(|kept| kept.try_borrow_mut().ok()?.0.pop()).ok().flatten();
+        if let Some(stream) = kept {
+            let mut this = Self { stream };
+            // SAFETY: the stream is initialised and owned by us alone; the call takes a number, and checks it.
+            let status = unsafe { inflateReset2(&mut *this.stream, window_bits) };
+            if status == Z_OK {
+                return Some(this);
+            }
+        }
         let mut stream = Box::<z_stream>::default();
         let size = size_of::<z_stream>() as i32;
         // SAFETY: `stream` is a whole `z_stream` without allocators of its own, so the library takes its default; the
@@ -158,8 +180,28 @@ impl Inflate {
 
 impl Drop for Inflate {
     fn drop(&mut self) {
-        // SAFETY: the stream was initialised, and this is the only place that ends it. Without memory left to free, the
-        // status says nothing of use.
-        unsafe { inflateEnd(&mut *self.stream) };
+        let stream = mem::take(&mut self.stream);
+        let unused = Kept(vec![stream]);
+        // A thread that is ending keeps nothing.
+        let _ = KEPT.try_with(|kept| kept.try_borrow_mut().map(|mut kept| kept.take_over(unused)));
+    }
+}
+
+impl Kept {
+    /// Keeps the stream of `other`, if there is room.
+    fn take_over(&mut self, mut other: Self) {
+        if self.0.len() < KEPT_MAX {
+            self.0.append(&mut other.0);
+        }
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        for stream in &mut self.0 {
+            // SAFETY: the stream was initialised, whoever used it is gone, and this is the only place that ends one. Without
+            // memory left to free, the status says nothing of use.
+            unsafe { inflateEnd(&mut **stream) };
+        }
     }
 }

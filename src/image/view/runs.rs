@@ -20,8 +20,8 @@ use crate::chain::extent_map::{ObjectIndex, Piece};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::open_object;
 use crate::image::readahead::WINDOW_BYTES_MAX;
-use crate::image::scratch::Scratch;
 use crate::object::{Filled, ObjectReader};
+use crate::scratch::Scratch;
 use crate::types::BlockIndex;
 
 /// Plain bytes decoded at once, in bytes, unless a single block is larger: what one job reads ahead.
@@ -75,7 +75,7 @@ impl View {
         let Some(file) = self.materialised.get() else { return run };
         let bytes = self.range_of(first.block).start..self.range_of(last.block).end;
         let mut plain = Scratch::take((bytes.end - bytes.start) as usize);
-        let plain = plain.bytes();
+        let plain = &mut *plain;
         if !file.read(plain, bytes.start) {
             return run;
         }
@@ -107,7 +107,7 @@ impl View {
         let started = Instant::now();
         let bytes = self.range_of(first.block).start..self.range_of(last.block).end;
         let mut plain = Scratch::take((bytes.end - bytes.start) as usize);
-        let plain = plain.bytes();
+        let plain = &mut *plain;
         let mut missing: Vec<(Range<u64>, Error)> = Vec::new();
         // What no object covers reads as zeros, as on the new volume that a backup without its zero runs is restored to;
         // the digest tells whether that is right.
