@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use cinderfs::catalog::{Catalog, CatalogOptions};
-use cinderfs::image::Image;
+use cinderfs::image::{Image, Materialised};
 use cinderfs::store::fault::{Fault, FaultStore, Operation, Rule};
 use cinderfs::store::memory::MemoryStore;
 use cinderfs::store::{Listing, ObjectSource, ObjectStat, Store};
@@ -153,6 +153,29 @@ fn a_lost_block_is_not_decoded_again_for_each_page() {
     }
     let read = store.read_bytes();
     assert!(read < 2 * stored_bytes, "{read} bytes read of an object of {stored_bytes}");
+}
+
+// A store that is gone may not even say so.
+#[test]
+fn what_lies_whole_beside_the_store_is_read_without_opening_an_object() {
+    let store = WatchedStore::default();
+    let (len, block) = (4 << 20, 32 << 10);
+    let plain = noise(len);
+    put_full(&store.inner, "b", "zlib", zlib(&plain), len, block, &digests(&plain, block));
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(&plain).unwrap();
+    let catalog = open(store.clone(), 0);
+    let image = image(&catalog, "b");
+    let mut buf = vec![0; len];
+    let whole = Arc::new(Materialised::new(file.reopen().unwrap(), file.path()));
+    image.look_into(&whole);
+    assert_eq!(image.read_at(&mut buf, 0).unwrap(), len);
+    assert!(buf == plain);
+    assert_eq!(store.opened(), 0);
+    // Not because it is never opened.
+    drop(whole);
+    image.read_at(&mut buf, 0).unwrap();
+    assert_eq!(store.opened(), 1);
 }
 
 /// A page of a lost block is asked for by itself; what is lost is the block, once.

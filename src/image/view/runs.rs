@@ -48,7 +48,9 @@ impl View {
                 && holder.is_some_and(|(object, offset)| Some(object) == run_holder && offset < border);
             if !goes_on {
                 self.load_run(std::mem::take(&mut run), reading, found);
-                border = holder.map_or(u64::MAX, |(object, offset)| self.border_after(object, offset));
+                // Where no object will be read, none is opened: the store may hang.
+                let read = holder.filter(|_| self.materialised.get().is_none());
+                border = read.map_or(u64::MAX, |(object, offset)| self.border_after(object, offset));
             }
             run.push(block);
             run_holder = holder.map(|(object, _)| object);
