@@ -12,7 +12,7 @@ mod room;
 mod sharing;
 
 use std::collections::HashSet;
-use std::fs;
+use std::fs::{self, Permissions};
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -149,6 +149,32 @@ fn what_is_saved_is_loaded() {
     assert_eq!(names(&store), HashSet::from([name(&key(1)), name(&key(3))]));
     let mode = fs::metadata(store.path().join(name(&key(3)))).unwrap().permissions().mode();
     assert_eq!(mode & 0o7777, 0o600);
+}
+
+#[test]
+fn no_flipped_bit_goes_unnoticed() {
+    let world = World::new();
+    let store = world.store(PLENTY);
+    let points = points(&key(1), 3, 6, 20);
+    save(&store, &key(1), 77, &points).unwrap();
+    let path = store.path().join(name(&key(1)));
+    let good = fs::read(&path).unwrap();
+    assert!(good.len() < 1000, "{}", good.len());
+    for at in 0..good.len() {
+        for bits in [1 << (at % 8), 0xff] {
+            let mut bad = good.clone();
+            bad[at] ^= bits;
+            fs::write(&path, &bad).unwrap();
+            // In the head or the table nothing is loaded, in a state that state alone is not.
+            let is_whole = store.load(&key(1)).is_some_and(|saved| holds(&saved, 77, &points));
+            assert!(!is_whole, "byte {at} ^ {bits:x}");
+            // Of another magic or version it may be somebody else's, everything else is damaged and goes.
+            assert_eq!(path.exists(), at < 12, "byte {at} ^ {bits:x}");
+        }
+    }
+    fs::write(&path, &good).unwrap();
+    fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
+    assert!(holds(&store.load(&key(1)).unwrap(), 77, &points));
 }
 
 #[test]
