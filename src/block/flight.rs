@@ -78,7 +78,11 @@ impl Lead<'_> {
         let mut landed = self.flight.landed.lock().unwrap_or_else(PoisonError::into_inner);
         if landed.is_none() {
             *landed = Some(block);
-            self.flight.landing.notify_all();
+            // Nobody can come to follow any more, and waking nobody is a system call too.
+            let somebody_follows = Arc::strong_count(&self.flight) > 1;
+            if somebody_follows {
+                self.flight.landing.notify_all();
+            }
         }
     }
 }

@@ -7,6 +7,7 @@
 //! Invariants: a block's bytes have the digest it is filed under; memory is bounded in bytes, not in entries; of many
 //! readers that miss the same block, one decodes it.
 
+mod bytes;
 mod cache;
 mod flight;
 
@@ -15,16 +16,17 @@ pub use flight::{Claim, Flights, Follow, Lead};
 
 use sha2::{Digest, Sha256};
 
+use self::bytes::BlockBytes;
 use crate::types::BlockHash;
 
 /// Plain bytes that were compared with their digest.
-pub struct VerifiedBlock(Box<[u8]>);
+pub struct VerifiedBlock(BlockBytes);
 
 impl VerifiedBlock {
     /// Hashes `bytes`; on a mismatch the digest that they do have.
     pub fn verify(bytes: &[u8], expected: &BlockHash) -> Result<Self, BlockHash> {
         let actual = hash_of(bytes);
-        if actual == *expected { Ok(Self(bytes.into())) } else { Err(actual) }
+        if actual == *expected { Ok(Self(BlockBytes::copy_of(bytes))) } else { Err(actual) }
     }
 
     /// The bytes.

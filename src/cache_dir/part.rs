@@ -51,6 +51,14 @@ impl Part {
         self.directory.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// The directory, opened once more: what is locked through it is locked by this caller alone.
+    pub(super) fn reopen(&self) -> io::Result<File> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = self.directory();
+        let opened = rustix::io::retry_on_intr(|| rustix::fs::openat(&directory, ".", flags, Mode::empty()))?;
+        Ok(opened.into())
+    }
+
     /// Makes the directory again, after somebody removed it.
     fn renew(&self) -> Result<()> {
         let cache = CacheDir::open(self.cache.path())?;

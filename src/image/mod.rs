@@ -281,8 +281,11 @@ impl Image {
         if range.start >= end {
             return;
         }
-        let next = self.engine.readers().note(self.number, range.start..end);
-        for window in readahead::windows(next.start..next.end.min(self.len_bytes)) {
+        let (next, window_bytes) = {
+            let mut readers = self.engine.readers();
+            (readers.note(self.number, range.start..end), readers.window_bytes())
+        };
+        for window in readahead::windows(next.start..next.end.min(self.len_bytes), window_bytes) {
             let image = Arc::downgrade(self);
             let fetch = move || {
                 let Some(image) = image.upgrade() else { return };

@@ -13,8 +13,14 @@ use std::ops::Range;
 /// Bytes that one must have read on before anything is fetched ahead: a file's first pages or a directory are no reason to.
 const PROVEN_BYTES: u64 = 256 << 10;
 
-/// Fetched by one job, in bytes, and the alignment of what it fetches.
-pub(super) const WINDOW_BYTES: u64 = 1 << 20;
+/// Fetched by one job, in bytes, and the alignment of what it fetches. Jobs that decode one stream take turns at it, and each
+/// turn that goes from one thread to another costs a wakeup: with 4 MiB a first pass takes 0.88 of the time that it takes
+/// with 1 MiB. A small cache has smaller ones.
+pub(super) const WINDOW_BYTES_MAX: u64 = 4 << 20;
+const WINDOW_BYTES_MIN: u64 = 1 << 20;
+
+/// Windows that are ahead of one reader at least, if there is room for windows at all.
+const WINDOWS_AHEAD: u64 = 8;
 
 /// Furthest ahead of one reader, in bytes: some stretches between restart points, so that several cores have work.
 const AHEAD_BYTES_MAX: u64 = 32 << 20;
@@ -35,6 +41,7 @@ const DISORDER: u64 = 4;
 #[derive(Debug)]
 pub(super) struct Readers {
     ahead_bytes_max: u64,
+    window_bytes: u64,
     clock: u64,
     readers: Vec<Reader>,
 }
@@ -55,7 +62,9 @@ impl Readers {
     /// For images whose blocks share a cache of this size, in bytes.
     pub(super) fn new(cache_bytes_max: u64) -> Self {
         let ahead_bytes_max = (cache_bytes_max / CACHE_SHARE).min(AHEAD_BYTES_MAX);
-        Self { ahead_bytes_max, clock: 0, readers: Vec::new() }
+        let window_bytes = ahead_bytes_max / WINDOWS_AHEAD / WINDOW_BYTES_MIN * WINDOW_BYTES_MIN;
+        let window_bytes = window_bytes.clamp(WINDOW_BYTES_MIN, WINDOW_BYTES_MAX);
+        Self { ahead_bytes_max, window_bytes, clock: 0, readers: Vec::new() }
     }
 
     /// Takes note of a read of an image, and returns what is to be fetched of it now; it may be empty.
@@ -91,7 +100,9 @@ impl Readers {
         }
         let most = (self.ahead_bytes_max / active).min(self.ahead_bytes_max.saturating_sub(others_ahead));
         let ahead = reader.proven.saturating_mul(2).min(most);
-        let to = reader.at.saturating_add(ahead) / WINDOW_BYTES * WINDOW_BYTES;
+        // At first it is little and comes soon.
+        let step = if ahead < self.window_bytes { WINDOW_BYTES_MIN } else { self.window_bytes };
+        let to = reader.at.saturating_add(ahead) / step * step;
         // Where nothing is left of what was fetched, it begins anew.
         let from = if reader.fetched_to > reader.at { reader.fetched_to } else { reader.at };
         if to <= from {
@@ -99,6 +110,11 @@ impl Readers {
         }
         reader.fetched_to = to;
         from..to
+    }
+
+    /// What one job fetches, in bytes.
+    pub(super) fn window_bytes(&self) -> u64 {
+        self.window_bytes
     }
 }
 
@@ -110,11 +126,11 @@ impl Reader {
 }
 
 /// A range cut at multiples of the window.
-pub(super) fn windows(range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
+pub(super) fn windows(range: Range<u64>, window_bytes: u64) -> impl Iterator<Item = Range<u64>> {
     let mut at = range.start;
     std::iter::from_fn(move || {
         let start = at;
-        at = range.end.min((start / WINDOW_BYTES + 1) * WINDOW_BYTES);
+        at = range.end.min((start / window_bytes + 1) * window_bytes);
         (start < range.end).then_some(start..at)
     })
 }
@@ -187,8 +203,8 @@ mod tests {
 
     #[test]
     fn windows_are_aligned() {
-        let cut: Vec<_> = windows(5..2 * MIB + 7).collect();
+        let cut: Vec<_> = windows(5..2 * MIB + 7, MIB).collect();
         assert_eq!(cut, [5..MIB, MIB..2 * MIB, 2 * MIB..2 * MIB + 7]);
-        assert_eq!(windows(3..3).count(), 0);
+        assert_eq!(windows(3..3, MIB).count(), 0);
     }
 }

@@ -1,12 +1,14 @@
 //! A buffer that each thread keeps for what it decodes next.
 //!
-//! A run of 1 MiB is decoded thousands of times a minute; memory of that size goes back to the kernel each time it is
+//! A run of megabytes is decoded hundreds of times a minute; memory of that size goes back to the kernel each time it is
 //! freed, and comes back page by page. Invariant: a thread keeps one buffer of at most [`KEPT_BYTES_MAX`].
 
 use std::cell::Cell;
 
+use super::readahead;
+
 /// Longest buffer kept, in bytes: a run of blocks of the usual sizes. Larger blocks are rare, and get memory of their own.
-const KEPT_BYTES_MAX: usize = 2 << 20;
+const KEPT_BYTES_MAX: usize = readahead::WINDOW_BYTES_MAX as usize;
 
 thread_local! {
     static KEPT: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };

@@ -245,7 +245,8 @@ impl View {
         // Only now, when nobody waits for us, we wait for others. Whom a leader fails tries for itself: the same digest
         // may stand elsewhere for it.
         let mut again = Vec::new();
-        for (block, hash, follow) in follows {
+        // The last one first: a leader lands them in order, and would wake us for each.
+        for (block, hash, follow) in follows.into_iter().rev() {
             let landed = follow.wait().filter(|verified| self.fits(block, verified));
             match (landed, self.lost_lately.get(block)) {
                 (Some(verified), _) => drop(found.insert(block, Found::Block(verified))),
@@ -253,6 +254,7 @@ impl View {
                 (None, None) => again.push(Wanted { block, hash, lead: None }),
             }
         }
+        again.reverse();
         self.load(again, reading, &mut found);
         found
     }

@@ -32,7 +32,6 @@ pub enum Urgency {
 #[derive(Default)]
 pub(super) struct Turns {
     state: Mutex<Traffic>,
-    changed: Condvar,
 }
 
 /// What [`Turns`] protects.
@@ -55,9 +54,11 @@ struct Runner {
 
 struct Waiting {
     ticket: u64,
-    offset: u64,
+    wanted: Range<u64>,
     urgency: Urgency,
     overtaken: u32,
+    /// Of this one alone: waking all for one to go on costs more than decoding a block.
+    may_go: Arc<Condvar>,
 }
 
 /// The right to decode towards an offset. Ends when dropped.
@@ -78,9 +79,12 @@ impl Turns {
         let ticket = traffic.next_ticket;
         traffic.next_ticket += 1;
         if traffic.must_wait(ticket, &wanted, urgency, 0) {
-            traffic.waiting.push(Waiting { ticket, offset: wanted.start, urgency, overtaken: 0 });
+            let may_go = Arc::new(Condvar::new());
+            let own =
+                Waiting { ticket, wanted: wanted.clone(), urgency, overtaken: 0, may_go: may_go.clone() };
+            traffic.waiting.push(own);
             loop {
-                traffic = self.changed.wait(traffic).unwrap_or_else(PoisonError::into_inner);
+                traffic = may_go.wait(traffic).unwrap_or_else(PoisonError::into_inner);
                 let own = traffic.waiting.iter().find(|other| other.ticket == ticket);
                 let overtaken = own.map_or(0, |own| own.overtaken);
                 if !traffic.must_wait(ticket, &wanted, urgency, overtaken) {
@@ -92,7 +96,8 @@ impl Turns {
         let start = traffic.index.stretch_start(wanted.start);
         let Traffic { index, waiting, .. } = &mut *traffic;
         for other in waiting {
-            let is_same = other.offset >= start && index.stretch_start(other.offset) == start;
+            let offset = other.wanted.start;
+            let is_same = offset >= start && index.stretch_start(offset) == start;
             other.overtaken = other.overtaken.saturating_add(u32::from(is_same && other.ticket < ticket));
         }
         traffic.runners.push(Runner { ticket, at: start });
@@ -108,8 +113,9 @@ impl Traffic {
             return true;
         }
         // Those of the same stretch, and whoever has more right to it.
-        self.waiting.iter().filter(|other| other.ticket != ticket && other.offset >= start).any(|other| {
-            if self.index.stretch_start(other.offset) != start {
+        let others = self.waiting.iter().filter(|other| other.ticket != ticket);
+        others.filter(|other| other.wanted.start >= start).any(|other| {
+            if self.index.stretch_start(other.wanted.start) != start {
                 return false;
             }
             // Whoever is tired of waiting is as good as wanted: somebody may have come to wait for what is read ahead.
@@ -120,9 +126,18 @@ impl Traffic {
                 std::cmp::Ordering::Greater => true,
                 std::cmp::Ordering::Less => false,
                 std::cmp::Ordering::Equal if own.1 => other.ticket < ticket,
-                std::cmp::Ordering::Equal => (other.offset, other.ticket) < (offset, ticket),
+                std::cmp::Ordering::Equal => (other.wanted.start, other.ticket) < (offset, ticket),
             }
         })
+    }
+
+    /// Those who need not wait any longer.
+    fn free(&self) -> Vec<Arc<Condvar>> {
+        let free = self.waiting.iter().filter(|waiting| {
+            let Waiting { ticket, wanted, urgency, overtaken, .. } = waiting;
+            !self.must_wait(*ticket, wanted, *urgency, *overtaken)
+        });
+        free.map(|waiting| waiting.may_go.clone()).collect()
     }
 }
 
@@ -134,11 +149,9 @@ impl Turn<'_> {
             own.at = at;
         }
         let result = change(&mut traffic.index);
-        let somebody_waits = !traffic.waiting.is_empty();
+        let free = traffic.free();
         drop(traffic);
-        if somebody_waits {
-            self.turns.changed.notify_all();
-        }
+        free.iter().for_each(|waiting| waiting.notify_one());
         result
     }
 }
@@ -147,11 +160,9 @@ impl Drop for Turn<'_> {
     fn drop(&mut self) {
         let mut traffic = self.turns.lock();
         traffic.runners.retain(|runner| runner.ticket != self.ticket);
-        let somebody_waits = !traffic.waiting.is_empty();
+        let free = traffic.free();
         drop(traffic);
-        if somebody_waits {
-            self.turns.changed.notify_all();
-        }
+        free.iter().for_each(|waiting| waiting.notify_one());
     }
 }
 

@@ -1,6 +1,6 @@
 //! Whether the cache is worth a try: after a failure it is left alone for a while.
 
-use std::io;
+use std::fmt::Display;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -43,7 +43,7 @@ impl Health {
     }
 
     /// Said once, however often it fails before it works again.
-    pub(super) fn fails(&self, error: &io::Error) {
+    pub(super) fn fails(&self, error: &dyn Display) {
         let mut off_until = self.off_until.lock().unwrap_or_else(PoisonError::into_inner);
         *off_until = Some(Instant::now() + LEFT_ALONE);
         if !self.has_failed.swap(true, Ordering::Relaxed) {

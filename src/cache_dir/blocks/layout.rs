@@ -1,4 +1,4 @@
-//! How the file is divided, and how it comes into being.
+//! How the file is divided.
 //!
 //! ```text
 //! 0     magic (16), buckets (u64), data bytes (u64), sha256 of these 32 bytes (32)       written once
@@ -7,18 +7,12 @@
 //! …     the data
 //! ```
 //!
-//! All numbers are little-endian. A file is made under another name and moved to its own when it is complete, under a lock
-//! on the folder, so no process sees a half-made one, and two that start at once share one.
+//! All numbers are little-endian. The layout follows from the file's length alone; the header only proves that it is meant.
 
-use std::fs::{DirBuilder, File, OpenOptions};
-use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
-use std::path::Path;
-use std::time::Duration;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 
 use sha2::{Digest, Sha256};
-
-use super::{lock, unlock};
 
 /// What records of a page and more are aligned to, and the size of a bucket, in bytes.
 pub(super) const PAGE: u64 = 4096;
@@ -29,9 +23,6 @@ pub(super) const GIVEN_AT: u64 = 512;
 /// The table's share of the file: an entry of 32 bytes for each 4 KiB of data. Blocks of 8 KiB and more leave at least half of
 /// it free, so no bucket overflows before the ring does; of blocks of 512 bytes an eighth of the ring finds room.
 const TABLE_SHARE: u64 = 128;
-
-/// Longest wait for another process that makes the file, which takes a few system calls.
-const MAKING_PATIENCE: Duration = Duration::from_secs(2);
 
 const MAGIC: &[u8; 16] = b"cinderfs ring 1\n";
 const FIXED_BYTES: usize = 32;
@@ -48,7 +39,7 @@ pub(super) struct Layout {
 
 impl Layout {
     /// For a file of at most `bytes_max` bytes; `None` when nothing fits.
-    fn of_size(bytes_max: u64) -> Option<Self> {
+    pub(super) fn of_size(bytes_max: u64) -> Option<Self> {
         let pages = bytes_max.min(i64::MAX as u64) / PAGE;
         let buckets = (pages / TABLE_SHARE).max(1);
         let data_pages = pages.checked_sub(1 + buckets).filter(|pages| *pages > 0)?;
@@ -63,11 +54,21 @@ impl Layout {
         PAGE + self.buckets * PAGE
     }
 
-    fn file_bytes(&self) -> u64 {
+    /// Length of the whole file, in bytes.
+    pub(super) fn file_bytes(&self) -> u64 {
         self.data_at() + self.data_bytes
     }
 
-    fn header(&self) -> [u8; HEADER_BYTES] {
+    /// The layout of a file that is there; `None` when its header is not what its length calls for.
+    pub(super) fn of_file(file: &File) -> Option<Self> {
+        let layout = Self::of_size(file.metadata().ok()?.len())?;
+        let mut header = [0; HEADER_BYTES];
+        file.read_exact_at(&mut header, 0).ok()?;
+        (header == layout.header()).then_some(layout)
+    }
+
+    /// What the file begins with.
+    pub(super) fn header(&self) -> [u8; HEADER_BYTES] {
         let mut header = [0; HEADER_BYTES];
         header[..16].copy_from_slice(MAGIC);
         header[16..24].copy_from_slice(&self.buckets.to_le_bytes());
@@ -76,42 +77,6 @@ impl Layout {
         header[FIXED_BYTES..].copy_from_slice(&digest);
         header
     }
-}
-
-/// Opens the ring in `folder`, which is made where it is missing; makes a new one unless there is one of just this size.
-pub(super) fn open(folder: &Path, bytes_max: u64) -> io::Result<(File, Layout)> {
-    let Some(layout) = Layout::of_size(bytes_max) else {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "its size has no room for a record"));
-    };
-    DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-    let making = File::open(folder)?;
-    lock(&making, MAKING_PATIENCE)?;
-    let opened = open_alone(folder, layout);
-    unlock(&making);
-    Ok((opened?, layout))
-}
-
-fn open_alone(folder: &Path, layout: Layout) -> io::Result<File> {
-    let (path, unfinished) = (folder.join("ring"), folder.join("ring.new"));
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed());
-    match options.open(&path) {
-        Ok(file) if is_of(&file, layout)? => return Ok(file),
-        Ok(_) => tracing::info!("the disk cache has a new size, or was damaged, and begins empty"),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(error),
-    }
-    let file = options.create(true).truncate(true).mode(0o600).open(&unfinished)?;
-    file.set_len(layout.file_bytes())?;
-    file.write_all_at(&layout.header(), 0)?;
-    std::fs::rename(&unfinished, &path)?;
-    Ok(file)
-}
-
-fn is_of(file: &File, layout: Layout) -> io::Result<bool> {
-    let mut header = [0; HEADER_BYTES];
-    let whole = file.metadata()?.len() == layout.file_bytes();
-    Ok(whole && file.read_exact_at(&mut header, 0).is_ok() && header == layout.header())
 }
 
 #[cfg(test)]
@@ -127,33 +92,7 @@ mod tests {
             let layout = Layout::of_size(bytes_max).unwrap();
             assert!(layout.file_bytes() <= bytes_max && layout.data_bytes >= PAGE && layout.buckets >= 1);
             assert!(bytes_max < 1 << 20 || layout.data_bytes > bytes_max / 16 * 15 || bytes_max == u64::MAX);
+            assert_eq!(Layout::of_size(layout.file_bytes()), Some(layout), "the file's length says it all");
         }
-    }
-
-    #[test]
-    fn what_is_there_is_kept_only_when_it_is_just_this() {
-        let folder = tempfile::tempdir().unwrap();
-        let ring = folder.path().join("ring");
-        let inode = || std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(&ring).unwrap());
-        open(folder.path(), 1 << 20).unwrap();
-        let first = inode();
-        let (old, layout) = open(folder.path(), 1 << 20).unwrap();
-        assert_eq!(inode(), first);
-        open(folder.path(), 2 << 20).unwrap();
-        assert_ne!(inode(), first, "another size");
-        old.write_all_at(b"goes on", layout.data_at()).unwrap();
-        let second = inode();
-        std::fs::write(folder.path().join("ring.new"), b"left by a killed process").unwrap();
-        let file = OpenOptions::new().write(true).open(&ring).unwrap();
-        file.write_all_at(b"x", 20).unwrap();
-        open(folder.path(), 2 << 20).unwrap();
-        assert_ne!(inode(), second, "a damaged header");
-        let third = inode();
-        OpenOptions::new().write(true).open(&ring).unwrap().set_len(5000).unwrap();
-        open(folder.path(), 2 << 20).unwrap();
-        assert_ne!(inode(), third, "cut short");
-        std::fs::remove_file(&ring).unwrap();
-        std::os::unix::fs::symlink("/etc/passwd", &ring).unwrap();
-        assert!(open(folder.path(), 2 << 20).is_err(), "a link is not followed");
     }
 }

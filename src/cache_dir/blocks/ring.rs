@@ -1,18 +1,17 @@
 //! The ring of records, and who may write where.
 //!
 //! A position counts all bytes ever given away; its place in the file is the remainder by the ring's length. Stretches are
-//! given to processes under a lock on the file, a few megabytes at once, so that the lock is taken once for a hundred
+//! given to processes under a lock, a few megabytes at once, so that the lock is taken once for a hundred
 //! blocks. The count stands in the file's header with its complement beside it; when the two do not fit, as damage
 //! leaves them, counting goes on where this process last saw it, or begins anew, and what lies in the ring is forgotten.
 
-use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::file::RingFile;
 use super::layout::{GIVEN_AT, Layout, PAGE};
-use super::{LOCK_PATIENCE, lock, unlock};
 
 /// Given to one process at once, in bytes, unless the ring is small.
 const STRETCH_BYTES_MAX: u64 = 4 << 20;
@@ -29,17 +28,24 @@ const RECORD_SHARE: u64 = 3;
 /// The count is read again after this many looks at it: other processes move it too.
 const LOOKS_MAX: u64 = 64;
 
+/// The share of the ring that may be written again before anything new came in.
+const AGAIN_SHARE: u64 = 16;
+
 /// Counts above this are damage. A petabyte a second would take a year to get here.
 const GIVEN_MAX: u64 = 1 << 62;
 
 #[derive(Debug)]
 pub(super) struct Ring {
-    file: Arc<File>,
+    file: Arc<RingFile>,
     layout: Layout,
     stretch: Mutex<Stretch>,
     /// The count as last seen.
     given: AtomicU64,
     looks: AtomicU64,
+    /// The count when this process came.
+    given_before: AtomicU64,
+    /// What this process has written again only to keep it, in bytes.
+    again: AtomicU64,
 }
 
 /// What this process may still write to.
@@ -50,8 +56,20 @@ struct Stretch {
 }
 
 impl Ring {
-    pub(super) fn new(file: Arc<File>, layout: Layout) -> Self {
-        Self { file, layout, stretch: Mutex::default(), given: AtomicU64::new(0), looks: AtomicU64::new(0) }
+    pub(super) fn new(file: Arc<RingFile>) -> Self {
+        let ring = Self {
+            layout: file.layout,
+            file,
+            stretch: Mutex::default(),
+            given: AtomicU64::new(0),
+            looks: AtomicU64::new(0),
+            given_before: AtomicU64::new(0),
+            again: AtomicU64::new(0),
+        };
+        // What cannot be read now is met by the first look-up.
+        let before = ring.look().unwrap_or(ring.layout.data_bytes);
+        ring.given_before.store(before, Ordering::Relaxed);
+        ring
     }
 
     pub(super) fn data_bytes(&self) -> u64 {
@@ -68,7 +86,7 @@ impl Ring {
         if record.len() as u64 > self.layout.data_bytes - place {
             return Ok(false);
         }
-        match self.file.read_exact_at(record, self.layout.data_at() + place) {
+        match self.file.data().read_exact_at(record, self.layout.data_at() + place) {
             Ok(()) => Ok(true),
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
             Err(error) => Err(error),
@@ -79,7 +97,7 @@ impl Ring {
     pub(super) fn append(&self, record: &[u8]) -> io::Result<u64> {
         let position = self.take(record.len() as u64)?;
         let place = position % self.layout.data_bytes;
-        self.file.write_all_at(record, self.layout.data_at() + place)?;
+        self.file.data().write_all_at(record, self.layout.data_at() + place)?;
         Ok(position)
     }
 
@@ -102,13 +120,28 @@ impl Ring {
         self.given.load(Ordering::Relaxed)
     }
 
+    /// Whether a record of `len` bytes may be written again only because it grows old. Not more than others give cause for:
+    /// who reads the same nine tenths of a ring again and again would else write as much as he reads.
+    pub(super) fn may_write_again(&self, len: u64) -> bool {
+        let given = self.given.load(Ordering::Relaxed);
+        let grown = given.saturating_sub(self.given_before.load(Ordering::Relaxed));
+        // Half of the growth at most can be such writing, so new records came in at least as fast.
+        let allowed = (grown + self.layout.data_bytes / AGAIN_SHARE) / 2;
+        let again = self.again.fetch_add(len, Ordering::Relaxed);
+        let may = again + len <= allowed;
+        if !may {
+            self.again.fetch_sub(len, Ordering::Relaxed);
+        }
+        may
+    }
+
     /// Room for a record of `len` bytes, at most [`record_bytes_max`](Self::record_bytes_max).
     fn take(&self, len: u64) -> io::Result<u64> {
         let align = if len < PAGE { SMALL } else { PAGE };
         let len = len.next_multiple_of(align);
         let most = (self.layout.data_bytes / STRETCHES_MIN).clamp(PAGE, STRETCH_BYTES_MAX) / PAGE * PAGE;
         // What would waste much of a stretch has one of its own.
-        // Held while the file is locked as well: its lock does not part the threads of one process.
+        // Held while the folder is locked as well: its lock does not part the threads of one process.
         let mut stretch = self.stretch.lock().unwrap_or_else(PoisonError::into_inner);
         if len > most / 8 {
             return Ok(self.give_contiguous(len.next_multiple_of(PAGE))?.next);
@@ -137,18 +170,15 @@ impl Ring {
 
     /// Moves the count on under the lock.
     fn give(&self, step: impl Fn(u64) -> (u64, u64)) -> io::Result<(u64, u64)> {
-        lock(&self.file, LOCK_PATIENCE)?;
-        let moved = self.look().and_then(|given| {
-            let (start, end) = step(given);
+        self.file.alone(|| {
+            let (start, end) = step(self.look()?);
             let mut bytes = [0; 16];
             bytes[..8].copy_from_slice(&end.to_le_bytes());
             bytes[8..].copy_from_slice(&(!end).to_le_bytes());
-            self.file.write_all_at(&bytes, GIVEN_AT)?;
+            self.file.data().write_all_at(&bytes, GIVEN_AT)?;
             self.given.fetch_max(end, Ordering::Relaxed);
             Ok((start, end))
-        });
-        unlock(&self.file);
-        moved
+        })
     }
 
     /// The count, never less than this process has seen: it may still write to stretches from before it was damaged.
@@ -160,7 +190,7 @@ impl Ring {
     /// The count in the file, a multiple of the page. It begins at the ring's length, so that no position is 0.
     fn read_given(&self) -> io::Result<u64> {
         let mut bytes = [0; 16];
-        match self.file.read_exact_at(&mut bytes, GIVEN_AT) {
+        match self.file.data().read_exact_at(&mut bytes, GIVEN_AT) {
             Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => return Err(error),
             _ => {}
         }

@@ -8,12 +8,12 @@
 //! change a bucket in turn. Two processes may change one at once; each looks for a free slot from another place on, by its
 //! key, so they seldom choose the same, and then it costs a miss later.
 
-use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::Key;
+use super::file::RingFile;
 use super::layout::{Layout, PAGE};
 
 const ENTRY_BYTES: usize = 32;
@@ -31,7 +31,7 @@ pub(super) struct Entry {
 
 #[derive(Debug)]
 pub(super) struct Table {
-    file: Arc<File>,
+    file: Arc<RingFile>,
     layout: Layout,
     /// Held while a bucket is changed; each is for many buckets.
     changing: [Mutex<()>; TURNS],
@@ -41,14 +41,14 @@ pub(super) struct Table {
 pub(super) struct Bucket([u8; PAGE as usize]);
 
 impl Table {
-    pub(super) fn new(file: Arc<File>, layout: Layout) -> Self {
-        Self { file, layout, changing: [const { Mutex::new(()) }; TURNS] }
+    pub(super) fn new(file: Arc<RingFile>) -> Self {
+        Self { layout: file.layout, file, changing: [const { Mutex::new(()) }; TURNS] }
     }
 
     /// The bucket that holds `key`, if any does.
     pub(super) fn bucket(&self, key: &Key) -> io::Result<Bucket> {
         let mut page = [0; PAGE as usize];
-        match self.file.read_exact_at(&mut page, self.bucket_at(key)) {
+        match self.file.table().read_exact_at(&mut page, self.bucket_at(key)) {
             Ok(()) => {}
             // Somebody has cut the file short: nothing is there.
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => page = [0; PAGE as usize],
@@ -82,14 +82,14 @@ impl Table {
         bytes[..FINGERPRINT_BYTES].copy_from_slice(&key[..FINGERPRINT_BYTES]);
         bytes[16..24].copy_from_slice(&entry.position.to_le_bytes());
         bytes[24..28].copy_from_slice(&entry.len_bytes.to_le_bytes());
-        self.file.write_all_at(&bytes, self.slot_at(key, slot))
+        self.file.table().write_all_at(&bytes, self.slot_at(key, slot))
     }
 
     /// Frees a slot if it still holds `entry`.
     pub(super) fn erase(&self, key: &Key, slot: usize, entry: &Entry) -> io::Result<()> {
         let _turn = self.turn(key);
         if self.bucket(key)?.entry(slot) == Some(*entry) {
-            self.file.write_all_at(&[0; ENTRY_BYTES], self.slot_at(key, slot))?;
+            self.file.table().write_all_at(&[0; ENTRY_BYTES], self.slot_at(key, slot))?;
         }
         Ok(())
     }

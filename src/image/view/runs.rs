@@ -18,12 +18,13 @@ use super::{Found, Reading, View, Wanted, land, within};
 use crate::block::VerifiedBlock;
 use crate::chain::extent_map::{ObjectIndex, Piece};
 use crate::error::{Error, ErrorKind, Result};
+use crate::image::readahead::WINDOW_BYTES_MAX;
 use crate::image::scratch::Scratch;
 use crate::object::{Filled, ObjectReader};
 use crate::types::BlockIndex;
 
-/// Plain bytes decoded at once, in bytes, unless a single block is larger.
-const RUN_BYTES_MAX: u64 = 1 << 20;
+/// Plain bytes decoded at once, in bytes, unless a single block is larger: what one job reads ahead.
+const RUN_BYTES_MAX: u64 = WINDOW_BYTES_MAX;
 
 impl View {
     /// Decodes `wanted`, sorted by block, run by run.
