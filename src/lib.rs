@@ -5,8 +5,8 @@
 //! with its sha256 and hands out nothing else.
 //!
 //! ```text
-//!   front-ends        mount (FUSE)      restore      list, show
-//!                          \               |            /
+//!   front-ends        mount (FUSE)      restore      index, hydrate      list, show
+//!                          \               |             |              /
 //!   image             Image: len, read_at, seek_hole; one virtual disk of one backup
 //!                       |            |             |
 //!   verify            chain        block        object
@@ -32,6 +32,8 @@
 //! | extent | a range of the volume that one object holds |
 //! | block | the unit of the sha256 digests, 32 KiB unless configured otherwise |
 //! | image | the whole volume as of one backup |
+//! | restart point | a place inside an object's stream from which decoding may start |
+//! | stretch | what lies between two neighbouring restart points |
 //!
 //! # Example
 //!
@@ -68,24 +70,24 @@ pub mod workers;
 // -- read path, from the bytes at rest to the reader --
 // Where containers live.
 pub mod store;
+// Compressed streams: none, zlib, bz2, zstd.
+pub mod codec;
 // The bytes Cinder writes: names, `_metadata`, `_sha256file`.
 pub mod format;
 // What is kept between runs: restart points, verified blocks, whole images.
 pub mod cache_dir;
-// Which backups a store holds, and which are unusable and why.
-pub mod catalog;
 // One opened backup: metadata, digests and objects, checked against each other.
 pub mod backup;
 // From a backup to its full one, flattened into one map of extents.
 pub mod chain;
-// Compressed streams: none, zlib, bz2, zstd.
-pub mod codec;
-// Plain ranges out of compressed objects.
-pub mod object;
 // Blocks that are proven right, and the cache of them.
 pub mod block;
+// Plain ranges out of compressed objects.
+pub mod object;
 // The virtual disk, the one type that front-ends see.
 pub mod image;
+// Which backups a store holds, and which are unusable and why.
+pub mod catalog;
 // Consumers of images, side by side.
 pub mod frontend;
 // The command line; the only module that prints.

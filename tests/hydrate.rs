@@ -8,24 +8,21 @@
 
 #[path = "common/genuine.rs"]
 mod genuine;
+#[path = "hydrate/kernel.rs"]
+mod kernel;
 #[path = "common/mount.rs"]
 mod mount;
+#[path = "hydrate/opens.rs"]
+mod opens;
 #[path = "common/store.rs"]
 mod store;
 
-use std::fs::{self, File, OpenOptions};
-use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::sync::Barrier;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread;
-use std::time::{Duration, Instant};
 
-use genuine::{Genuine, backups_of};
 use mount::{Mount, NOBODY, PATIENCE, Setup, cinderfs, names, open_folder, run, stderr, stdout, within};
-use rustix::fs::{SeekFrom, seek};
 use serde_json::Value;
 use store::{BLOCK, Backup, flip, noise};
 use tempfile::TempDir;
@@ -116,79 +113,6 @@ fn reads(mount: &Mount) -> usize {
     mount.log().lines().filter(|line| line.contains(": read ino=")).count()
 }
 
-/// Whether the daemon has an image file open, unlinked ones too.
-fn holds_image(mount: &Mount) -> bool {
-    let open = fs::read_dir(format!("/proc/{}/fd", mount.pid().as_raw_nonzero())).unwrap();
-    let mut links = open.filter_map(|entry| fs::read_link(entry.unwrap().path()).ok());
-    links.any(|link| link.to_string_lossy().contains(".img"))
-}
-
-/// Waits until the daemon knows that everything is closed.
-#[track_caller]
-fn wait_for_release(mount: &Mount) {
-    within(PATIENCE, "the image file is closed", || !holds_image(mount));
-}
-
-#[track_caller]
-fn check_holes(path: &Path, image: &[u8]) {
-    let file = File::open(path).unwrap();
-    let (mut at, mut data_bytes) = (0, 0);
-    while (at as usize) < image.len() {
-        let Ok(data) = seek(&file, SeekFrom::Data(at)) else { break };
-        assert!(image[at as usize..data as usize].iter().all(|&b| b == 0), "hole at {at}");
-        let hole = seek(&file, SeekFrom::Hole(data)).unwrap();
-        for block in image[data as usize..hole as usize].chunks(BLOCK) {
-            assert!(block.iter().any(|&b| b != 0), "data at {data} to {hole}");
-        }
-        data_bytes += hole - data;
-        at = hole;
-    }
-    assert_eq!(file.metadata().unwrap().blocks(), data_bytes.div_ceil(512));
-    let behind = seek(&file, SeekFrom::Data(image.len() as u64)).unwrap_err();
-    assert_eq!(behind, rustix::io::Errno::NXIO);
-}
-
-const STORES: [&str; 10] = [
-    "bz2-chain",
-    "branch",
-    "grew",
-    "none-chain",
-    "old-names",
-    "texts",
-    "unaligned",
-    "zeros",
-    "zlib-chain",
-    "zstd-chain",
-];
-
-// > A hydrated image is read by the kernel itself where root mounted with Linux 6.9 or newer, unless `passthrough=off` is given; its bytes were compared with their digests when it was hydrated, and are not again at each read.
-#[test]
-fn genuine_backups_are_read_by_the_kernel_alone() {
-    let world = World::new();
-    for store in STORES {
-        let backups: Vec<Genuine> = backups_of(store);
-        let ids: Vec<&str> = backups.iter().map(|backup| &*backup.id).collect();
-        let path = backups[0].store_path();
-        let output = run(&mut world.command(&path, &ids));
-        assert!(output.status.success(), "{}", stderr(&output));
-        let mount = world.setup("").mount(&path);
-        for backup in &backups {
-            let bytes = fs::read(mount.image(&backup.id)).unwrap();
-            backup.check("through the kernel", &bytes);
-            assert_eq!(fs::metadata(mount.image(&backup.id)).unwrap().len(), backup.bytes);
-        }
-        assert_eq!(reads(&mount), 0, "{store}: {}", mount.log());
-        drop(mount);
-
-        let mount = world.setup("passthrough=off").mount(&path);
-        for backup in &backups {
-            backup.check("through the daemon", &fs::read(mount.image(&backup.id)).unwrap());
-        }
-        assert!(reads(&mount) > 0);
-        assert!(!mount.log().contains("WARN"), "{}", mount.log());
-    }
-}
-
 #[test]
 fn a_hydrated_image_is_read_when_its_objects_are_gone() {
     let (world, backup) = World::with_backup(200);
@@ -217,38 +141,6 @@ fn a_backup_that_only_md5_proves_is_hydrated_too() {
     assert_eq!(reads(&mount), 0);
     drop(mount);
     assert!(fs::read(world.mount("passthrough=off").image(ID)).unwrap() == backup.image);
-}
-
-#[test]
-fn holes_sizes_and_copies_tell_the_truth_through_the_kernel() {
-    let (world, backup) = World::with_backup(200);
-    world.hydrate(&[ID]);
-    let mount = world.mount("");
-    let image = mount.image(ID);
-    check_holes(&image, &backup.image);
-    let copy = world.folder.path().join("copy");
-    let copies: [&[&str]; 4] = [
-        &["cp", "--sparse=auto", "IMAGE", "COPY"],
-        &["dd", "if=IMAGE", "of=COPY", "bs=1M", "status=none"],
-        &["dd", "if=IMAGE", "of=COPY", "bs=64K", "iflag=direct", "status=none"],
-        &["qemu-img", "convert", "-f", "raw", "-O", "raw", "IMAGE", "COPY"],
-    ];
-    for words in copies {
-        let word = |word: &str| {
-            word.replace("IMAGE", image.to_str().unwrap()).replace("COPY", copy.to_str().unwrap())
-        };
-        let output = run(Command::new(words[0]).args(words[1..].iter().map(|w| word(w))));
-        assert!(output.status.success(), "{words:?}: {}", stderr(&output));
-        assert!(fs::read(&copy).unwrap() == backup.image, "{words:?}");
-        let is_sparse = fs::metadata(&copy).unwrap().blocks() * 512 < backup.image.len() as u64;
-        assert_eq!(is_sparse, words[0] != "dd", "{words:?}");
-        fs::remove_file(&copy).unwrap();
-    }
-    let map = "import mmap, sys; f = open(sys.argv[1], 'rb'); \
-               sys.stdout.buffer.write(mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ))";
-    let mapped = run(Command::new("python3").args(["-c", map]).arg(&image));
-    assert!(mapped.stdout == backup.image, "{}", stderr(&mapped));
-    assert_eq!(reads(&mount), 0, "{}", mount.log());
 }
 
 // > A hydrated file that was written to, cut, replaced or copied, that others may write to, or that has other digests than the backup is not used.
@@ -396,180 +288,6 @@ fn a_damaged_backup_is_refused_and_nothing_of_it_is_kept() {
 }
 
 #[test]
-fn an_image_that_is_open_while_it_is_hydrated_stays_readable() {
-    let (world, backup) = World::with_backup(200);
-    let mount = world.mount("cache_size=4M");
-    let first = File::open(mount.image(ID)).unwrap();
-    let mut begin = [0; 4096];
-    first.read_exact_at(&mut begin, 0).unwrap();
-    world.hydrate(&[ID]);
-    let before = reads(&mount);
-    // Through the daemon like the first, from the new file.
-    let second = File::open(mount.image(ID)).unwrap();
-    world.lose_objects(&backup);
-    let mut bytes = vec![0; backup.image.len()];
-    second.read_exact_at(&mut bytes, 0).unwrap();
-    assert!(bytes == backup.image && reads(&mount) > before);
-    first.read_exact_at(&mut bytes, 0).unwrap();
-    assert!(bytes == backup.image);
-    drop((first, second));
-    wait_for_release(&mount);
-    // Now by the kernel; the next too, and after each other.
-    let before = reads(&mount);
-    let (third, fourth) = (File::open(mount.image(ID)).unwrap(), File::open(mount.image(ID)).unwrap());
-    third.read_exact_at(&mut bytes, 0).unwrap();
-    drop(third);
-    fourth.read_exact_at(&mut bytes[..5000], 70_000).unwrap();
-    assert_eq!(reads(&mount), before);
-    assert!(bytes[..5000] == backup.image[70_000..75_000]);
-}
-
-#[test]
-fn an_image_that_is_dropped_while_it_is_open_stays_readable_and_gives_its_space_back() {
-    let (world, backup) = World::with_backup(200);
-    for options in ["", "passthrough=off"] {
-        world.hydrate(&[ID]);
-        let mount = world.mount(options);
-        let first = File::open(mount.image(ID)).unwrap();
-        world.hydrate(&["--drop", ID]);
-        assert_eq!(names(&world.images()), [""; 0]);
-        let second = File::open(mount.image(ID)).unwrap();
-        for file in [&first, &second] {
-            let mut bytes = vec![0; backup.image.len()];
-            file.read_exact_at(&mut bytes, 0).unwrap();
-            assert!(bytes == backup.image);
-        }
-        assert_eq!(reads(&mount) == 0, options.is_empty());
-        assert!(holds_image(&mount));
-        drop((first, second));
-        wait_for_release(&mount);
-        let before = reads(&mount);
-        let third = File::open(mount.image(ID)).unwrap();
-        let mut byte = [0; 1];
-        third.read_exact_at(&mut byte, 100 * BLOCK as u64).unwrap();
-        assert_eq!(byte[0], backup.image[100 * BLOCK]);
-        assert!(!holds_image(&mount));
-        if options.is_empty() {
-            // What the kernel read for itself before is not in the page cache of the image.
-            assert!(reads(&mount) > before, "{}", mount.log());
-        }
-    }
-}
-
-/// Opens and closes in many threads while images come and go: nobody may see an error or a wrong byte.
-// > How an image is read is decided when it is first opened and stays so until it is last closed; no open fails because an image is hydrated or dropped meanwhile.
-#[test]
-fn opens_while_images_come_and_go_all_succeed() {
-    let (world, backup) = World::with_backup(40);
-    let mount = world.mount("");
-    let (path, image) = (mount.image(ID), &backup.image);
-    let end = Instant::now() + Duration::from_secs(4);
-    thread::scope(|scope| {
-        for n in 0..6 {
-            let path = &path;
-            scope.spawn(move || {
-                let mut at = n * 7;
-                while Instant::now() < end {
-                    let file = File::open(path).unwrap();
-                    at = (at + 11) % 39;
-                    let mut bytes = vec![0; BLOCK];
-                    file.read_exact_at(&mut bytes, (at * BLOCK + 100) as u64).unwrap();
-                    assert!(bytes == image[at * BLOCK + 100..][..BLOCK]);
-                    if at % 3 == 0 {
-                        thread::sleep(Duration::from_millis(3));
-                    }
-                }
-            });
-        }
-        while Instant::now() < end {
-            world.hydrate(&[ID]);
-            world.hydrate(&["--drop", ID]);
-        }
-    });
-    assert!(!mount.log().contains("ERROR"), "{}", mount.log());
-}
-
-/// Two first opens at once must agree on one name of the file in the kernel: with two, one of them fails.
-#[test]
-fn first_opens_at_once_all_succeed() {
-    const THREADS: usize = 8;
-    let (world, backup) = World::with_backup(4);
-    world.hydrate(&[ID]);
-    let mount = world.mount("threads=8");
-    let (path, image) = (mount.image(ID), &backup.image);
-    let barrier = Barrier::new(THREADS);
-    let failed = AtomicUsize::new(0);
-    thread::scope(|scope| {
-        for _ in 0..THREADS {
-            scope.spawn(|| {
-                for _ in 0..300 {
-                    barrier.wait();
-                    let file = File::open(&path);
-                    barrier.wait();
-                    let mut bytes = [0; 100];
-                    let read = file.and_then(|file| file.read_exact_at(&mut bytes, 70));
-                    // Nobody panics here: the others would wait for him.
-                    if read.is_err() || bytes != image[70..170] {
-                        failed.fetch_add(1, Ordering::Relaxed);
-                    }
-                    // Until the daemon knows that all are closed.
-                    thread::sleep(Duration::from_millis(2));
-                }
-            });
-        }
-    });
-    assert_eq!(failed.into_inner(), 0);
-    assert_eq!(reads(&mount), 0);
-}
-
-#[test]
-fn a_loop_mount_reads_through_the_kernel() {
-    let world = World::new();
-    let backup = backups_of("ext4").pop().unwrap();
-    assert!(run(&mut world.command(&backup.store_path(), &[&backup.id])).status.success());
-    let mount = world.setup("").mount(&backup.store_path());
-    let target = world.folder.path().join("fs");
-    fs::create_dir(&target).unwrap();
-    let output =
-        run(Command::new("mount").args(["-o", "loop,ro,noload"]).arg(mount.image(&backup.id)).arg(&target));
-    assert!(output.status.success(), "{}", stderr(&output));
-    let hostname = fs::read(target.join("etc/hostname"));
-    let log = fs::read(target.join("var/log/big.log"));
-    within(PATIENCE, "the loop mount is taken away", || {
-        run(Command::new("umount").arg(&target)).status.success()
-    });
-    assert_eq!(hostname.unwrap(), b"fixture\n");
-    assert_eq!(log.unwrap().len(), 409_600);
-    assert_eq!(reads(&mount), 0, "{}", mount.log());
-}
-
-#[test]
-fn who_is_not_root_reads_the_same_bytes_through_the_daemon() {
-    let (world, backup) = World::with_backup(100);
-    fs::create_dir(world.cache()).unwrap();
-    std::os::unix::fs::chown(world.cache(), Some(NOBODY), Some(NOBODY)).unwrap();
-    let script =
-        "cp \"$0\" cinderfs && exec setpriv --reuid 65534 --regid 65534 --clear-groups -- ./cinderfs \"$@\"";
-    let mut command = Command::new("sh");
-    command.args(["-c", script, env!("CARGO_BIN_EXE_cinderfs"), "hydrate"]).arg(world.store()).arg(ID);
-    command.current_dir(world.folder.path()).env("CINDERFS_CACHE_DIR", world.cache());
-    let output = run(&mut command);
-    assert!(output.status.success(), "{}", stderr(&output));
-    world.lose_objects(&backup);
-    let mount = world.setup("allow_other").by_nobody().mount(&world.store());
-    assert!(fs::read(mount.image(ID)).unwrap() == backup.image);
-    assert!(reads(&mount) > 0);
-    assert!(mount.log().contains("passthrough is refused"), "{}", mount.log());
-    drop(mount);
-    // What root hydrated is closed to nobody, and no error.
-    fs::remove_dir_all(world.cache()).unwrap();
-    backup.put(&world.store());
-    world.hydrate(&[ID]);
-    let mount = world.setup("allow_other").by_nobody().mount(&world.store());
-    assert!(fs::read(mount.image(ID)).unwrap() == backup.image);
-}
-
-#[test]
 fn a_killed_run_leaves_nothing_that_is_used_and_the_next_one_cleans_up() {
     let (world, backup) = World::with_backup(3000);
     let mut child = world.command(&world.store(), &[ID]).stderr(Stdio::null()).spawn().unwrap();
@@ -680,20 +398,4 @@ fn a_cache_inside_the_store_is_refused() {
     let output = run(command.env("CINDERFS_CACHE_DIR", world.store().join("cache")));
     assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
     assert!(!world.store().join("cache").exists());
-}
-
-/// The kernel reads on without a daemon.
-// > A hydrated image that the kernel reads stays readable through open files after the daemon's end, unlike all else.
-#[test]
-fn an_open_hydrated_image_outlives_its_daemon() -> io::Result<()> {
-    let (world, backup) = World::with_backup(40);
-    world.hydrate(&[ID]);
-    let mut mount = world.mount("");
-    let file = File::open(mount.image(ID))?;
-    mount.kill();
-    let mut bytes = vec![0; backup.image.len()];
-    file.read_exact_at(&mut bytes, 0)?;
-    assert!(bytes == backup.image);
-    assert!(File::open(mount.image(ID)).is_err());
-    Ok(())
 }

@@ -4,19 +4,23 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests, where a panic is the report")]
 
+#[path = "common/watched_store.rs"]
+mod watched_store;
+
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use cinderfs::catalog::{Catalog, CatalogOptions};
-use cinderfs::image::Image;
+use cinderfs::image::{Image, Materialised};
 use cinderfs::store::fault::{Fault, FaultStore, Operation, Rule};
 use cinderfs::store::memory::MemoryStore;
 use cinderfs::store::{Listing, ObjectSource, ObjectStat, Store};
 use cinderfs::types::ObjectName;
 use cinderfs::{ErrorKind, Result};
 use sha2::{Digest, Sha256};
+use watched_store::WatchedStore;
 
 fn name(name: &str) -> ObjectName {
     ObjectName::parse(name).unwrap()
@@ -77,42 +81,6 @@ fn put_full(
     store.insert(name(&format!("{id}/backup_sha256file")), digests.into_bytes());
 }
 
-/// Counts the bytes that are read from data objects.
-struct Counting<S> {
-    inner: S,
-    read_bytes: Arc<AtomicU64>,
-}
-
-struct CountingSource(Arc<dyn ObjectSource>, Arc<AtomicU64>);
-
-impl<S: Store> Store for Counting<S> {
-    fn location(&self) -> &str {
-        self.inner.location()
-    }
-
-    fn list(&self, suffix: &str) -> Result<Listing> {
-        self.inner.list(suffix)
-    }
-
-    fn open(&self, name: &ObjectName) -> Result<Arc<dyn ObjectSource>> {
-        let source = self.inner.open(name)?;
-        let is_data = name.as_str().contains("backup-");
-        Ok(if is_data { Arc::new(CountingSource(source, self.read_bytes.clone())) } else { source })
-    }
-}
-
-impl ObjectSource for CountingSource {
-    fn stat(&self) -> &ObjectStat {
-        self.0.stat()
-    }
-
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
-        let n = self.0.read_at(buf, offset)?;
-        self.1.fetch_add(n as u64, Ordering::Relaxed);
-        Ok(n)
-    }
-}
-
 fn image(catalog: &Catalog, id: &str) -> Arc<Image> {
     catalog.image(catalog.snapshot().get(id).unwrap()).unwrap()
 }
@@ -148,28 +116,27 @@ fn a_cached_block_of_another_length_is_not_this_block() {
 /// A hash block is larger than what is asked for at once: it must be kept, or the stream is decoded anew for each read.
 #[test]
 fn large_blocks_are_decoded_once() {
-    let store = MemoryStore::new();
+    let store = WatchedStore::default();
     let (len, block) = (48 << 20, 8 << 20);
     let plain = noise(len);
     let stored = zlib(&plain);
     let stored_bytes = stored.len() as u64;
-    put_full(&store, "b", "zlib", stored, len, block, &digests(&plain, block));
-    let read_bytes = Arc::<AtomicU64>::default();
-    let catalog = open(Counting { inner: store, read_bytes: read_bytes.clone() }, 32 << 20);
+    put_full(&store.inner, "b", "zlib", stored, len, block, &digests(&plain, block));
+    let catalog = open(store.clone(), 32 << 20);
     let image = image(&catalog, "b");
     let mut buf = vec![0; 1 << 20];
     for at in (0..len).step_by(buf.len()) {
         image.read_at(&mut buf, at as u64).unwrap();
         assert!(buf == plain[at..at + buf.len()]);
     }
-    let read = read_bytes.load(Ordering::Relaxed);
+    let read = store.read_bytes();
     assert!(read < 2 * stored_bytes, "{read} bytes read of an object of {stored_bytes}");
 }
 
 /// After a failed large read the kernel asks for each page by itself.
 #[test]
 fn a_lost_block_is_not_decoded_again_for_each_page() {
-    let store = MemoryStore::new();
+    let store = WatchedStore::default();
     let (len, block) = (32 << 20, 32 << 10);
     let plain = noise(len);
     let stored = zlib(&plain);
@@ -177,16 +144,38 @@ fn a_lost_block_is_not_decoded_again_for_each_page() {
     let mut sha = digests(&plain, block);
     let bad = sha.len() - 3;
     sha[bad] = "00".repeat(32);
-    put_full(&store, "b", "zlib", stored, len, block, &sha);
-    let read_bytes = Arc::<AtomicU64>::default();
-    let catalog = open(Counting { inner: store, read_bytes: read_bytes.clone() }, 32 << 20);
+    put_full(&store.inner, "b", "zlib", stored, len, block, &sha);
+    let catalog = open(store.clone(), 32 << 20);
     let image = image(&catalog, "b");
     let mut page = vec![0; 4096];
     for at in (bad * block..(bad + 1) * block).step_by(page.len()) {
         assert_eq!(image.read_at(&mut page, at as u64).unwrap_err().kind(), ErrorKind::HashMismatch);
     }
-    let read = read_bytes.load(Ordering::Relaxed);
+    let read = store.read_bytes();
     assert!(read < 2 * stored_bytes, "{read} bytes read of an object of {stored_bytes}");
+}
+
+// A store that is gone may not even say so.
+#[test]
+fn what_lies_whole_beside_the_store_is_read_without_opening_an_object() {
+    let store = WatchedStore::default();
+    let (len, block) = (4 << 20, 32 << 10);
+    let plain = noise(len);
+    put_full(&store.inner, "b", "zlib", zlib(&plain), len, block, &digests(&plain, block));
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(&plain).unwrap();
+    let catalog = open(store.clone(), 0);
+    let image = image(&catalog, "b");
+    let mut buf = vec![0; len];
+    let whole = Arc::new(Materialised::new(file.reopen().unwrap(), file.path()));
+    image.look_into(&whole);
+    assert_eq!(image.read_at(&mut buf, 0).unwrap(), len);
+    assert!(buf == plain);
+    assert_eq!(store.opened(), 0);
+    // Not because it is never opened.
+    drop(whole);
+    image.read_at(&mut buf, 0).unwrap();
+    assert_eq!(store.opened(), 1);
 }
 
 /// A page of a lost block is asked for by itself; what is lost is the block, once.
@@ -354,20 +343,19 @@ fn put_incremental(
 #[test]
 fn threads_that_read_a_chain_in_order_decode_its_object_once() {
     const THREADS: usize = 4;
-    let store = MemoryStore::new();
+    let store = WatchedStore::default();
     let (len, block, window) = (24 << 20, 32 << 10, 1 << 20);
     let mut plain = noise(len);
     let stored = zlib(&plain);
     let stored_bytes = stored.len() as u64;
-    put_full(&store, "full", "zlib", stored, len, block, &digests(&plain, block));
+    put_full(&store.inner, "full", "zlib", stored, len, block, &digests(&plain, block));
     let changed: Vec<usize> = (0..len / block).filter(|index| index % 11 == 5).collect();
     for &index in &changed {
         plain[index * block] ^= 0x80;
     }
-    put_incremental(&store, "inc", "full", &plain, block, &changed);
+    put_incremental(&store.inner, "inc", "full", &plain, block, &changed);
     let changed_bytes = (changed.len() * block) as u64;
-    let read_bytes = Arc::<AtomicU64>::default();
-    let catalog = open(Counting { inner: store, read_bytes: read_bytes.clone() }, 64 << 20);
+    let catalog = open(store.clone(), 64 << 20);
     let image = image(&catalog, "inc");
     std::thread::scope(|scope| {
         for thread in 0..THREADS {
@@ -381,7 +369,7 @@ fn threads_that_read_a_chain_in_order_decode_its_object_once() {
             });
         }
     });
-    let read = read_bytes.load(Ordering::Relaxed);
+    let read = store.read_bytes();
     assert!(
         read < 2 * (stored_bytes + changed_bytes),
         "{read} bytes read of {}",

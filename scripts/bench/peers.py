@@ -132,7 +132,8 @@ class Restic(BackupProgram):
         return [self.program, "mount", where]
 
 
-class Rustic(BackupProgram):
+class Rustic(Restic):
+    """Another program for restic's repositories, with the same words."""
     key, label = "rustic", "rustic mount"
 
     def find(self):
@@ -142,14 +143,6 @@ class Rustic(BackupProgram):
         self.environment |= {"RUSTIC_PASSWORD": "bench", "RUSTIC_REPOSITORY": self.place, "RUSTIC_NO_PROGRESS": "true"}
         if subprocess.run([self.program, "mount", "--help"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode:
             raise kit.Missing("this rustic was built without its mount")
-
-    def make(self):
-        self.command([self.program, "init"])
-        with self.named_image() as path:
-            self.command([self.program, "backup", path])
-
-    def mount_command(self, where):
-        return [self.program, "mount", where]
 
 
 class Borg(BackupProgram):

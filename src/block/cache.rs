@@ -25,7 +25,6 @@ const ENTRY_OVERHEAD_BYTES: u64 = 192;
 
 /// Verified blocks by digest.
 pub struct BlockCache {
-    bytes_max: u64,
     shards: Box<[Mutex<Shard>]>,
 }
 
@@ -35,10 +34,7 @@ impl BlockCache {
     /// A cache that holds at most `bytes_max` bytes; 0 keeps nothing.
     pub fn new(bytes_max: u64) -> Self {
         let shards = (bytes_max / SHARD_BYTES_MIN).clamp(1, SHARDS_MAX);
-        Self {
-            bytes_max,
-            shards: (0..shards).map(|_| Mutex::new(ByteLru::new(bytes_max / shards))).collect(),
-        }
+        Self { shards: (0..shards).map(|_| Mutex::new(ByteLru::new(bytes_max / shards))).collect() }
     }
 
     /// The block of this digest, now the most recently used of its shard.
@@ -52,11 +48,6 @@ impl BlockCache {
     pub fn insert(&self, hash: BlockHash, block: Arc<VerifiedBlock>) {
         let cost = block.bytes().len() as u64 + ENTRY_OVERHEAD_BYTES;
         self.shard(&hash).insert(hash, block, cost);
-    }
-
-    /// The bound.
-    pub fn bytes_max(&self) -> u64 {
-        self.bytes_max
     }
 
     /// What is held now, in bytes, overhead included.

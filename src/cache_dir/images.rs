@@ -11,8 +11,8 @@
 //! the file; a file that was written to since, truncated, copied or put in another's place has others.
 //!
 //! Invariants: a file without a record that fits is not used; whatever a killed process leaves is removed by the next
-//! one, which sees by the lock that nobody is at it; files that are not ours (owner, rights, kind) are not opened for
-//! anybody.
+//! one, which sees by the lock that nobody is at it; files that are not ours (owner, rights, kind), or lie where others may
+//! put files, are not used for anybody.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -157,6 +157,9 @@ impl Images {
             Ok(None) => return State::Missing,
             Err(why) => return State::Unusable(why),
         };
+        if let Err(why) = self.check_folders() {
+            return State::Unusable(why);
+        }
         let record = match self.record(key) {
             Ok(Some(record)) => record,
             Ok(None) => return State::Unusable("it has no record, so it was not finished".to_owned()),
@@ -230,6 +233,16 @@ impl Images {
             if let Some(claim) = self.claim(key)? {
                 claim.sweep()?;
             }
+        }
+        Ok(())
+    }
+
+    /// Refuses files, however good, of a folder in which somebody else may have put them.
+    fn check_folders(&self) -> std::result::Result<(), String> {
+        for folder in [self.folder.parent(), Some(&*self.folder)].into_iter().flatten() {
+            let found =
+                fs::metadata(folder).map_err(|error| format!("{folder:?} cannot be looked at: {error}"))?;
+            check_owner(folder, &found)?;
         }
         Ok(())
     }
@@ -343,6 +356,12 @@ fn open_own(path: &Path) -> std::result::Result<Option<(File, fs::Metadata)>, St
     if !found.is_file() {
         return Err(format!("{path:?} is no regular file"));
     }
+    check_owner(path, &found)?;
+    Ok(Some((file, found)))
+}
+
+/// Refuses what somebody other than us or root may have written.
+fn check_owner(path: &Path, found: &fs::Metadata) -> std::result::Result<(), String> {
     let (mode, owner) = (found.permissions().mode() & 0o777, found.uid());
     if owner != rustix::process::geteuid().as_raw() && owner != 0 {
         return Err(format!("{path:?} belongs to user {owner}"));
@@ -350,7 +369,7 @@ fn open_own(path: &Path) -> std::result::Result<Option<(File, fs::Metadata)>, St
     if mode & 0o022 != 0 {
         return Err(format!("{path:?} may be written to by others (mode {mode:o})"));
     }
-    Ok(Some((file, found)))
+    Ok(())
 }
 
 /// Neither follows a link nor waits for a pipe; a new file is its owner's alone.
@@ -451,6 +470,26 @@ mod tests {
             touch(&images);
             assert!(!is_ready(&images), "after it was {what}");
         }
+    }
+
+    // > A cache directory that belongs to somebody else, or that others may write to, is not used.
+    #[test]
+    fn a_folder_that_others_may_write_has_no_image() {
+        let (cache, images) = images();
+        publish(&images, b"bytes");
+        for folder in [cache.path(), images.folder()] {
+            for (bits, is_fine) in [(0o720, false), (0o1777, false), (0o755, true)] {
+                fs::set_permissions(folder, fs::Permissions::from_mode(bits)).unwrap();
+                assert_eq!(is_ready(&images), is_fine, "{folder:?} {bits:o}");
+            }
+            // Root alone can give it away.
+            if rustix::process::geteuid().is_root() {
+                std::os::unix::fs::chown(folder, Some(65534), None).unwrap();
+                assert!(!is_ready(&images), "{folder:?}");
+                std::os::unix::fs::chown(folder, Some(0), None).unwrap();
+            }
+        }
+        assert!(is_ready(&images));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! Problem: an object is by default one stream of up to 2 GB, and a stream is decoded from its beginning. Idea: whoever
 //! decodes it anyway notes, every few megabytes of plain bytes, what a decoder must know to go on from there: the stored
-//! bit, and the codec's own state (zlib: the last 32 KiB of plain bytes; bz2: nothing; zstd: its window and tables).
+//! bit, and the codec's own state (zlib: the last 32 KiB of plain bytes; bz2: its stream's level; zstd: its window and tables).
 //!
 //! Invariant: a point is a claim, like everything that comes from a file. A decoder that starts from a wrong one gives
 //! wrong bytes or an error, never more, and the digests decide about bytes.

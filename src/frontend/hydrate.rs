@@ -10,6 +10,7 @@
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -93,13 +94,9 @@ pub fn hydrate(
             }
             return Ok(Hydrated::There);
         }
-        State::Ready(known, _) | State::Changed(known, _) => {
+        State::Ready(..) | State::Changed(..) => {
             let path = images.path(&key);
-            let is_right = known.image_bytes == image.len_bytes()
-                && File::open(&path).is_ok_and(|file| {
-                    file.metadata().is_ok_and(|found| found.len() == image.len_bytes())
-                        && compare(image, &file, options).is_ok_and(|wrong| wrong.is_empty())
-                });
+            let is_right = wrong_in(&path, image, options).is_ok_and(|wrong| wrong.is_empty());
             check_cancel(options.cancel)?;
             if is_right {
                 claim.confirm(record)?;
@@ -141,7 +138,6 @@ pub fn check(
     let record = record_of(image, volume_id)?;
     let key = image.key();
     let claim = claim(images, &key, options)?;
-    let len = image.len_bytes();
     match images.state(&key) {
         State::Missing => return Ok(Checked::Missing),
         // What has no record is taken for unfinished.
@@ -152,13 +148,7 @@ pub fn check(
         State::Ready(..) | State::Changed(..) => {}
     }
     let path = images.path(&key);
-    let read = |error| Error::caused_by(ErrorKind::Target, format!("cannot read {path:?}"), error);
-    let file = File::open(&path).map_err(read)?;
-    let found = file.metadata().map_err(read)?.len();
-    let wrong = match found == len {
-        true => compare(image, &file, options)?,
-        false => std::iter::once(found.min(len)..found.max(len)).collect(),
-    };
+    let wrong = wrong_in(&path, image, options)?;
     if !wrong.is_empty() {
         claim.remove()?;
         return Ok(Checked::Wrong(wrong));
@@ -246,6 +236,17 @@ fn check_room(image: &Image, images: &Images) -> Result<()> {
         ErrorKind::Target,
         format!("the image needs {needed} in {folder:?}, which has {free} free"),
     ))
+}
+
+/// Where the image file at `path` is not the image; of one that is longer or shorter, what is too much or missing.
+fn wrong_in(path: &Path, image: &Image, options: &HydrateOptions<'_>) -> Result<Vec<Range<u64>>> {
+    let read = |error| Error::caused_by(ErrorKind::Target, format!("cannot read {path:?}"), error);
+    let file = File::open(path).map_err(read)?;
+    let (found, len) = (file.metadata().map_err(read)?.len(), image.len_bytes());
+    match found == len {
+        true => compare(image, &file, options),
+        false => Ok(std::iter::once(found.min(len)..found.max(len)).collect()),
+    }
 }
 
 /// Where the bytes of `file`, which is as long as the image, are others than the image's.

@@ -131,17 +131,15 @@ impl View {
         range: Range<u64>,
         visitor: &mut dyn FnMut(Range<u64>, Part<'_>) -> Result<()>,
     ) -> Result<()> {
-        let block_bytes = self.table.block_bytes();
-        let blocks = range.start / block_bytes..range.end.div_ceil(block_bytes).min(self.table.count());
-        for (block, found) in self.find(blocks, Urgency::Wanted) {
+        for (block, found) in self.find(self.blocks_of(&range), Urgency::Wanted) {
             let bytes = self.range_of(block);
             let part = bytes.start.max(range.start)..bytes.end.min(range.end);
             match &found {
                 Found::Zeros => visitor(part, Part::Zeros)?,
                 Found::Lost(error) => visitor(part, Part::Lost(error))?,
                 Found::Block(verified) => {
-                    let within = (part.start - bytes.start) as usize..(part.end - bytes.start) as usize;
-                    visitor(part, Part::Data(&verified.bytes()[within]))?;
+                    let data = &verified.bytes()[within(&part, &bytes)];
+                    visitor(part, Part::Data(data))?;
                 }
             }
         }
@@ -150,9 +148,13 @@ impl View {
 
     /// Gets the blocks of a range into the cache.
     pub(super) fn fetch(&self, range: Range<u64>) {
+        self.find(self.blocks_of(&range), Urgency::Ahead);
+    }
+
+    /// The blocks that `range`, which ends within the image, lies in.
+    fn blocks_of(&self, range: &Range<u64>) -> Range<u64> {
         let block_bytes = self.table.block_bytes();
-        let blocks = range.start / block_bytes..range.end.div_ceil(block_bytes).min(self.table.count());
-        self.find(blocks, Urgency::Ahead);
+        range.start / block_bytes..range.end.div_ceil(block_bytes).min(self.table.count())
     }
 
     fn range_of(&self, block: BlockIndex) -> Range<u64> {
@@ -185,18 +187,21 @@ impl View {
         }
     }
 
-    /// Where the bytes of a range come from, for a message.
-    fn sources(
-        &self,
-        range: Range<u64>,
-    ) -> impl Iterator<Item = (ObjectName, Option<Arc<ObjectReader>>, u64)> + '_ {
+    /// Opens the object that a piece of the map names.
+    fn open(&self, object: ObjectIndex) -> Result<Arc<ObjectReader>> {
+        open_object(&self.engine, &self.layers, object)
+    }
+
+    fn name_of(&self, object: ObjectIndex) -> Result<ObjectName> {
+        let (backup, data) = object_of(&self.layers, object)?;
+        backup.object_name(data)
+    }
+
+    /// Where the bytes of a range come from: the names of objects, and plain offsets in them.
+    fn sources(&self, range: Range<u64>) -> impl Iterator<Item = (ObjectName, u64)> + '_ {
         self.map.pieces(range).filter_map(|piece| match piece {
             Piece::Gap(_) => None,
-            Piece::Data { object, object_offset, .. } => {
-                let (backup, data) = object_of(&self.layers, object).ok()?;
-                let name = backup.object_name(data).ok()?;
-                Some((name, open_object(&self.engine, &self.layers, object).ok(), object_offset))
-            }
+            Piece::Data { object, object_offset, .. } => Some((self.name_of(object).ok()?, object_offset)),
         })
     }
 
@@ -253,6 +258,11 @@ impl View {
         self.load(again, reading, &mut found);
         found
     }
+}
+
+/// Where the bytes of `part` lie in a buffer that holds those of `whole`.
+fn within(part: &Range<u64>, whole: &Range<u64>) -> Range<usize> {
+    (part.start - whole.start) as usize..(part.end - whole.start) as usize
 }
 
 /// Notes what became of a block, and tells those who wait for it.

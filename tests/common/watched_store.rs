@@ -34,6 +34,8 @@ struct State {
     /// Which reads are held: objects whose name contains this, stored bytes.
     gates: Vec<(String, Range<u64>)>,
     held: usize,
+    /// How often a data object was opened.
+    opened: usize,
 }
 
 struct WatchedSource {
@@ -86,6 +88,11 @@ impl WatchedStore {
         reads.iter().map(|(_, range)| range.end - range.start).sum()
     }
 
+    /// How often data objects were opened.
+    pub(crate) fn opened(&self) -> usize {
+        self.watch.lock().opened
+    }
+
     /// Holds reads that touch these stored bytes of objects whose name contains `part`.
     pub(crate) fn hold(&self, part: &str, bytes: Range<u64>) {
         self.watch.lock().gates.push((part.to_owned(), bytes));
@@ -132,6 +139,7 @@ impl Store for WatchedStore {
         if name.ends_with("_metadata") || name.ends_with("_sha256file") {
             return Ok(inner);
         }
+        self.watch.lock().opened += 1;
         Ok(Arc::new(WatchedSource { name: name.to_owned(), inner, watch: self.watch.clone() }))
     }
 }

@@ -6,12 +6,11 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::{View, Wanted};
+use super::{View, Wanted, within};
 use crate::block::VerifiedBlock;
 use crate::chain::extent_map::Piece;
 use crate::error::{Error, Result};
 use crate::image::copies::LostBlock;
-use crate::image::open_object;
 use crate::object::NothingElse;
 
 /// Healed blocks that are logged one by one; after these they are only counted.
@@ -25,7 +24,7 @@ impl View {
         };
         let Some(copies) = self.engine.copies() else { return Err(error) };
         let range = self.range_of(wanted.block);
-        let tried: Vec<_> = self.sources(range.clone()).map(|(name, _, offset)| (name, offset)).collect();
+        let tried: Vec<_> = self.sources(range.clone()).collect();
         let lost = LostBlock {
             backup: tip,
             block: wanted.block,
@@ -56,7 +55,7 @@ impl View {
         {
             return None;
         }
-        if self.sources(range.clone()).any(|(name, _, offset)| lost.tried.contains(&(name, offset))) {
+        if self.sources(range.clone()).any(|source| lost.tried.contains(&source)) {
             return None;
         }
         // Without a flight: whoever asks leads one for this very digest.
@@ -64,10 +63,9 @@ impl View {
         let read = self.map.pieces(range.clone()).all(|piece| match piece {
             Piece::Gap(_) => true, // zeros, if the digest says so
             Piece::Data { image, object, object_offset, .. } => {
-                let out =
-                    &mut plain[(image.start - range.start) as usize..(image.end - range.start) as usize];
-                let reader = open_object(&self.engine, &self.layers, object);
-                reader.is_ok_and(|reader| reader.read_at(out, object_offset, &mut NothingElse).is_ok())
+                let out = &mut plain[within(&image, &range)];
+                self.open(object)
+                    .is_ok_and(|reader| reader.read_at(out, object_offset, &mut NothingElse).is_ok())
             }
         });
         let verified = read.then(|| VerifiedBlock::verify(&plain, &hash).ok())?;

@@ -14,11 +14,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::neighbours::Neighbours;
-use super::{Found, Reading, View, Wanted, land};
+use super::{Found, Reading, View, Wanted, land, within};
 use crate::block::VerifiedBlock;
 use crate::chain::extent_map::{ObjectIndex, Piece};
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::open_object;
 use crate::image::readahead::WINDOW_BYTES_MAX;
 use crate::object::{Filled, ObjectReader};
 use crate::scratch::Scratch;
@@ -50,7 +49,9 @@ impl View {
                 && holder.is_some_and(|(object, offset)| Some(object) == run_holder && offset < border);
             if !goes_on {
                 self.load_run(std::mem::take(&mut run), reading, found);
-                border = holder.map_or(u64::MAX, |(object, offset)| self.border_after(object, offset));
+                // Where no object will be read, none is opened: the store may hang.
+                let read = holder.filter(|_| self.materialised.get().is_none());
+                border = read.map_or(u64::MAX, |(object, offset)| self.border_after(object, offset));
             }
             run.push(block);
             run_holder = holder.map(|(object, _)| object);
@@ -60,7 +61,7 @@ impl View {
 
     /// Where in an object the next stretch begins, which others may be at.
     fn border_after(&self, object: ObjectIndex, offset: u64) -> u64 {
-        let reader = open_object(&self.engine, &self.layers, object).ok();
+        let reader = self.open(object).ok();
         reader.and_then(|reader| reader.border_after(offset)).unwrap_or(u64::MAX)
     }
 
@@ -82,8 +83,7 @@ impl View {
         let mut left = Vec::new();
         for wanted in run {
             let range = self.range_of(wanted.block);
-            let within = (range.start - bytes.start) as usize..(range.end - bytes.start) as usize;
-            match VerifiedBlock::verify(&plain[within], &wanted.hash) {
+            match VerifiedBlock::verify(&plain[within(&range, &bytes)], &wanted.hash) {
                 // What follows a wrong block is decoded with it: a run has no gaps.
                 Ok(verified) if left.is_empty() => {
                     let verified = Arc::new(verified);
@@ -117,21 +117,18 @@ impl View {
         for piece in self.map.pieces(bytes.clone()) {
             match piece {
                 Piece::Gap(image) => {
-                    plain[(image.start - bytes.start) as usize..(image.end - bytes.start) as usize].fill(0);
+                    plain[within(&image, &bytes)].fill(0);
                     gaps.push(image);
                 }
                 Piece::Data { image, object, object_offset } => {
-                    let out =
-                        &mut plain[(image.start - bytes.start) as usize..(image.end - bytes.start) as usize];
+                    let out = &mut plain[within(&image, &bytes)];
                     let mut neighbours =
                         Neighbours::new(self, reading, &run, &image, (object, object_offset));
-                    let read = open_object(&self.engine, &self.layers, object)
-                        .map_err(|error| (0, error))
-                        .and_then(|reader| {
-                            read_from.push((reader.clone(), reader.generation()));
-                            let read = reader.read_at(out, object_offset, &mut neighbours);
-                            read.map_err(|failure| (failure.filled, failure.error))
-                        });
+                    let read = self.open(object).map_err(|error| (0, error)).and_then(|reader| {
+                        read_from.push((reader.clone(), reader.generation()));
+                        let read = reader.read_at(out, object_offset, &mut neighbours);
+                        read.map_err(|failure| (failure.filled, failure.error))
+                    });
                     match read {
                         Ok(Filled::All) => {}
                         Ok(Filled::NotNeeded) => {
@@ -156,8 +153,7 @@ impl View {
             let result = match lost {
                 Some((_, error)) => Err(error.clone()),
                 None => {
-                    let within = (range.start - bytes.start) as usize..(range.end - bytes.start) as usize;
-                    let verified = self.verify(&wanted, &plain[within]);
+                    let verified = self.verify(&wanted, &plain[within(&range, &bytes)]);
                     if gaps.iter().any(overlaps) { verified.map_err(|_| no_object()) } else { verified }
                 }
             };
@@ -180,23 +176,28 @@ impl View {
             }
             Err(actual) => {
                 let (index, expected, range) = (wanted.block.0, wanted.hash, self.range_of(wanted.block));
+                self.suspect(&range);
                 let sources: Vec<String> = self
                     .sources(range)
-                    .map(|(name, reader, offset)| {
-                        if let Some(reader) = reader {
-                            reader.suspect(&Error::new(
-                                ErrorKind::HashMismatch,
-                                "a block of it has a wrong sha256",
-                            ));
-                        }
-                        format!("object {name:?} at plain offset {offset}")
-                    })
+                    .map(|(name, offset)| format!("object {name:?} at plain offset {offset}"))
                     .collect();
                 let message = format!(
                     "block {index}: sha256 is {actual}, expected {expected}; from {}",
                     sources.join(" and ")
                 );
                 Err(Error::new(ErrorKind::HashMismatch, message))
+            }
+        }
+    }
+
+    /// Tells the objects that bytes of a range come from that these were wrong.
+    fn suspect(&self, range: &Range<u64>) {
+        let error = Error::new(ErrorKind::HashMismatch, "a block of it has a wrong sha256");
+        for piece in self.map.pieces(range.clone()) {
+            if let Piece::Data { object, .. } = piece
+                && let Ok(reader) = self.open(object)
+            {
+                reader.suspect(&error);
             }
         }
     }

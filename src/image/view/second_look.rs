@@ -7,11 +7,10 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::{View, Wanted};
+use super::{View, Wanted, within};
 use crate::block::VerifiedBlock;
 use crate::chain::extent_map::Piece;
 use crate::error::{Error, Result};
-use crate::image::object_of;
 use crate::object::{ObjectReader, SecondLook};
 use crate::types::ObjectName;
 
@@ -30,8 +29,7 @@ impl View {
         let mut pieces: Vec<(ObjectName, Range<u64>, u64)> = Vec::new();
         for piece in self.map.pieces(range.clone()) {
             let Piece::Data { image, object, object_offset } = piece else { continue };
-            let named = object_of(&self.layers, object).and_then(|(backup, data)| backup.object_name(data));
-            let Ok(name) = named else { return Err(error) };
+            let Ok(name) = self.name_of(object) else { return Err(error) };
             pieces.push((name, image, object_offset));
         }
         // By id, so that two who look at the same objects do not wait for each other.
@@ -43,8 +41,6 @@ impl View {
         readers.dedup_by_key(|(reader, _)| reader.id());
         let mut looks: Vec<_> = readers.iter().map(|(reader, seen)| reader.look_again(*seen)).collect();
         let mut plain = vec![0; (range.end - range.start) as usize];
-        let part =
-            |image: &Range<u64>| (image.start - range.start) as usize..(image.end - range.start) as usize;
         // Whoever decoded it may have come through damage that lies before the next place to begin from.
         let places: Vec<_> = pieces
             .iter()
@@ -54,9 +50,9 @@ impl View {
             })
             .collect();
         if places.iter().any(|(look, _, offset)| look.may_enter_anew(*offset)) {
-            let is_read = places
-                .iter()
-                .all(|(look, image, offset)| look.read_anew(&mut plain[part(image)], *offset).is_ok());
+            let is_read = places.iter().all(|(look, image, offset)| {
+                look.read_anew(&mut plain[within(image, &range)], *offset).is_ok()
+            });
             if let Some(verified) = is_read.then(|| self.verify(wanted, &plain).ok()).flatten() {
                 return Ok(verified);
             }
@@ -67,7 +63,7 @@ impl View {
         }
         plain.fill(0);
         let is_read = pieces.iter().all(|(name, image, object_offset)| {
-            let out = &mut plain[part(image)];
+            let out = &mut plain[within(image, &range)];
             let look = looks.iter_mut().find(|look| look.object().name() == name);
             look.is_some_and(|look| look.read_at(out, *object_offset).is_ok())
         });
