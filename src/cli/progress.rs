@@ -3,7 +3,7 @@
 //! Everything goes to stderr, because stdout may be the image itself.
 
 use std::io::{self, IsTerminal};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
@@ -40,15 +40,23 @@ pub(crate) struct Reporter {
 
 enum Shown {
     Nothing,
-    Bar(ProgressBar),
-    Json { started: Instant, meter: Mutex<Meter> },
+    /// Drawn once there is something to do.
+    Bar(OnceLock<ProgressBar>),
+    Json {
+        started: Instant,
+        meter: Mutex<Meter>,
+    },
 }
 
 impl Reporter {
-    /// `quiet` takes the bar away, but not what was asked for with `--progress json`.
+    /// `quiet` takes the bar away, but not what was asked for with `--progress json`. Where the total is not known yet, 0, there
+    /// is no bar before [`update`](Self::update) tells it.
     pub(crate) fn new(mode: Mode, quiet: bool, total_bytes: u64) -> Self {
         let shown = match mode {
-            Mode::Auto if !quiet && io::stderr().is_terminal() => Shown::Bar(bar(total_bytes)),
+            Mode::Auto if !quiet && io::stderr().is_terminal() => Shown::Bar(match total_bytes {
+                0 => OnceLock::new(),
+                1.. => OnceLock::from(bar(total_bytes)),
+            }),
             Mode::Auto | Mode::None => Shown::Nothing,
             Mode::Json => Shown::Json { started: Instant::now(), meter: Mutex::default() },
         };
@@ -59,7 +67,11 @@ impl Reporter {
     pub(crate) fn update(&self, done_bytes: u64, total_bytes: u64) {
         match &self.shown {
             Shown::Nothing => {}
-            Shown::Bar(bar) => {
+            Shown::Bar(drawn) => {
+                if total_bytes == 0 && drawn.get().is_none() {
+                    return;
+                }
+                let bar = drawn.get_or_init(|| bar(total_bytes));
                 if bar.length() != Some(total_bytes) {
                     bar.set_length(total_bytes);
                 }
@@ -84,7 +96,9 @@ impl Reporter {
 
 impl Drop for Reporter {
     fn drop(&mut self) {
-        if let Shown::Bar(bar) = &self.shown {
+        if let Shown::Bar(drawn) = &self.shown
+            && let Some(bar) = drawn.get()
+        {
             bar.finish_and_clear();
         }
     }
@@ -156,6 +170,16 @@ mod tests {
             line(&mut meter, 1000, 2000).unwrap(),
             r#"{"bytes_done":2000,"bytes_total":10000,"bytes_per_second":2000,"eta_seconds":4}"#
         );
+    }
+
+    #[test]
+    fn no_bar_is_drawn_before_the_total_is_known() {
+        let reporter = Reporter { shown: Shown::Bar(OnceLock::new()), mode: Mode::Auto };
+        let is_drawn = || matches!(&reporter.shown, Shown::Bar(drawn) if drawn.get().is_some());
+        reporter.update(0, 0);
+        assert!(!is_drawn());
+        reporter.update(0, 10);
+        assert!(is_drawn());
     }
 
     #[test]
