@@ -3,13 +3,8 @@
 use std::fs;
 #[cfg(feature = "fuse")]
 use std::io;
-#[cfg(feature = "fuse")]
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-
-#[cfg(feature = "fuse")]
-use indicatif::BinaryBytes;
 
 use super::exit::Failure;
 use crate::cache_dir::CacheDir;
@@ -79,35 +74,5 @@ pub(crate) fn images_if_any(is_told: bool) -> Option<Images> {
             None
         }
         _ => Some(images),
-    }
-}
-
-/// What to tell whoever asks for a larger disk cache than there is room for, if so.
-#[cfg(feature = "fuse")]
-pub(crate) fn room_warning(dir: &CacheDir, bytes_max: u64) -> Option<String> {
-    let disk = rustix::fs::statvfs(dir.path()).ok()?;
-    let taken = fs::read_dir(dir.path().join("blocks")).into_iter().flatten().flatten();
-    let taken: u64 = taken.filter_map(|file| Some(file.metadata().ok()?.blocks() * 512)).sum();
-    let room = disk.f_bavail.saturating_mul(disk.f_frsize).saturating_add(taken);
-    let (asked, has, dir) = (BinaryBytes(bytes_max), BinaryBytes(room), dir.path());
-    (room < bytes_max).then(|| {
-        format!(
-            "cinderfs: disk_cache may grow to {asked}, but {dir:?} has room for {has}; once that disk is full, further blocks \
-             are not kept\n"
-        )
-    })
-}
-
-#[cfg(all(test, feature = "fuse"))]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_disk_cache_larger_than_its_disk_is_warned_of() {
-        let folder = tempfile::tempdir().unwrap();
-        let dir = CacheDir::open(&folder.path().join("cache")).unwrap();
-        assert_eq!(room_warning(&dir, 1), None);
-        let warning = room_warning(&dir, 1 << 62).unwrap();
-        assert!(warning.contains("4.00 EiB") && warning.contains("has room for"), "{warning}");
     }
 }

@@ -108,11 +108,7 @@ fn serve(args: &MountArgs, options: &MountOptions, child: Option<Child>) -> Resu
     let mountpoint = mountpoint::check(&args.mountpoint, &keep_away, options.nonempty)?;
 
     let cache_dir = match (&cache_dir, options.disk_cache_bytes_max) {
-        (Some(dir), bytes_max @ 1..) => {
-            let dir = CacheDir::open(dir)?;
-            note(&cache::room_warning(&dir, bytes_max).unwrap_or_default());
-            Some(dir)
-        }
+        (Some(dir), 1..) => Some(CacheDir::open(dir)?),
         _ => None,
     };
     let seek_indexes = if options.seek_index { cache::seek_indexes_if_any() } else { None };
