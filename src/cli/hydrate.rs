@@ -41,12 +41,17 @@ Exit codes: 0 it is there, and right; 1 failed, or --check or --drop of an image
 backup is damaged and nothing of it was kept, or --check found the image wrong and removed it; 130 \
 interrupted, and nothing of the image in work was kept.";
 
+/// `--list` needs no store, which does not make it optional elsewhere.
+const USAGE: &str = "\
+cinderfs hydrate [OPTIONS] <STORE> <BACKUP>...
+       cinderfs hydrate --list";
+
 /// Write whole images into the cache directory, verified, so that mounts read them at the speed of a disk
 ///
 /// A sparse file is written to $CINDERFS_CACHE_DIR/images (as root /var/cache/cinderfs/images). It takes as much room as
 /// the volume has data and stays until --drop. A damaged backup is refused with exit code 3.
 #[derive(Args, Debug)]
-#[command(after_long_help = EXAMPLES)]
+#[command(after_long_help = EXAMPLES, override_usage = USAGE)]
 pub(crate) struct HydrateArgs {
     /// Directory that holds the backups: Cinder's `backup_posix_path`, a mounted share, or a copy; or its file:// URL
     #[arg(value_name = "STORE", required_unless_present = "list")]

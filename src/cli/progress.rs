@@ -40,8 +40,11 @@ pub(crate) struct Reporter {
 
 enum Shown {
     Nothing,
-    /// Drawn once there is something to do.
-    Bar(OnceLock<ProgressBar>),
+    /// Drawn once there is something to do; its clock runs from the beginning.
+    Bar {
+        bar: ProgressBar,
+        drawn: OnceLock<()>,
+    },
     Json {
         started: Instant,
         meter: Mutex<Meter>,
@@ -53,10 +56,7 @@ impl Reporter {
     /// is no bar before [`update`](Self::update) tells it.
     pub(crate) fn new(mode: Mode, quiet: bool, total_bytes: u64) -> Self {
         let shown = match mode {
-            Mode::Auto if !quiet && io::stderr().is_terminal() => Shown::Bar(match total_bytes {
-                0 => OnceLock::new(),
-                1.. => OnceLock::from(bar(total_bytes)),
-            }),
+            Mode::Auto if !quiet && io::stderr().is_terminal() => Shown::bar(total_bytes),
             Mode::Auto | Mode::None => Shown::Nothing,
             Mode::Json => Shown::Json { started: Instant::now(), meter: Mutex::default() },
         };
@@ -67,15 +67,14 @@ impl Reporter {
     pub(crate) fn update(&self, done_bytes: u64, total_bytes: u64) {
         match &self.shown {
             Shown::Nothing => {}
-            Shown::Bar(drawn) => {
-                if total_bytes == 0 && drawn.get().is_none() {
-                    return;
-                }
-                let bar = drawn.get_or_init(|| bar(total_bytes));
+            Shown::Bar { bar, drawn } => {
                 if bar.length() != Some(total_bytes) {
                     bar.set_length(total_bytes);
                 }
                 bar.set_position(done_bytes);
+                if total_bytes > 0 {
+                    drawn.get_or_init(|| draw(bar));
+                }
             }
             Shown::Json { started, meter } => {
                 let mut meter = meter.lock().unwrap_or_else(PoisonError::into_inner);
@@ -96,23 +95,31 @@ impl Reporter {
 
 impl Drop for Reporter {
     fn drop(&mut self) {
-        if let Shown::Bar(drawn) = &self.shown
-            && let Some(bar) = drawn.get()
-        {
+        if let Shown::Bar { bar, .. } = &self.shown {
             bar.finish_and_clear();
         }
     }
 }
 
-fn bar(total_bytes: u64) -> ProgressBar {
-    let style = ProgressStyle::with_template(
-        "{wide_bar} {percent:>3}%  {binary_bytes} of {binary_total_bytes}  {binary_bytes_per_sec}  ETA {eta}",
-    )
-    .unwrap_or_else(|_| ProgressStyle::default_bar());
-    let bar =
-        ProgressBar::with_draw_target(Some(total_bytes), ProgressDrawTarget::stderr()).with_style(style);
+impl Shown {
+    fn bar(total_bytes: u64) -> Self {
+        let style = ProgressStyle::with_template(
+            "{wide_bar} {percent:>3}%  {binary_bytes} of {binary_total_bytes}  {binary_bytes_per_sec}  ETA {eta}",
+        )
+        .unwrap_or_else(|_| ProgressStyle::default_bar());
+        let bar =
+            ProgressBar::with_draw_target(Some(total_bytes), ProgressDrawTarget::hidden()).with_style(style);
+        let drawn = OnceLock::new();
+        if total_bytes > 0 {
+            drawn.get_or_init(|| draw(&bar));
+        }
+        Self::Bar { bar, drawn }
+    }
+}
+
+fn draw(bar: &ProgressBar) {
+    bar.set_draw_target(ProgressDrawTarget::stderr());
     bar.enable_steady_tick(BAR_INTERVAL);
-    bar
 }
 
 /// When a line is due and what it says; knows no clock.
@@ -174,8 +181,8 @@ mod tests {
 
     #[test]
     fn no_bar_is_drawn_before_the_total_is_known() {
-        let reporter = Reporter { shown: Shown::Bar(OnceLock::new()), mode: Mode::Auto };
-        let is_drawn = || matches!(&reporter.shown, Shown::Bar(drawn) if drawn.get().is_some());
+        let reporter = Reporter { shown: Shown::bar(0), mode: Mode::Auto };
+        let is_drawn = || matches!(&reporter.shown, Shown::Bar { drawn, .. } if drawn.get().is_some());
         reporter.update(0, 0);
         assert!(!is_drawn());
         reporter.update(0, 10);
