@@ -231,7 +231,8 @@ fn without_passthrough_each_block_is_compared() {
     assert!(stderr(&output).contains("offset 65536 length 32768"), "{}", stderr(&output));
     assert_eq!(names(&world.images()), [""; 0]);
     let missing = world.call(&["--check", ID]);
-    assert_eq!(missing.status.code(), Some(3), "{}", stderr(&missing));
+    assert_eq!(missing.status.code(), Some(1), "{}", stderr(&missing));
+    assert!(stderr(&missing).contains("not hydrated"), "{}", stderr(&missing));
 }
 
 /// Digests may be copied or replaced under a backup; the record says which ones were compared.
@@ -281,8 +282,7 @@ fn a_damaged_backup_is_refused_and_nothing_of_it_is_kept() {
     fs::remove_file(backup.file(&world.store(), "-00001")).unwrap();
     let output = world.call(&[ID, "--progress", "json"]);
     assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
-    let last = stderr(&output).lines().rfind(|line| line.starts_with('{')).unwrap();
-    let summary: Value = serde_json::from_str(last).unwrap();
+    let summary: Value = serde_json::from_str(stderr(&output).lines().last().unwrap()).unwrap();
     assert_eq!(summary["summary"]["status"], "damaged", "{summary}");
     assert_eq!(summary["summary"]["damaged_ranges"][0], serde_json::json!([0, BLOCK]));
 }
@@ -317,13 +317,15 @@ fn a_killed_run_leaves_nothing_that_is_used_and_the_next_one_cleans_up() {
 #[test]
 fn an_interrupted_run_leaves_nothing() {
     let (world, _) = World::with_backup(3000);
-    let mut child = world.command(&world.store(), &[ID]).stderr(Stdio::null()).spawn().unwrap();
+    let child = world.command(&world.store(), &[ID]).stderr(Stdio::piped()).spawn().unwrap();
     within(PATIENCE, "it begins to write", || {
         fs::read_dir(world.images()).is_ok_and(|names| names.count() > 1)
     });
     let pid = rustix::process::Pid::from_child(&child);
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-    assert_eq!(child.wait().unwrap().code(), Some(143));
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(143));
+    assert!(stderr(&output).contains("was interrupted; nothing of it was kept"), "{}", stderr(&output));
     assert_eq!(names(&world.images()), [""; 0]);
 }
 
@@ -370,6 +372,8 @@ fn too_small_a_disk_is_told_before_anything_is_written() {
 #[test]
 fn what_is_there_is_listed_and_dropped_without_the_store() {
     let (world, backup) = World::with_backup(40);
+    let backup = backup.named("db");
+    backup.put(&world.store());
     assert_eq!(stdout(&world.hydrate(&["--list", "-f", "json"])), "[]\n");
     world.hydrate(&["name of 11111111-2222-4333-8444-555555555555", "--volume", VOLUME]);
     backup.remove(&world.store());
@@ -384,7 +388,15 @@ fn what_is_there_is_listed_and_dropped_without_the_store() {
     // The file system may need a block of its own to tell where data is.
     assert!((30 * BLOCK..32 * BLOCK).contains(&stored), "{stored}");
     assert_eq!(row[0]["Status"], "ready");
-    world.hydrate(&["--drop", ID]);
+    // Without a word about any store, and it knows where it came from.
+    let list =
+        run(cinderfs().args(["hydrate", "--list", "-f", "json"]).env("CINDERFS_CACHE_DIR", world.cache()));
+    let rows: Value = serde_json::from_slice(&list.stdout).unwrap();
+    assert_eq!(rows[0]["Store"], world.store().to_str().unwrap());
+    assert_eq!(rows[0]["Volume Name"], "db");
+    let dropped = world.hydrate(&["--drop", &ID[..5]]);
+    let freed = indicatif::BinaryBytes(stored as u64);
+    assert_eq!(stderr(&dropped), format!("dropped {ID}, {freed} freed\n"));
     assert_eq!(names(&world.images()), [""; 0]);
     assert_eq!(world.call(&["--drop", ID]).status.code(), Some(1));
     assert_eq!(world.call(&[]).status.code(), Some(2));

@@ -14,8 +14,15 @@ use std::fs::{self, File};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
+use cinderfs::cache_dir::CacheDir;
+use cinderfs::cache_dir::seek_indexes::SeekIndexStore;
+use cinderfs::catalog::{Catalog, CatalogOptions};
+use cinderfs::frontend::index::index;
+use cinderfs::store::posix::PosixStore;
 use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -156,10 +163,7 @@ fn all_or_named_backups_are_indexed_once_and_nothing_is_written_to_the_store() {
     let output = kit.run(&["index", store.to_str().unwrap()]);
     let said = text(&output.stderr);
     assert!(output.status.success() && output.stdout.is_empty(), "{said}");
-    assert!(
-        said.contains("indexed 2 object(s) of 3 backup(s): 16.00 MiB, of which 16.00 MiB were known"),
-        "{said}"
-    );
+    assert!(said.contains("indexed already: 3 backups, 2 large compressed objects, 16.00 MiB\n"), "{said}");
 }
 
 #[test]
@@ -228,6 +232,112 @@ fn a_damaged_object_is_told_and_what_was_found_is_kept() {
     assert_eq!(kit.indexed(1), 100);
 }
 
+/// Runs `index` with a cache directory on a file system of its own, of `size`, into which `fill` is copied first; then lists
+/// what was kept.
+fn index_on_a_small_disk(kit: &Kit, size: &str, fill: &str) -> Output {
+    fs::create_dir(kit.cache()).unwrap();
+    let script = "mount -t tmpfs -o size=\"$4\",mode=700 tmpfs \"$1\" && head -c \"$5\" /dev/zero > \"$1/fill\" && \
+                  CINDERFS_CACHE_DIR=\"$1/c\" \"$2\" index \"$3\" --threads 1; code=$?; ls \"$1/c/seek-indexes\"; exit $code";
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "private", "--", "sh", "-c", script, "sh"]);
+    command.arg(kit.cache()).arg(env!("CARGO_BIN_EXE_cinderfs")).arg(kit.store()).args([size, fill]);
+    command.output().unwrap()
+}
+
+/// Needs root, for a file system of its own.
+#[test]
+fn a_full_disk_is_told_before_anything_is_decoded() {
+    let kit = Kit::new(&[("a", 9 * MIB)]);
+    let output = index_on_a_small_disk(&kit, "1m", "1044480");
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("/c/seek-indexes\": No space left on device"), "{said}");
+    assert!(said.contains("CINDERFS_CACHE_DIR"), "{said}");
+    assert!(!said.contains("indexed:"), "{said}");
+}
+
+/// All indexes together may take a twentieth of the disk, which here is enough for the smallest of three.
+#[test]
+fn an_index_that_was_not_kept_is_told_and_what_was_kept_stays() {
+    let kit = Kit::new(&[("a", 5 * MIB), ("b", 41 * MIB), ("c", 42 * MIB)]);
+    let output = index_on_a_small_disk(&kit, "360k", "0");
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("the index of 2 of 3 decoded objects was not kept in "), "{said}");
+    assert!(said.contains("/c/seek-indexes\""), "{said}");
+    let kept = text(&output.stdout).lines().count();
+    assert_eq!(kept, 1, "{said}");
+}
+
+#[test]
+fn unusable_backups_are_named_and_the_others_indexed() {
+    let kit = Kit::new(&[("a", 9 * MIB), ("b", 7 * MIB)]);
+    let metadata = kit.store().join(kit.specs[0].object_path(0).replace("-00001", "_metadata"));
+    fs::write(&metadata, "{").unwrap();
+    let store = kit.store();
+    let store = store.to_str().unwrap();
+    // Its id is not to be read any more, so it is called after its folder or file.
+    let listed = kit.run(&["list", store, "-f", "value", "-c", "ID", "--status", "error"]);
+    let broken = text(&listed.stdout).trim().to_owned();
+    assert_eq!(broken.lines().count(), 1, "{broken}");
+    let all = kit.index(&[], 3);
+    assert_eq!((&all["backups"], &all["objects"]), (&1.into(), &1.into()), "{all}");
+    assert_eq!(all["unusable_backups"], serde_json::json!([broken]), "{all}");
+    assert_eq!(kit.indexed(1), 100);
+    let output = kit.run(&["index", store]);
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    assert!(said.contains(&format!("backup {broken} cannot be indexed: ")), "{said}");
+    // Also when they are named; but one alone is a failure.
+    assert_eq!(kit.run(&["index", store, &broken, &id("b")]).status.code(), Some(3));
+    assert_eq!(kit.run(&["index", store, &broken]).status.code(), Some(1));
+}
+
+#[test]
+fn the_column_indexed_needs_no_long() {
+    let kit = Kit::new(&[("a", 9 * MIB)]);
+    let store = kit.store();
+    let list = |words: &[&str]| {
+        let mut all = vec!["list", store.to_str().unwrap(), "-f", "csv"];
+        all.extend(words);
+        let output = kit.run(&all);
+        assert!(output.status.success(), "{words:?}: {}", text(&output.stderr));
+        text(&output.stdout)
+    };
+    assert_eq!(list(&["-c", "indexed"]), "\"Indexed\"\n0\n");
+    assert!(!list(&[]).contains("Indexed"));
+    assert!(list(&["--long"]).contains("Indexed"));
+}
+
+/// Steps of tens of megabytes would make the rate and the time left jump.
+#[test]
+fn progress_is_told_while_bytes_pass_and_counts_what_is_decoded() {
+    let kit = Kit::new(&[("a", 160 * MIB), ("b", 7 * MIB)]);
+    let cache = CacheDir::open(&kit.cache()).unwrap();
+    let run = || {
+        let store = Arc::new(PosixStore::open(&kit.store()).unwrap());
+        let indexes = Some(Arc::new(SeekIndexStore::open(&cache, 1 << 30).unwrap()));
+        let catalog =
+            Catalog::open(store, CatalogOptions { seek_indexes: indexes, ..CatalogOptions::default() });
+        let catalog = catalog.unwrap();
+        let snapshot = catalog.snapshot();
+        let images: Vec<_> = snapshot.entries().map(|entry| catalog.image(entry).unwrap()).collect();
+        let images: Vec<_> = images.iter().map(|image| &**image).collect();
+        let told = std::sync::Mutex::new(Vec::new());
+        index(&images, 1, &AtomicBool::new(false), &|progress| told.lock().unwrap().push(progress)).unwrap();
+        told.into_inner().unwrap()
+    };
+    let told = run();
+    let last = told.last().unwrap();
+    assert_eq!((last.done_bytes, last.total_bytes), (167 * MIB as u64, 167 * MIB as u64));
+    assert!(told.windows(2).all(|pair| pair[0].done_bytes <= pair[1].done_bytes), "{told:?}");
+    let is_between = |done: u64| done < last.done_bytes && !done.is_multiple_of(32 * MIB as u64);
+    assert!(told.iter().any(|progress| is_between(progress.done_bytes)), "{told:?}");
+    // What is known is no work.
+    let again = *run().last().unwrap();
+    assert_eq!((again.done_bytes, again.total_bytes), (0, 0));
+}
+
 /// Starts an index run that takes a while and waits until it has begun.
 fn spawn_slow(kit: &Kit) -> Child {
     let store = kit.store();
@@ -259,6 +369,26 @@ fn an_interrupted_run_keeps_what_it_found() {
     assert_eq!(kit.indexed(0), 100);
 }
 
+/// One line for a daemon, whatever it opens, and in words that say what it means.
+#[test]
+fn a_cache_directory_of_no_use_is_told_once() {
+    let kit = Kit::new(&[("a", 3 * MIB), ("b", 3 * MIB)]);
+    fs::write(kit.cache(), "a file").unwrap();
+    let log = kit.folder.path().join("log");
+    let mount = Mount::with_log(&kit, File::create(&log).unwrap().into());
+    for n in 0..2 {
+        mount.check_at_random(&kit, n, 3, 1);
+    }
+    drop(mount);
+    let log = fs::read_to_string(log).unwrap();
+    assert_eq!(log.matches("WARN").count(), 1, "{log}");
+    assert!(
+        log.contains("will be slow again in the next run") && log.contains("CINDERFS_CACHE_DIR"),
+        "{log}"
+    );
+    assert_eq!(log.matches(kit.cache().to_str().unwrap()).count(), 1, "{log}");
+}
+
 /// A mount in the foreground that ends with its value.
 struct Mount {
     folder: TempDir,
@@ -268,11 +398,16 @@ struct Mount {
 impl Mount {
     #[track_caller]
     fn new(kit: &Kit) -> Self {
+        Self::with_log(kit, Stdio::null())
+    }
+
+    #[track_caller]
+    fn with_log(kit: &Kit, log: Stdio) -> Self {
         assert!(Path::new("/dev/fuse").exists(), "this test mounts, which needs /dev/fuse");
         let folder = tempfile::Builder::new().prefix("cinderfs-test-").tempdir().unwrap();
         let store = kit.store();
         let words = ["mount", "-f", store.to_str().unwrap(), folder.path().to_str().unwrap()];
-        let child = kit.command(&words).stderr(Stdio::null()).spawn().unwrap();
+        let child = kit.command(&words).stderr(log).spawn().unwrap();
         let mount = Self { folder, child };
         let started = Instant::now();
         while !is_mountpoint(mount.folder.path()) {

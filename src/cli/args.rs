@@ -2,7 +2,7 @@
 //!
 //! Each verb's own words stand beside its code. Doc comments here are what `--help` prints.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -21,21 +21,29 @@ use crate::store::posix::PosixStore;
 
 const EXAMPLES: &str = "\
 Examples:
-  cinderfs list /backup_mount                             every backup, newest first
-  cinderfs mount /backup_mount /mnt                       every backup as a disk image
-  cinderfs show /backup_mount 52e81dfa -f json            one backup, for scripts
-  cinderfs restore /backup_mount db@latest disk.img       one backup to a file
+  cinderfs list /backup_mount                        every backup, newest first
+  cinderfs mount /backup_mount /mnt                  every backup as an image
+  cinderfs show /backup_mount 52e81dfa -f json       one backup, for scripts
+  cinderfs restore /backup_mount db@latest disk.img  one backup to a file
+  cinderfs index /backup_mount                       makes first reads quick
+  cinderfs hydrate /backup_mount db@latest           a whole image, kept here
 
 Exit codes:
-  0 done; 1 failed; 2 wrong usage; 3 finished, but some data is damaged or missing;
-  10 store not found; 12 access denied by the store; 130, 143 ended by SIGINT, SIGTERM
+  0         done
+  1         failed; stderr says why
+  2         wrong usage
+  3         finished, but some data is damaged or missing
+  10        store not found
+  12        access denied by the store
+  130, 143  ended by SIGINT, SIGTERM
 
 Environment:
-  CINDERFS_LOG    what to log to stderr: error, warn (the default), info, debug, trace,
-                  or by module, as in cinderfs::object=trace,warn
-  CINDERFS_CACHE_DIR
-                  where restart points and other knowledge is kept between runs: /var/cache/cinderfs as root,
-                  else $XDG_CACHE_HOME/cinderfs or ~/.cache/cinderfs unless told; may be deleted at any time";
+  CINDERFS_LOG        what to log to stderr: error, warn (the default), info,
+                      debug, trace, or by module: cinderfs::object=trace,warn
+  CINDERFS_CACHE_DIR  where the index, the disk cache and hydrated images lie:
+                      /var/cache/cinderfs as root, $XDG_CACHE_HOME/cinderfs or
+                      ~/.cache/cinderfs for others unless told; may be deleted
+                      at any time";
 
 /// Every OpenStack Cinder volume backup as a verified, read-only disk image
 ///
@@ -120,6 +128,11 @@ impl OutputArgs {
         chosen.dedup();
         Ok(chosen)
     }
+
+    /// Whether the call says which columns it wants.
+    pub(crate) fn names_columns(&self) -> bool {
+        !self.columns.is_empty()
+    }
 }
 
 /// The column that a word names, whatever its case.
@@ -137,10 +150,15 @@ pub(crate) fn column(known: &[&str], word: &str) -> Result<usize, Failure> {
 pub(crate) struct StoreArg {
     /// Directory that holds the backups: Cinder's `backup_posix_path`, a mounted share, or a copy; or its file:// URL
     #[arg(value_name = "STORE")]
-    location: std::ffi::OsString,
+    location: OsString,
 }
 
 impl StoreArg {
+    /// The store that a word names, for a verb that can do without one.
+    pub(crate) fn at(location: OsString) -> Self {
+        Self { location }
+    }
+
     /// The directory that the word names, which exists.
     pub(crate) fn path(&self) -> Result<PathBuf, Failure> {
         let path = directory_of(&self.location)?;
@@ -207,7 +225,7 @@ fn directory_of(word: &OsStr) -> Result<PathBuf, Failure> {
         return Err(usage("names another host; mount its share and give the directory"));
     }
     let path = percent_decoded(path).ok_or_else(|| usage("has a '%' without two hexadecimal digits"))?;
-    Ok(std::ffi::OsString::from_vec(path).into())
+    Ok(OsString::from_vec(path).into())
 }
 
 /// Splits a URL after its scheme. `x://…` is always one, `x:…` for the schemes of stores only: colons are legal in
@@ -244,6 +262,24 @@ mod tests {
     #[test]
     fn the_grammar_holds_together() {
         Cli::command().debug_assert();
+    }
+
+    /// Terminals are 80 columns wide: what is laid out by hand fits, and what does not is left to clap, whole.
+    #[test]
+    fn nothing_in_the_help_is_broken_twice() {
+        let top = Cli::command();
+        for verb in std::iter::once(&top).chain(top.get_subcommands()) {
+            let Some(help) = verb.get_after_long_help() else { continue };
+            for paragraph in help.to_string().split("\n\n") {
+                let is_prose = !paragraph.contains('\n') && !paragraph.starts_with(' ');
+                let fits = paragraph.lines().all(|line| line.chars().count() < 80);
+                assert!(is_prose || fits, "{}: {paragraph}", verb.get_name());
+            }
+        }
+        let help = top.get_after_long_help().unwrap().to_string();
+        for word in ["cinderfs index", "cinderfs hydrate", "disk cache", "hydrated images"] {
+            assert!(help.contains(word), "{word}");
+        }
     }
 
     #[test]

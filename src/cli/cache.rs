@@ -1,13 +1,17 @@
 //! The cache directory, from the environment to what commands take from it.
 
 use std::fs;
+#[cfg(feature = "fuse")]
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::exit::Failure;
 use crate::cache_dir::CacheDir;
+#[cfg(feature = "fuse")]
+use crate::cache_dir::images::Images;
 use crate::cache_dir::seek_indexes::SeekIndexStore;
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 
 /// Where the cache directory is or would be.
 pub(crate) fn location() -> Result<PathBuf, Failure> {
@@ -45,5 +49,30 @@ fn open(dir: &CacheDir) -> Result<Arc<SeekIndexStore>> {
 /// The index store, for a command that is only quicker with it: without one there is a line in the log.
 pub(crate) fn seek_indexes_if_any() -> Option<Arc<SeekIndexStore>> {
     let indexes = CacheDir::open(&CacheDir::location()?).and_then(|dir| open(&dir));
-    indexes.inspect_err(|error| tracing::warn!("restart points are not kept: {error}")).ok()
+    let tell = |error: &Error| {
+        tracing::warn!(
+            "random reads in large compressed objects will be slow again in the next run, which has to decode them from their \
+             start: {error}"
+        );
+    };
+    indexes.inspect_err(tell).ok()
+}
+
+/// Where to look for hydrated images, unless nobody can look there. What somebody hydrates later is found as well, so the folder
+/// need not exist. With `is_told` it was said already that the cache directory is of no use.
+#[cfg(feature = "fuse")]
+pub(crate) fn images_if_any(is_told: bool) -> Option<Images> {
+    let images = Images::below(&CacheDir::location()?);
+    match fs::read_dir(images.folder()) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            let folder = images.folder();
+            if is_told {
+                tracing::debug!("hydrated images are not used: cannot open {folder:?}: {error}");
+            } else {
+                tracing::warn!("hydrated images are not used: cannot open {folder:?}: {error}");
+            }
+            None
+        }
+        _ => Some(images),
+    }
 }

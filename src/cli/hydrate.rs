@@ -2,6 +2,8 @@
 //!
 //! The engine is [`crate::frontend::hydrate`]; here are the words, the summary and the list of what is there.
 
+use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::ops::Range;
 use std::sync::Arc;
 use std::thread;
@@ -19,29 +21,41 @@ use super::{cache, print, render, select};
 use crate::cache_dir::CacheDir;
 use crate::cache_dir::images::{Images, State};
 use crate::catalog::{Catalog, Entry};
-use crate::error::ResultExt;
-use crate::frontend::hydrate::{self as engine, Checked, HydrateOptions, Hydrated};
+use crate::error::ErrorKind;
+use crate::frontend::hydrate::{self as engine, Checked, HydrateOptions, Hydrated, Origin};
+use crate::image::Image;
 
 const EXAMPLES: &str = "\
 Examples:
-  cinderfs hydrate /backup_mount db@latest        from now on mounts read it as fast as a plain file
-  cinderfs hydrate /backup_mount --list
+  cinderfs hydrate /backup_mount db@latest
+  cinderfs hydrate --list
   cinderfs hydrate /backup_mount --check 52e81dfa
   cinderfs hydrate /backup_mount --drop 52e81dfa
 
-A mount uses it from the next opening of volume.img on. Where root mounted, and the kernel is 6.9 or newer, the kernel
-reads it in the image's place: it was verified when it was written, and is not verified again at each read. Everywhere
-else, and with `mount -o passthrough=off`, each block of it is verified at each read.";
+From then on mounts read it as fast as a plain file, beginning with the next opening of volume.img. Where \
+root mounted, and the kernel is 6.9 or newer, the kernel reads it in the image's place: it was verified \
+when it was written, and is not verified again at each read. Everywhere else, and with `mount -o \
+passthrough=off`, each block of it is verified at each read.
+
+Exit codes: 0 it is there, and right; 1 failed, or --check or --drop of an image that is not hydrated; 3 the \
+backup is damaged and nothing of it was kept, or --check found the image wrong and removed it; 130 \
+interrupted, and nothing of the image in work was kept.";
+
+/// `--list` needs no store, which does not make it optional elsewhere.
+const USAGE: &str = "\
+cinderfs hydrate [OPTIONS] <STORE> <BACKUP>...
+       cinderfs hydrate --list";
 
 /// Write whole images into the cache directory, verified, so that mounts read them at the speed of a disk
 ///
 /// A sparse file is written to $CINDERFS_CACHE_DIR/images (as root /var/cache/cinderfs/images). It takes as much room as
 /// the volume has data and stays until --drop. A damaged backup is refused with exit code 3.
 #[derive(Args, Debug)]
-#[command(after_long_help = EXAMPLES)]
+#[command(after_long_help = EXAMPLES, override_usage = USAGE)]
 pub(crate) struct HydrateArgs {
-    #[command(flatten)]
-    store: StoreArg,
+    /// Directory that holds the backups: Cinder's `backup_posix_path`, a mounted share, or a copy; or its file:// URL
+    #[arg(value_name = "STORE", required_unless_present = "list")]
+    store: Option<OsString>,
     /// Which backups: ids, unique names, unique prefixes of ids, `latest`, or VOLUME@latest
     #[arg(value_name = "BACKUP", required_unless_present = "list")]
     backups: Vec<String>,
@@ -51,10 +65,10 @@ pub(crate) struct HydrateArgs {
     /// Compare what is there with the digests again, and remove it where it is wrong (exit code 3)
     #[arg(long, group = "action")]
     check: bool,
-    /// Remove what is there; whoever has it open keeps it
+    /// Remove what is there, by an id of --list or the beginning of one; whoever has it open keeps it
     #[arg(long, group = "action")]
     drop: bool,
-    /// List what is there, of this store and of others
+    /// List what is there, of all stores
     #[arg(long, group = "action", conflicts_with_all = ["backups", "volume"])]
     list: bool,
     #[command(flatten)]
@@ -68,7 +82,17 @@ pub(crate) struct HydrateArgs {
 }
 
 /// Columns of `--list`.
-const COLUMNS: [&str; 6] = ["ID", "Volume", "Size", "Stored", "Status", "Verified At"];
+const COLUMNS: [&str; 8] =
+    ["ID", "Volume", "Volume Name", "Store", "Size", "Stored", "Status", "Verified At"];
+
+/// How the work on one backup ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ended {
+    Right,
+    Damaged,
+    /// There was nothing to check.
+    Missing,
+}
 
 /// Runs `hydrate`. `quiet` takes away the bar and the summary.
 pub(crate) fn run(args: &HydrateArgs, quiet: bool) -> Result<Outcome, Failure> {
@@ -77,24 +101,35 @@ pub(crate) fn run(args: &HydrateArgs, quiet: bool) -> Result<Outcome, Failure> {
     if args.list {
         return list(args, &Images::below(&location), &chosen);
     }
+    // The grammar asks for it unless `--list` is given.
+    let store = StoreArg::at(args.store.clone().unwrap_or_default());
     if args.drop {
-        return drop_all(args, &Images::below(&location), quiet);
+        return drop_all(args, &store, &Images::below(&location), quiet);
     }
-    let store = args.store.path()?;
-    cache::refuse_inside_store(&location, &store)?;
+    cache::refuse_inside_store(&location, &store.path()?)?;
     let images = Images::of(&CacheDir::open(&location)?);
     images.sweep()?;
-    let catalog = args.store.catalog()?;
+    let catalog = store.catalog()?;
     let wanted = choose(args, &catalog)?;
     let signals = Signals::watch()?;
-    let mut outcome = Outcome::Done;
+    let (mut is_damaged, mut missing) = (false, Vec::new());
     for entry in wanted {
-        let is_right = one(args, quiet, &catalog, &entry, &images, &signals)?;
-        if !is_right {
-            outcome = Outcome::Damaged;
+        match one(args, quiet, &catalog, &entry, &images, &signals)? {
+            Ended::Right => {}
+            Ended::Damaged => is_damaged = true,
+            Ended::Missing => missing.push(said(&entry)),
         }
     }
-    Ok(outcome)
+    if missing.is_empty() {
+        return Ok(if is_damaged { Outcome::Damaged } else { Outcome::Done });
+    }
+    let told = Failure::new(ErrorKind::BackupNotFound, format!("not hydrated: {}", missing.join(", ")));
+    if is_damaged {
+        // That weighs more.
+        told.print();
+        return Ok(Outcome::Damaged);
+    }
+    Err(told)
 }
 
 /// All that the words name, each once, before the work on the first begins.
@@ -111,7 +146,7 @@ fn choose(args: &HydrateArgs, catalog: &Catalog) -> Result<Vec<Arc<Entry>>, Fail
     Ok(wanted)
 }
 
-/// Hydrates or checks one backup; whether nothing is damaged.
+/// Hydrates or checks one backup.
 fn one(
     args: &HydrateArgs,
     quiet: bool,
@@ -119,14 +154,21 @@ fn one(
     entry: &Entry,
     images: &Images,
     signals: &Signals,
-) -> Result<bool, Failure> {
-    let image = catalog.image(entry).context(|| format!("backup {}", entry.id))?;
+) -> Result<Ended, Failure> {
     let name = said(entry);
-    let reporter = Reporter::new(args.progress, quiet, image.len_bytes());
     let say = |text: &str| {
         if !quiet && args.progress != Mode::Json {
             note(text);
         }
+    };
+    let started = Instant::now();
+    let image = catalog.image(entry);
+    let len_bytes = image.as_ref().map_or(0, |image| image.len_bytes());
+    let reporter = Reporter::new(args.progress, quiet, len_bytes);
+    let store = std::path::absolute(catalog.store().location());
+    let origin = Origin {
+        store: store.ok().and_then(|path| path.into_os_string().into_string().ok()),
+        volume_name: entry.volume_name.clone(),
     };
     let options = HydrateOptions {
         threads: match args.threads {
@@ -136,65 +178,99 @@ fn one(
         cancel: &signals.cancel,
         waiting: &|| say(&format!("waiting: another process is at {name}\n")),
         observer: &|progress| reporter.update(progress.done_bytes, progress.total_bytes),
+        origin: Some(&origin),
     };
-    let started = Instant::now();
-    let volume = entry.volume_id.as_ref();
-    let result = match args.check {
-        true => engine::check(&image, volume, images, &options).map(|checked| match checked {
-            Checked::Missing => ("missing", format!("{name} is not hydrated"), Vec::new()),
-            Checked::Right => ("right", format!("{name} is right"), Vec::new()),
-            Checked::Wrong(ranges) => {
-                ("wrong", format!("the hydrated image of {name} was wrong and is removed"), ranges)
-            }
-        }),
-        false => engine::hydrate(&image, volume, images, &options).map(|hydrated| match hydrated {
-            Hydrated::There => ("there", format!("{name} is hydrated already"), Vec::new()),
-            Hydrated::Confirmed => (
-                "confirmed",
-                format!("{name} was hydrated already; its file was touched, and is right"),
-                Vec::new(),
-            ),
-            Hydrated::Written(report) => {
-                let (data, holes) = (BinaryBytes(report.data_bytes), BinaryBytes(report.hole_bytes));
-                let text = format!(
-                    "hydrated {name} in {:.1} s: {data} of data, {holes} of holes",
-                    started.elapsed().as_secs_f64()
-                );
-                ("written", text, Vec::new())
-            }
-            Hydrated::Damaged(report) => {
-                let lost = BinaryBytes(report.damaged_bytes);
-                ("damaged", format!("{name} is damaged, {lost} are lost; nothing was kept"), report.damaged)
-            }
-        }),
-    };
-    let (status, text, ranges) = match result {
-        Ok(told) => told,
+    let done =
+        image.as_ref().map_err(Clone::clone).and_then(|image| work(args, entry, image, images, &options));
+    let (status, text, ranges) = match done {
+        Ok(Done { status, text, ranges }) => (status, text, ranges),
         Err(error) if error.kind().is_damage() => {
-            ("damaged", format!("{name} is damaged; nothing was kept: {error}"), Vec::new())
+            ("damaged", format!("is damaged; nothing was kept: {error}"), Vec::new())
+        }
+        Err(error) if error.kind() == ErrorKind::Interrupted => {
+            let kept = if args.check { "nothing was changed" } else { "nothing of it was kept" };
+            ("interrupted", format!("was interrupted; {kept}"), Vec::new())
         }
         Err(error) => {
             drop(reporter);
-            return Err(signals.blame(error.context(format!("backup {}", entry.id)).into()));
+            return Err(error.context(format!("backup {}", entry.id)).into());
         }
     };
-    let is_right = matches!(status, "written" | "there" | "confirmed" | "right");
-    reporter.finish(|| {
-        json!({
-            "backup_id": entry.id.as_str(),
-            "status": status,
-            "image_bytes": image.len_bytes(),
-            "path": images.path(&image.key()).to_string_lossy(),
-            "damaged_ranges": ranges.iter().map(|range| [range.start, range.end - range.start]).collect::<Vec<_>>(),
-            "seconds": (started.elapsed().as_secs_f64() * 1000.0).round() / 1000.0,
-        })
+    let ended = match status {
+        "written" | "there" | "confirmed" | "right" => Ended::Right,
+        "missing" => Ended::Missing,
+        _ => Ended::Damaged,
+    };
+    let text = match status {
+        "written" => format!("hydrated {name} in {:.1} s: {text}", started.elapsed().as_secs_f64()),
+        _ => format!("{name} {text}"),
+    };
+    let json = json!({
+        "backup_id": entry.id.as_str(),
+        "status": status,
+        "message": &text,
+        "image_bytes": image.as_ref().ok().map(|image| image.len_bytes()),
+        "path": image.as_ref().ok().map(|image| images.path(&image.key()).to_string_lossy().into_owned()),
+        "damaged_ranges": ranges.iter().map(|range| [range.start, range.end - range.start]).collect::<Vec<_>>(),
+        "seconds": (started.elapsed().as_secs_f64() * 1000.0).round() / 1000.0,
     });
-    if is_right {
-        say(&format!("{text}\n"));
-    } else {
-        note(&format!("cinderfs: {text}{}\n", shown(&ranges)));
+    let is_json = args.progress == Mode::Json;
+    if status == "interrupted" {
+        reporter.finish(|| json);
+        return Err(signals.blame(Failure::new(ErrorKind::Interrupted, text)));
     }
-    Ok(is_right)
+    if ended == Ended::Damaged && !is_json {
+        note(&format!("cinderfs: {}{}\n", render::visible(&text), shown(&ranges)));
+    }
+    // In JSON mode this is the last line, whatever was found.
+    reporter.finish(|| json);
+    if ended == Ended::Right {
+        say(&format!("{text}\n"));
+    }
+    Ok(ended)
+}
+
+/// What was done about one backup.
+struct Done {
+    /// A word for programs.
+    status: &'static str,
+    /// What is said after the backup's name.
+    text: String,
+    /// What is wrong.
+    ranges: Vec<Range<u64>>,
+}
+
+fn work(
+    args: &HydrateArgs,
+    entry: &Entry,
+    image: &Arc<Image>,
+    images: &Images,
+    options: &HydrateOptions<'_>,
+) -> crate::error::Result<Done> {
+    let volume = entry.volume_id.as_ref();
+    let done = |status, text: &str| Done { status, text: text.to_owned(), ranges: Vec::new() };
+    if args.check {
+        return Ok(match engine::check(image, volume, images, options)? {
+            Checked::Missing => done("missing", "is not hydrated"),
+            Checked::Right => done("right", "is right"),
+            Checked::Wrong(ranges) => {
+                Done { ranges, ..done("wrong", "had a wrong hydrated image, which is removed") }
+            }
+        });
+    }
+    Ok(match engine::hydrate(image, volume, images, options)? {
+        Hydrated::There => done("there", "is hydrated already"),
+        Hydrated::Confirmed => done("confirmed", "was hydrated already; its file was touched, and is right"),
+        Hydrated::Written(report) => {
+            let (data, holes) = (BinaryBytes(report.data_bytes), BinaryBytes(report.hole_bytes));
+            done("written", &format!("{data} of data, {holes} of holes"))
+        }
+        Hydrated::Damaged(report) => {
+            let lost = BinaryBytes(report.damaged_bytes);
+            let text = format!("is damaged, {lost} are lost; nothing was kept");
+            Done { ranges: report.damaged, ..done("damaged", &text) }
+        }
+    })
 }
 
 fn shown(ranges: &[Range<u64>]) -> String {
@@ -211,8 +287,8 @@ fn shown(ranges: &[Range<u64>]) -> String {
     text
 }
 
-/// Removes images by the ids that `--list` shows, also when the store is gone; else by what the store says.
-fn drop_all(args: &HydrateArgs, images: &Images, quiet: bool) -> Result<Outcome, Failure> {
+/// Removes images by the ids that `--list` shows or their beginnings, also when the store is gone; else by what the store says.
+fn drop_all(args: &HydrateArgs, store: &StoreArg, images: &Images, quiet: bool) -> Result<Outcome, Failure> {
     images.sweep()?;
     let mut known: Vec<(String, String)> = Vec::new();
     for key in images.keys()? {
@@ -220,30 +296,65 @@ fn drop_all(args: &HydrateArgs, images: &Images, quiet: bool) -> Result<Outcome,
             known.push((record.backup_id, key));
         }
     }
+    let ids: BTreeSet<String> = known.iter().map(|(id, _)| id.clone()).collect();
+    // All that is to go, before anything goes.
+    let mut wanted = BTreeSet::new();
+    let mut missing = Vec::new();
     let mut catalog = None;
     for words in &args.backups {
-        let mut keys: Vec<&String> = known.iter().filter(|(id, _)| id == words).map(|(_, key)| key).collect();
-        let own;
-        if keys.is_empty() {
-            let catalog = match &catalog {
-                Some(catalog) => catalog,
-                None => catalog.insert(args.store.catalog()?),
-            };
-            let entries = select::newest_first(&catalog.snapshot());
-            let usable = |entry: &Arc<Entry>| catalog.image(entry).is_ok();
-            own = select::backup(&entries, words, args.volume.as_deref(), &usable)?;
-            keys = known.iter().filter(|(id, _)| *id == own.id.as_str()).map(|(_, key)| key).collect();
+        if let Some(id) = hydrated_id(&ids, words)? {
+            wanted.insert(id.to_owned());
+            continue;
         }
-        let mut was_there = false;
-        for key in keys {
-            was_there |= engine::drop_image(key, images)?;
-        }
-        if !quiet {
-            let what = render::visible(words);
-            note(&if was_there { format!("dropped {what}\n") } else { format!("{what} was not hydrated\n") });
+        let catalog = match &catalog {
+            Some(catalog) => catalog,
+            None => catalog.insert(store.catalog()?),
+        };
+        let entries = select::newest_first(&catalog.snapshot());
+        let usable = |entry: &Arc<Entry>| catalog.image(entry).is_ok();
+        let own = select::backup(&entries, words, args.volume.as_deref(), &usable)?;
+        match ids.get(own.id.as_str()) {
+            Some(id) => _ = wanted.insert(id.clone()),
+            None => missing.push(said(&own)),
         }
     }
-    Ok(Outcome::Done)
+    for id in &wanted {
+        let (mut was_there, mut freed_bytes) = (false, 0);
+        for (_, key) in known.iter().filter(|(known, _)| known == id) {
+            let stored_bytes = images.stored_bytes(key);
+            if engine::drop_image(key, images)? {
+                (was_there, freed_bytes) = (true, freed_bytes + stored_bytes);
+            }
+        }
+        let id = render::visible(id);
+        match was_there {
+            true if quiet => {}
+            true => note(&format!("dropped {id}, {} freed\n", BinaryBytes(freed_bytes))),
+            // Somebody else was faster.
+            false => missing.push(id.into_owned()),
+        }
+    }
+    match missing.as_slice() {
+        [] => Ok(Outcome::Done),
+        names => Err(Failure::new(ErrorKind::BackupNotFound, format!("not hydrated: {}", names.join(", ")))),
+    }
+}
+
+/// The hydrated backup that `words` name: an id, or the unique beginning of one.
+fn hydrated_id<'i>(ids: &'i BTreeSet<String>, words: &str) -> Result<Option<&'i str>, Failure> {
+    if let Some(id) = ids.get(words) {
+        return Ok(Some(id));
+    }
+    let fitting: Vec<&String> = ids.iter().filter(|id| !words.is_empty() && id.starts_with(words)).collect();
+    match fitting.as_slice() {
+        [] => Ok(None),
+        [id] => Ok(Some(id)),
+        several => Err(Failure::new(
+            ErrorKind::Ambiguous,
+            format!("{words:?} fits {} hydrated backups", several.len()),
+        )
+        .hint("give more of the id; --list shows them")),
+    }
 }
 
 fn list(args: &HydrateArgs, images: &Images, chosen: &[usize]) -> Result<Outcome, Failure> {
@@ -262,9 +373,12 @@ fn list(args: &HydrateArgs, images: &Images, chosen: &[usize]) -> Result<Outcome
             State::Ready(record, _) => (Some(record), "ready"),
         };
         let stored = images.stored_bytes(&key);
+        let origin = Origin::of(&images.path(&key));
         let row = [
             json!(record.as_ref().map(|record| &record.backup_id)),
             json!(record.as_ref().and_then(|record| record.volume_id.as_ref())),
+            json!(origin.volume_name),
+            json!(origin.store),
             json!(record.as_ref().map(|record| record.image_bytes)),
             json!(stored),
             json!(status),

@@ -1,31 +1,44 @@
 //! `cinderfs index`: restart points ahead of the first reader.
 
+use std::collections::HashSet;
+use std::path::Path;
 use std::sync::Arc;
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::Args;
-use indicatif::{BinaryBytes, HumanDuration};
+use indicatif::BinaryBytes;
 use serde_json::json;
 
 use super::args::StoreArg;
 use super::exit::{Failure, Outcome, note};
 use super::progress::{Mode, Reporter};
 use super::restore::{Signals, THREADS_MAX};
-use super::{cache, render, select, store_note};
+use super::{cache, render, select, store_note, unseen};
+use crate::cache_dir::seek_indexes::SeekIndexStore;
 use crate::catalog::{Catalog, CatalogOptions, Entry};
-use crate::frontend::index as engine;
-use crate::image::Image;
+use crate::error::{Error, ErrorKind};
+use crate::frontend::index::{self as engine, Report};
+use crate::image::{Image, StoredObject};
+use crate::types::{BackupId, ObjectName};
 
 const EXAMPLES: &str = "\
 Examples:
-  cinderfs index /backup_mount                 after the nightly backup: only what is new is decoded
+  cinderfs index /backup_mount
   cinderfs index /backup_mount db@latest
-  cinderfs list /backup_mount --long -c ID -c Indexed
+  cinderfs list /backup_mount -c ID -c Indexed
 
-By default Cinder writes a volume as compressed streams of 2 GB, and a stream is read from its beginning. The index tells
-where reading can begin in its middle. Mounts note it by themselves while they read; this command does it ahead of the
-first reader. It needs no more than 1 % of the volume's size in $CINDERFS_CACHE_DIR.";
+Run it after the nightly backup: only what is new is decoded. By default Cinder writes a volume as \
+compressed streams of 2 GB, and a stream is read from its beginning; the index tells where reading can \
+begin in its middle. Mounts note that by themselves while they read; this command does it ahead of the \
+first reader. It needs no more than 1 % of the volume's size in the cache directory.
+
+It verifies nothing: damage that leaves a stream decodable is not seen here. Every block is compared with \
+its digest when it is read, with an index as without one. To check a backup, restore it to /dev/null.
+
+Exit codes: 0 all is indexed; 1 nothing could be done, or the cache directory did not keep it (disk full), \
+and what was kept stays; 3 done, but some backups are unusable or some objects damaged, which stderr \
+names, and all others are indexed; 130 interrupted, and what was found is kept.";
 
 /// Find out where compressed objects can be entered, so that first reads are quick
 ///
@@ -50,24 +63,37 @@ pub(crate) struct IndexArgs {
     progress: Mode,
 }
 
+/// How many unusable backups are named; all of them with `--progress json`.
+const UNUSABLE_SHOWN_MAX: usize = 20;
+
+/// What is to be indexed, and what cannot be, with the reason.
+#[derive(Default)]
+struct Chosen {
+    entries: Vec<Arc<Entry>>,
+    images: Vec<Arc<Image>>,
+    unusable: Vec<(BackupId, Error)>,
+}
+
 /// Runs `index`. `quiet` takes away the bar and the summary.
 pub(crate) fn run(args: &IndexArgs, quiet: bool) -> Result<Outcome, Failure> {
     cache::refuse_inside_store(&cache::location()?, &args.store.path()?)?;
     let indexes = cache::seek_indexes()?;
-    let catalog = args.store.catalog_with(CatalogOptions {
-        cache_bytes_max: 0,
-        seek_indexes: Some(indexes),
-        ..CatalogOptions::default()
-    })?;
+    let folder = indexes.path().to_owned();
+    let catalog = open_catalog(args, indexes)?;
     let signals = Signals::watch()?;
-    let (images, unusable) = choose(args, &catalog)?;
+    let chosen = choose(args, &catalog)?;
+    // Before hours of decoding, not after them.
+    let needs_room = |image: &Arc<Image>| image.objects().iter().any(StoredObject::needs_restart_points);
+    if chosen.images.iter().any(needs_room) {
+        engine::try_to_write(&folder).map_err(no_room)?;
+    }
     let threads = match args.threads {
         Some(threads) => usize::try_from(threads).unwrap_or(1),
         None => thread::available_parallelism().map_or(1, usize::from),
     };
     let reporter = Reporter::new(args.progress, quiet, 0);
     let started = Instant::now();
-    let images: Vec<&Image> = images.iter().map(|image| &**image).collect();
+    let images: Vec<&Image> = chosen.images.iter().map(|image| &**image).collect();
     let result = engine::index(&images, threads, &signals.cancel, &|progress| {
         reporter.update(progress.done_bytes, progress.total_bytes);
     });
@@ -79,53 +105,165 @@ pub(crate) fn run(args: &IndexArgs, quiet: bool) -> Result<Outcome, Failure> {
         }
     };
     let seconds = started.elapsed();
+    let lost = not_kept(args, &chosen.entries, &report)?;
+    for (id, error) in chosen.unusable.iter().take(UNUSABLE_SHOWN_MAX) {
+        note(&format!("cinderfs: backup {id} cannot be indexed: {}\n", render::visible(&error.to_string())));
+    }
+    if let Some(more @ 1..) = chosen.unusable.len().checked_sub(UNUSABLE_SHOWN_MAX) {
+        note(&format!("cinderfs: {more} more cannot be indexed; `list --status error` names them\n"));
+    }
+    for (_, error) in &report.failed {
+        note(&format!("cinderfs: not indexed to its end: {}\n", render::visible(&error.to_string())));
+    }
+    let snapshot = catalog.snapshot();
+    note(&store_note(&snapshot)?);
+    if !quiet && args.progress != Mode::Json && lost.is_empty() && !chosen.images.is_empty() {
+        note(&format!("{}\n", summary(&report, chosen.images.len(), seconds)));
+    }
     reporter.finish(|| {
         json!({
-            "backups": images.len(),
+            "backups": chosen.images.len(),
             "objects": report.objects,
             "plain_bytes": report.plain_bytes,
             "known_bytes": report.known_bytes,
             "failed_objects": report.failed.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(),
-            "unusable_backups": unusable,
+            "not_kept_objects": lost.iter().map(ObjectName::as_str).collect::<Vec<_>>(),
+            "unusable_backups": chosen.unusable.iter().map(|(id, _)| id.as_str()).collect::<Vec<_>>(),
             "seconds": (seconds.as_secs_f64() * 1000.0).round() / 1000.0,
         })
     });
-    for (_, error) in &report.failed {
-        note(&format!("cinderfs: not indexed to its end: {}\n", render::visible(&error.to_string())));
+    if !lost.is_empty() {
+        return Err(not_kept_because(&folder, lost.len(), report.decoded.len()));
     }
-    if !quiet && args.progress != Mode::Json {
-        note(&format!(
-            "indexed {} object(s) of {} backup(s): {}, of which {} were known, in {}\n",
-            report.objects,
-            images.len(),
-            BinaryBytes(report.plain_bytes),
-            BinaryBytes(report.known_bytes),
-            HumanDuration(seconds),
-        ));
-        if unusable > 0 {
-            note(&format!("{unusable} backup(s) are unusable and were left out; `show` tells why\n"));
-        }
-        note(&store_note(&catalog.snapshot())?);
-    }
-    Ok(if report.failed.is_empty() { Outcome::Done } else { Outcome::Damaged })
+    let is_whole = report.failed.is_empty() && chosen.unusable.is_empty() && unseen(&snapshot).is_none();
+    Ok(if is_whole { Outcome::Done } else { Outcome::Damaged })
 }
 
-/// The images that the words name, and how many backups are left out because they cannot be used.
-fn choose(args: &IndexArgs, catalog: &Catalog) -> Result<(Vec<Arc<Image>>, usize), Failure> {
+fn open_catalog(args: &IndexArgs, indexes: Arc<SeekIndexStore>) -> Result<Catalog, Failure> {
+    args.store.catalog_with(CatalogOptions {
+        cache_bytes_max: 0,
+        seek_indexes: Some(indexes),
+        ..CatalogOptions::default()
+    })
+}
+
+/// Objects that were decoded for nothing. Asked of a catalog of its own, which knows only what the cache directory holds.
+fn not_kept(args: &IndexArgs, entries: &[Arc<Entry>], report: &Report) -> Result<Vec<ObjectName>, Failure> {
+    if report.decoded.is_empty() {
+        return Ok(Vec::new());
+    }
+    let catalog = open_catalog(args, cache::seek_indexes()?)?;
+    let snapshot = catalog.snapshot();
+    let images: Vec<_> =
+        entries.iter().filter_map(|entry| catalog.image(snapshot.get(entry.id.as_str())?).ok()).collect();
+    let images: Vec<&Image> = images.iter().map(|image| &**image).collect();
+    Ok(engine::not_kept(&images, &report.decoded))
+}
+
+/// Why a folder did not keep what was found, as far as another try to write there tells.
+fn not_kept_because(folder: &Path, lost: usize, decoded: usize) -> Failure {
+    let what = format!("the index of {lost} of {} was not kept", count(decoded as u64, "decoded object"));
+    match engine::try_to_write(folder) {
+        Err(error) => no_room(error.context(what)),
+        // Indexes drive each other out, or are too large one by one.
+        Ok(()) => Failure::new(
+            ErrorKind::Target,
+            format!("{what} in {folder:?}: too little room for them there"),
+        )
+        .hint("all indexes together may take 4 GiB, and a twentieth of their disk; set CINDERFS_CACHE_DIR to a larger one"),
+    }
+}
+
+fn no_room(error: Error) -> Failure {
+    Failure::from(error).hint("make room there, or set CINDERFS_CACHE_DIR to a directory on another disk")
+}
+
+/// What was done, in one sentence.
+fn summary(report: &Report, backups: usize, elapsed: Duration) -> String {
+    let backups = count(backups as u64, "backup");
+    let objects = count(report.objects, "large compressed object");
+    let (plain, decoded) = (report.plain_bytes, report.plain_bytes - report.known_bytes);
+    let seconds = elapsed.as_secs_f64();
+    match (report.objects, decoded) {
+        (0, _) if report.failed.is_empty() => {
+            format!("no index needed: {backups} without large compressed objects")
+        }
+        (0, _) => format!("nothing indexed to its end of {backups}"),
+        (_, 0) => format!("indexed already: {backups}, {objects}, {}", BinaryBytes(plain)),
+        _ if decoded == plain => {
+            format!("indexed: {backups}, {objects}, {} decoded in {seconds:.1} s", BinaryBytes(plain))
+        }
+        _ => format!(
+            "indexed: {backups}, {objects}, {} decoded in {seconds:.1} s, {} indexed already",
+            BinaryBytes(decoded),
+            BinaryBytes(report.known_bytes)
+        ),
+    }
+}
+
+fn count(n: u64, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
+/// What the words name; all backups where there are none.
+///
+/// An error when the words name nothing, or nothing but unusable backups.
+fn choose(args: &IndexArgs, catalog: &Catalog) -> Result<Chosen, Failure> {
     let entries = select::newest_first(&catalog.snapshot());
-    if args.backups.is_empty() {
+    let image = |entry: &Arc<Entry>| match &entry.problem {
+        Some(problem) => Err(problem.clone()),
+        None => catalog.image(entry),
+    };
+    let wanted: Vec<Arc<Entry>> = if args.backups.is_empty() {
         let volume = args.volume.as_deref().map(|words| select::volume(&entries, words)).transpose()?;
-        let ours: Vec<_> =
-            entries.iter().filter(|entry| volume.is_none() || entry.volume_id == volume).collect();
-        let images: Vec<_> = ours.iter().filter_map(|entry| catalog.image(entry).ok()).collect();
-        let unusable = ours.len() - images.len();
-        return Ok((images, unusable));
+        entries.into_iter().filter(|entry| volume.is_none() || entry.volume_id == volume).collect()
+    } else {
+        let usable = |entry: &Arc<Entry>| image(entry).is_ok();
+        let select = |words: &String| select::backup(&entries, words, args.volume.as_deref(), &usable);
+        args.backups.iter().map(select).collect::<Result<_, _>>()?
+    };
+    let mut chosen = Chosen::default();
+    let mut seen = HashSet::new();
+    for entry in wanted.into_iter().filter(|entry| seen.insert(entry.id.clone())) {
+        match image(&entry) {
+            Ok(image) => {
+                chosen.images.push(image);
+                chosen.entries.push(entry);
+            }
+            Err(error) => chosen.unusable.push((entry.id.clone(), error)),
+        }
     }
-    let usable = |entry: &Arc<Entry>| catalog.image(entry).is_ok();
-    let mut images = Vec::new();
-    for words in &args.backups {
-        let entry = select::backup(&entries, words, args.volume.as_deref(), &usable)?;
-        images.push(catalog.image(&entry)?);
+    match chosen.unusable.first() {
+        Some((id, error)) if chosen.images.is_empty() && !args.backups.is_empty() => {
+            Err(error.clone().context(format!("backup {id} cannot be indexed")).into())
+        }
+        _ => Ok(chosen),
     }
-    Ok((images, 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_summary_is_one_plain_sentence() {
+        let said = |objects, plain_bytes, known_bytes| {
+            let report = Report { objects, plain_bytes, known_bytes, ..Report::default() };
+            summary(&report, 3, Duration::from_millis(1240))
+        };
+        const MIB: u64 = 1 << 20;
+        assert_eq!(said(0, 0, 0), "no index needed: 3 backups without large compressed objects");
+        assert_eq!(
+            said(1, 5 * MIB, 0),
+            "indexed: 3 backups, 1 large compressed object, 5.00 MiB decoded in 1.2 s"
+        );
+        assert_eq!(
+            said(2, 5 * MIB, 5 * MIB),
+            "indexed already: 3 backups, 2 large compressed objects, 5.00 MiB"
+        );
+        assert_eq!(
+            said(2, 5 * MIB, MIB),
+            "indexed: 3 backups, 2 large compressed objects, 4.00 MiB decoded in 1.2 s, 1.00 MiB indexed already"
+        );
+    }
 }

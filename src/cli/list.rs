@@ -10,6 +10,7 @@ use super::args::{self, OutputArgs, StoreArg};
 use super::exit::{Failure, Outcome, note};
 use super::{print, render, select, store_note, unseen};
 use crate::catalog::{Catalog, Entry};
+use crate::error::ErrorKind;
 use crate::frontend::document::{self, STATUS_AVAILABLE, STATUS_ERROR};
 use crate::image::Image;
 
@@ -17,7 +18,9 @@ const EXAMPLES: &str = "\
 Examples:
   cinderfs list /backup_mount --volume db --status available
   cinderfs list /backup_mount --long -f json
-  cinderfs list /backup_mount -f value -c ID | xargs -n1 cinderfs show /backup_mount";
+  cinderfs list /backup_mount -c ID -c Indexed
+  cinderfs list /backup_mount -f value -c ID | xargs -n1 \\
+      cinderfs show /backup_mount";
 
 /// List the backups of a store, newest first
 ///
@@ -28,8 +31,10 @@ Examples:
 pub(crate) struct ListArgs {
     #[command(flatten)]
     store: StoreArg,
-    /// Also print the volume and the container of each backup, and how much of it can be entered at once: in percent of
-    /// the bytes in large compressed objects, 100 where there are none (see `cinderfs index`)
+    /// Also print the columns Volume, Container and Indexed
+    ///
+    /// Indexed is how much of the backup can be entered at once: in percent of the bytes in large compressed objects, 100
+    /// where there are none (see `cinderfs index`). `-c Indexed` prints it without --long too.
     #[arg(long)]
     long: bool,
     /// Only backups of this volume: its id, a unique prefix of it, or its display name
@@ -75,19 +80,30 @@ const SHORT_COLUMNS: usize = 7;
 const STATUS: usize = 3;
 const SIZE: usize = 4;
 const INDEXED: usize = 9;
+/// What cannot be had without `--long`.
+const LONG_ONLY: [usize; 2] = [7, 8];
 
 /// Runs `list`.
 pub(crate) fn run(args: &ListArgs) -> Result<Outcome, Failure> {
-    let known = &COLUMNS[..if args.long { COLUMNS.len() } else { SHORT_COLUMNS }];
-    // Wrong words are refused before the store is read, which can take a while.
-    let chosen = args.output.choose(known)?;
+    // Wrong words are refused before the store is read, which can take a while. Whoever names
+    // Indexed need not say --long.
+    let mut chosen = args.output.choose(&COLUMNS)?;
+    if !args.long && !args.output.names_columns() {
+        chosen.truncate(SHORT_COLUMNS);
+    }
     let sort =
-        args.sort_columns.iter().map(|word| args::column(known, word)).collect::<Result<Vec<_>, _>>()?;
+        args.sort_columns.iter().map(|word| args::column(&COLUMNS, word)).collect::<Result<Vec<_>, _>>()?;
+    if let Some(&column) = chosen.iter().chain(&sort).find(|column| LONG_ONLY.contains(column))
+        && !args.long
+    {
+        let message = format!("there is no column {:?}", COLUMNS[column]);
+        return Err(Failure::new(ErrorKind::Usage, message).hint("--long has it"));
+    }
     // Opening an image reads its whole chain's metadata; not for those who ask only for ids.
     let wants = |column| chosen.contains(&column) || sort.contains(&column);
     let wants_status = wants(STATUS) || args.status.is_some();
 
-    let wants_indexed = known.len() > INDEXED && wants(INDEXED);
+    let wants_indexed = wants(INDEXED);
     let catalog = if wants_indexed { args.store.catalog_to_read()? } else { args.store.catalog()? };
     let snapshot = catalog.snapshot();
     let entries = select::newest_first(&snapshot);
@@ -110,7 +126,7 @@ pub(crate) fn run(args: &ListArgs) -> Result<Outcome, Failure> {
         .collect();
     sort_rows(&mut rows, &sort, args.sort_descending);
 
-    let titles: Vec<&str> = chosen.iter().map(|&column| known[column]).collect();
+    let titles: Vec<&str> = chosen.iter().map(|&column| COLUMNS[column]).collect();
     let rows: Vec<Vec<Value>> =
         rows.iter().map(|row| chosen.iter().map(|&column| row[column].clone()).collect()).collect();
     print(|out| render::list(out, args.output.format, &titles, &rows))?;

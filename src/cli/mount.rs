@@ -8,7 +8,6 @@ use super::args::StoreArg;
 use super::cache;
 use super::exit::{Failure, Outcome, note};
 use super::store_note;
-use crate::cache_dir::images::Images;
 use crate::cache_dir::{self, CacheDir};
 use crate::catalog::{Catalog, CatalogOptions};
 use crate::error::{Error, ErrorKind};
@@ -32,17 +31,22 @@ Examples:
   cinderfs umount /mnt
 
 Options for -o:
-  cache_size=SIZE  bound on the cache of verified blocks, as in 64M or 1G; 256M unless told
-                   (below 32M, what is read ahead may have to be decoded again)
-  seek_index=off   note and use no restart points: reads deep in a compressed object decode all before them
-  disk_cache=SIZE  also keep verified blocks in the cache directory, at most that many bytes, for later
-                   mounts and for when the store does not answer; off unless told
+  cache_size=SIZE  bound on the cache of verified blocks, as in 64M or 1G; 256M
+                   unless told (below 32M, what is read ahead may have to be
+                   decoded again)
+  seek_index=off   note and use no restart points: reads deep in a compressed
+                   object decode all before them
+  disk_cache=SIZE  also keep verified blocks in the cache directory, at most
+                   that many bytes, for later mounts and for when the store
+                   does not answer; off unless told
   threads=N        how many requests are served at once
-  allow_other      let other users in; each sees what the store's own permissions allow
+  allow_other      let other users in; each sees what the store's own
+                   permissions allow
   allow_root       let root in
   uid=N, gid=N     show everything as owned by this user, this group
   log=FILE         where the background process logs; syslog unless told
-  passthrough=off  do not let the kernel read hydrated images itself (see `cinderfs hydrate`)
+  passthrough=off  do not let the kernel read hydrated images itself
+                   (see `cinderfs hydrate`)
   nonempty         mount over a directory that is not empty";
 
 /// Show every backup of a store as a read-only disk image
@@ -107,12 +111,14 @@ fn serve(args: &MountArgs, options: &MountOptions, child: Option<Child>) -> Resu
         (Some(dir), 1..) => Some(CacheDir::open(dir)?),
         _ => None,
     };
+    let seek_indexes = if options.seek_index { cache::seek_indexes_if_any() } else { None };
+    let images = cache::images_if_any(options.seek_index && seek_indexes.is_none());
     let catalog = Catalog::open(
         store,
         CatalogOptions {
             cache_bytes_max: options.cache_bytes_max,
             restart_points: options.seek_index,
-            seek_indexes: if options.seek_index { cache::seek_indexes_if_any() } else { None },
+            seek_indexes,
             cache_dir,
             disk_cache_bytes_max: options.disk_cache_bytes_max,
             ..CatalogOptions::default()
@@ -122,9 +128,7 @@ fn serve(args: &MountArgs, options: &MountOptions, child: Option<Child>) -> Resu
     let owner = OwnerOverride { uid: options.uid, gid: options.gid };
     let mut tree = Tree::new(Arc::new(catalog.clone()), owner);
     let mut stack_depth = 0;
-    if let Some(dir) = CacheDir::location() {
-        // Not made here: what somebody hydrates later is found as well.
-        let images = Images::below(&dir);
+    if let Some(images) = images {
         if options.passthrough {
             stack_depth = hydrated::stack_depth(images.folder());
         }

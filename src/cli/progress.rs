@@ -3,7 +3,7 @@
 //! Everything goes to stderr, because stdout may be the image itself.
 
 use std::io::{self, IsTerminal};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
@@ -40,15 +40,23 @@ pub(crate) struct Reporter {
 
 enum Shown {
     Nothing,
-    Bar(ProgressBar),
-    Json { started: Instant, meter: Mutex<Meter> },
+    /// Drawn once there is something to do; its clock runs from the beginning.
+    Bar {
+        bar: ProgressBar,
+        drawn: OnceLock<()>,
+    },
+    Json {
+        started: Instant,
+        meter: Mutex<Meter>,
+    },
 }
 
 impl Reporter {
-    /// `quiet` takes the bar away, but not what was asked for with `--progress json`.
+    /// `quiet` takes the bar away, but not what was asked for with `--progress json`. Where the total is not known yet, 0, there
+    /// is no bar before [`update`](Self::update) tells it.
     pub(crate) fn new(mode: Mode, quiet: bool, total_bytes: u64) -> Self {
         let shown = match mode {
-            Mode::Auto if !quiet && io::stderr().is_terminal() => Shown::Bar(bar(total_bytes)),
+            Mode::Auto if !quiet && io::stderr().is_terminal() => Shown::bar(total_bytes),
             Mode::Auto | Mode::None => Shown::Nothing,
             Mode::Json => Shown::Json { started: Instant::now(), meter: Mutex::default() },
         };
@@ -59,11 +67,14 @@ impl Reporter {
     pub(crate) fn update(&self, done_bytes: u64, total_bytes: u64) {
         match &self.shown {
             Shown::Nothing => {}
-            Shown::Bar(bar) => {
+            Shown::Bar { bar, drawn } => {
                 if bar.length() != Some(total_bytes) {
                     bar.set_length(total_bytes);
                 }
                 bar.set_position(done_bytes);
+                if total_bytes > 0 {
+                    drawn.get_or_init(|| draw(bar));
+                }
             }
             Shown::Json { started, meter } => {
                 let mut meter = meter.lock().unwrap_or_else(PoisonError::into_inner);
@@ -84,21 +95,31 @@ impl Reporter {
 
 impl Drop for Reporter {
     fn drop(&mut self) {
-        if let Shown::Bar(bar) = &self.shown {
+        if let Shown::Bar { bar, .. } = &self.shown {
             bar.finish_and_clear();
         }
     }
 }
 
-fn bar(total_bytes: u64) -> ProgressBar {
-    let style = ProgressStyle::with_template(
-        "{wide_bar} {percent:>3}%  {binary_bytes} of {binary_total_bytes}  {binary_bytes_per_sec}  ETA {eta}",
-    )
-    .unwrap_or_else(|_| ProgressStyle::default_bar());
-    let bar =
-        ProgressBar::with_draw_target(Some(total_bytes), ProgressDrawTarget::stderr()).with_style(style);
+impl Shown {
+    fn bar(total_bytes: u64) -> Self {
+        let style = ProgressStyle::with_template(
+            "{wide_bar} {percent:>3}%  {binary_bytes} of {binary_total_bytes}  {binary_bytes_per_sec}  ETA {eta}",
+        )
+        .unwrap_or_else(|_| ProgressStyle::default_bar());
+        let bar =
+            ProgressBar::with_draw_target(Some(total_bytes), ProgressDrawTarget::hidden()).with_style(style);
+        let drawn = OnceLock::new();
+        if total_bytes > 0 {
+            drawn.get_or_init(|| draw(&bar));
+        }
+        Self::Bar { bar, drawn }
+    }
+}
+
+fn draw(bar: &ProgressBar) {
+    bar.set_draw_target(ProgressDrawTarget::stderr());
     bar.enable_steady_tick(BAR_INTERVAL);
-    bar
 }
 
 /// When a line is due and what it says; knows no clock.
@@ -156,6 +177,16 @@ mod tests {
             line(&mut meter, 1000, 2000).unwrap(),
             r#"{"bytes_done":2000,"bytes_total":10000,"bytes_per_second":2000,"eta_seconds":4}"#
         );
+    }
+
+    #[test]
+    fn no_bar_is_drawn_before_the_total_is_known() {
+        let reporter = Reporter { shown: Shown::bar(0), mode: Mode::Auto };
+        let is_drawn = || matches!(&reporter.shown, Shown::Bar { drawn, .. } if drawn.get().is_some());
+        reporter.update(0, 0);
+        assert!(!is_drawn());
+        reporter.update(0, 10);
+        assert!(is_drawn());
     }
 
     #[test]

@@ -31,7 +31,8 @@ Examples:
   cinderfs restore /backup_mount db@latest /dev/vg/new --force
   cinderfs restore /backup_mount 52e81dfa volume.img
   cinderfs restore /backup_mount 52e81dfa - | zstd -o volume.img.zst
-  cinderfs restore /backup_mount 52e81dfa rescued.img --on-damage zero --loss-map rescued.map
+  cinderfs restore /backup_mount 52e81dfa rescued.img \\
+      --on-damage zero --loss-map rescued.map
 
 The loss map is a mapfile of GNU ddrescue: `+` marks what was restored, `-` what was replaced by zeros.";
 

@@ -14,8 +14,8 @@ use crate::frontend::document;
 const EXAMPLES: &str = "\
 Examples:
   cinderfs show /backup_mount 52e81dfa-2bf5-4963-a49c-9e26e5a1b3a3
-  cinderfs show /backup_mount 52e8                       a unique prefix of the id
-  cinderfs show /backup_mount db@latest -f json          the newest usable one of the volume db
+  cinderfs show /backup_mount 52e8                  a unique prefix of the id
+  cinderfs show /backup_mount db@latest -f json     the newest of volume db
   cinderfs show /backup_mount nightly -f value -c fail_reason";
 
 /// Show one backup: its chain, its sizes, what verifies it

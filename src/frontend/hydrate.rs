@@ -16,6 +16,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use indicatif::BinaryBytes;
+use rustix::fs::XattrFlags;
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 
 use super::restore::{self, OnDamage, Progress, Report, RestoreOptions, Target};
 use crate::cache_dir::images::{Claim, Images, Record, State};
@@ -36,6 +39,12 @@ const SPARE_BYTES: u64 = 16 << 20;
 /// 128 GiB of volume at 32 KiB a block, about a second.
 const COMPARED_AT_ONCE_MAX: u64 = 4 << 20;
 
+/// The attribute that holds an [`Origin`], as JSON.
+const ORIGIN_NAME: &str = "user.cinderfs.origin";
+
+/// Longest [`Origin`], in bytes: ext4 gives all attributes of a file 4 KiB.
+const ORIGIN_BYTES_MAX: usize = 3 << 10;
+
 /// Settings of [`hydrate`] and [`check`].
 #[derive(Clone, Copy)]
 pub struct HydrateOptions<'a> {
@@ -47,6 +56,39 @@ pub struct HydrateOptions<'a> {
     pub waiting: &'a dyn Fn(),
     /// Told how far it is.
     pub observer: &'a dyn Fn(Progress),
+    /// Noted beside the image, for people.
+    pub origin: Option<&'a Origin>,
+}
+
+/// Where a hydrated image came from, for people: nothing is decided by it. It is kept in an attribute of the image file, and
+/// lost without harm where the file system has none, or the file is copied.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Origin {
+    /// The store's directory.
+    pub store: Option<String>,
+    /// The volume's display name.
+    pub volume_name: Option<String>,
+}
+
+impl Origin {
+    /// That of the image file at `path`; empty where none is noted.
+    pub fn of(path: &Path) -> Self {
+        let mut buffer = vec![0; ORIGIN_BYTES_MAX];
+        let read = rustix::fs::lgetxattr(path, ORIGIN_NAME, &mut buffer[..]);
+        read.ok().and_then(|len| serde_json::from_slice(&buffer[..len]).ok()).unwrap_or_default()
+    }
+
+    /// To be called before the file's times are recorded: this changes them.
+    fn note(&self, path: &Path) {
+        let text = serde_json::to_vec(self).unwrap_or_default();
+        let noted = match text.len() {
+            ..=ORIGIN_BYTES_MAX => rustix::fs::lsetxattr(path, ORIGIN_NAME, &text, XattrFlags::empty()),
+            _ => Err(Errno::TOOBIG),
+        };
+        if let Err(errno) = noted {
+            tracing::debug!(?path, "where the image came from is not noted: {errno}");
+        }
+    }
 }
 
 /// What [`hydrate`] did.
@@ -99,6 +141,7 @@ pub fn hydrate(
             let is_right = wrong_in(&path, image, options).is_ok_and(|wrong| wrong.is_empty());
             check_cancel(options.cancel)?;
             if is_right {
+                note_origin(options, &path);
                 claim.confirm(record)?;
                 return Ok(Hydrated::Confirmed);
             }
@@ -123,6 +166,7 @@ pub fn hydrate(
         claim.sweep()?;
         return Ok(Hydrated::Damaged(report));
     }
+    note_origin(options, &claim.new_path());
     claim.publish(record).inspect_err(|_| forget(&claim))?;
     Ok(Hydrated::Written(report))
 }
@@ -153,6 +197,7 @@ pub fn check(
         claim.remove()?;
         return Ok(Checked::Wrong(wrong));
     }
+    note_origin(options, &path);
     claim.confirm(record)?;
     Ok(Checked::Right)
 }
@@ -175,7 +220,7 @@ pub fn drop_image(key: &str, images: &Images) -> Result<bool> {
 pub fn find(image: &Image, images: &Images) -> std::result::Result<Option<File>, String> {
     let (record, file) = match images.state(&image.key()) {
         State::Missing => return Ok(None),
-        State::Unusable(why) | State::Changed(_, why) => return Err(why),
+        State::Unusable(why) | State::Changed(_, why) => return Err(without_path(why, images, &image.key())),
         State::Ready(record, file) => (record, file),
     };
     if record.image_bytes != image.len_bytes() {
@@ -195,6 +240,18 @@ pub fn find(image: &Image, images: &Images) -> std::result::Result<Option<File>,
         Ok(_) => Err("the backup's digests are others now".to_owned()),
         Err(error) => Err(format!("the backup's digests cannot be compared: {error}")),
     }
+}
+
+fn note_origin(options: &HydrateOptions<'_>, path: &Path) {
+    if let Some(origin) = options.origin {
+        origin.note(path);
+    }
+}
+
+/// Whoever tells the reason names the file as well, and once is enough.
+fn without_path(why: String, images: &Images, key: &str) -> String {
+    let path = format!("{:?} ", images.path(key));
+    why.strip_prefix(&path).map(|rest| format!("it {rest}")).unwrap_or(why)
 }
 
 fn record_of(image: &Image, volume_id: Option<&VolumeId>) -> Result<Record> {
