@@ -139,7 +139,6 @@ fn every_object_restarts(codec: Codec) -> Seen {
             restarts_everywhere(codec, path.to_str().unwrap(), stored, &plain, &mut seen);
         }
     }
-    println!("{codec}: {seen:?}");
     seen
 }
 

@@ -120,8 +120,11 @@ fn block(bits: &mut Bits, plain: &[u8], magics: &[(u32, u64)]) -> Vec<u64> {
     places
 }
 
-/// A stream of `blocks`, each with its magics; and the bits at which these begin.
-pub(crate) fn stream(level: u8, blocks: &[(&[u8], Vec<(u32, u64)>)]) -> (Vec<u8>, Vec<u64>) {
+/// The plain bytes of a block, and its false magics, each with the zeros before it.
+pub(crate) type Forged<'a> = (&'a [u8], Vec<(u32, u64)>);
+
+/// A stream of `blocks`; and the bits at which the false magics begin.
+pub(crate) fn stream(level: u8, blocks: &[Forged<'_>]) -> (Vec<u8>, Vec<u64>) {
     let (mut bits, mut combined, mut places) = (Bits::default(), 0u32, Vec::new());
     b"BZh".iter().chain(&[b'0' + level]).for_each(|byte| bits.put(u64::from(*byte), 8));
     for (plain, magics) in blocks {

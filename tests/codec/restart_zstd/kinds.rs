@@ -197,11 +197,13 @@ fn every_kind_of_stream_restarts_at_every_block() {
                 .map(|n| (n.wrapping_mul(random(2) | 1).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 33) as u8),
         );
         plain.extend(vec![level as u8; 500_000]);
-        // Copies of the noise, and always the same byte between them: literals that are one byte repeated.
-        let (noise, mut numbers) = (plain[1_200_000..1_500_000].to_vec(), Numbers(random(4) | 1));
-        for _ in 0..20_000 {
-            let start = numbers.below(noise.len() - 24);
-            plain.extend_from_slice(&noise[start..start + 24]);
+        // Long copies of some noise, and always the same byte between them: literals that are one byte repeated.
+        let mut numbers = Numbers(random(4) | 1);
+        let noise: Vec<u8> = (0..16_000).map(|_| numbers.next() as u8).collect();
+        plain.extend_from_slice(&noise);
+        for _ in 0..3_000 {
+            let start = numbers.below(noise.len() - 200);
+            plain.extend_from_slice(&noise[start..start + 200]);
             plain.push(b'x');
         }
         plain.extend(mixed(random(3), 400_000));
