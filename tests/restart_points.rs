@@ -23,7 +23,7 @@ use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cinderfs::cache_dir::CacheDir;
 use cinderfs::cache_dir::seek_indexes::{SavedIndex, SeekIndexKey, SeekIndexStore};
@@ -591,25 +591,36 @@ fn states_in_memory_are_bounded_and_given_back() {
     let catalog = Catalog::open(Arc::new(store.clone()), options).unwrap();
     let image = |n: usize| catalog.image(catalog.snapshot().get(&backups[n]).unwrap()).unwrap();
     let mut most = 0;
-    for n in 0..OBJECTS {
+    let read_all = |n: usize| {
         let image = image(n);
         let mut buf = vec![0; LEN];
         image.read_at(&mut buf, 0).unwrap();
         assert!(buf == plain, "wrong bytes in object {n}");
+    };
+    for n in 0..OBJECTS {
+        read_all(n);
         most = most.max(catalog.restart_state_bytes());
     }
-    // 32 MiB, and what decoders noted before they heard that it is enough.
+    // 16 MiB, and what decoders noted before they heard that it is enough.
+    println!("at most {most} bytes of states");
     assert!(most > 8 << 20, "{most} bytes of states: too few for this test");
-    assert!(most <= 34 << 20, "{most} bytes of states were in memory at once");
-    // The last one's points are known, although there were others before that filled the memory.
-    let image = image(OBJECTS - 1);
-    store.take_read_bytes();
-    let mut buf = [0; 1000];
-    image.read_at(&mut buf, (LEN - 1000) as u64).unwrap();
-    let read = store.take_read_bytes();
-    let most = stored.len() as u64 / 2;
-    assert!(
-        read < most,
-        "{read} bytes were fetched for the end of the last object, expected less than {most}"
-    );
+    assert!(most <= 18 << 20, "{most} bytes of states were in memory at once");
+    // The last one's points are known, although there were others before that filled the memory. While it is full nobody notes
+    // points, and who makes room has his own time on a busy machine; so it may take some more passes, but not for ever.
+    let (started, most) = (Instant::now(), stored.len() as u64 / 2);
+    loop {
+        let image = image(OBJECTS - 1);
+        store.take_read_bytes();
+        let mut buf = [0; 1000];
+        image.read_at(&mut buf, (LEN - 1000) as u64).unwrap();
+        let read = store.take_read_bytes();
+        if read < most {
+            break;
+        }
+        assert!(
+            started.elapsed() < Duration::from_secs(30),
+            "{read} bytes were fetched for the end of the last object, expected less than {most}"
+        );
+        read_all(OBJECTS - 1);
+    }
 }

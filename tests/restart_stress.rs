@@ -1,7 +1,11 @@
 //! Right bytes under load? Many readers of many images with too little of everything: block cache, idle decoders, room for
 //! indexes.
 //!
-//! `CINDERFS_STRESS_SECONDS` says how long, 8 unless told. A failure prints the seed; `CINDERFS_STRESS_SEED` sets it.
+//! `CINDERFS_STRESS_SECONDS` says how long, 8 unless told. A failure prints the seed; `CINDERFS_STRESS_SEED` sets it. A whole minute:
+//!
+//! ```text
+//! CINDERFS_STRESS_SECONDS=60 cargo test --release --test restart_stress -- --nocapture
+//! ```
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests; a panic is the report")]
 #![allow(clippy::print_stderr, reason = "what the stress did, for whoever looks")]
@@ -96,6 +100,7 @@ fn many_readers_of_many_images_get_the_right_bytes() {
     let before = resident_bytes();
     let (reads, bytes, peak) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
     let evicted = AtomicU64::new(0);
+    let of_each: Vec<AtomicU64> = expected.iter().map(|_| AtomicU64::new(0)).collect();
     let mut seen = HashSet::new();
     let deadline = Instant::now() + Duration::from_secs(seconds);
     let mut round = 0;
@@ -120,6 +125,7 @@ fn many_readers_of_many_images_get_the_right_bytes() {
         std::thread::scope(|scope| {
             for thread in 0..THREADS {
                 let (images, expected, reads, bytes, peak) = (&images, &expected, &reads, &bytes, &peak);
+                let of_each = &of_each;
                 scope.spawn(move || {
                     let mut random = Random::new(seed * 1000 + round * 10 + thread);
                     let mut buf = vec![0; MIB];
@@ -144,6 +150,7 @@ fn many_readers_of_many_images_get_the_right_bytes() {
                             "seed {seed}: wrong bytes: {len} at {at} of {id}"
                         );
                         goes_on = (n, end);
+                        of_each[n].fetch_add(1, Ordering::Relaxed);
                         bytes.fetch_add(read as u64, Ordering::Relaxed);
                         if reads.fetch_add(1, Ordering::Relaxed).is_multiple_of(64) {
                             peak.fetch_max(resident_bytes(), Ordering::Relaxed);
@@ -171,5 +178,7 @@ fn many_readers_of_many_images_get_the_right_bytes() {
         evicted.into_inner()
     );
     assert!(reads > 100, "{reads} reads are no stress");
+    let of_each: Vec<u64> = of_each.into_iter().map(AtomicU64::into_inner).collect();
+    assert!(of_each.len() == IMAGES && of_each.iter().all(|reads| *reads > 0), "reads of each: {of_each:?}");
     assert!(growth < GROWTH_MAX, "grown by {growth} bytes, expected at most {GROWTH_MAX}");
 }

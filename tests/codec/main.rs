@@ -12,6 +12,7 @@ mod damage;
 mod deflate;
 mod genuine;
 mod kit;
+mod restart_fixtures;
 mod restart_zstd;
 mod streams;
 mod zlib_restarts;
