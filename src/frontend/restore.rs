@@ -147,8 +147,14 @@ impl Work<'_> {
             let mut group = None;
             while let Some(range) = plan.next(&mut group) {
                 self.check_stop()?;
+                // From the first write to the window's end: a window is read before any of it is given out. (One of tiny
+                // blocks, or without digests, is read in several steps; then others wait a little longer to write.)
+                let mut turn = None;
                 self.pass_on(range, &mut |part, bytes| match bytes {
-                    Some(bytes) => sink.write(part.start, bytes),
+                    Some(bytes) => {
+                        turn.get_or_insert_with(|| sink.turn());
+                        sink.write(part.start, bytes)
+                    }
                     None => sink.write_zeros(part),
                 })?;
             }
