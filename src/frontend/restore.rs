@@ -27,6 +27,9 @@ use crate::image::{Image, Part};
 /// How often the observer is told.
 const TICK: Duration = Duration::from_millis(100);
 
+/// Most threads that read ahead for a target that cannot seek. Each holds up to three windows.
+const READERS_MAX: usize = 8;
+
 /// Where the bytes go.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Target {
@@ -147,8 +150,14 @@ impl Work<'_> {
             let mut group = None;
             while let Some(range) = plan.next(&mut group) {
                 self.check_stop()?;
+                // From the first write to the window's end: a window is read before any of it is given out. (One of tiny
+                // blocks, or without digests, is read in several steps; then others wait a little longer to write.)
+                let mut turn = None;
                 self.pass_on(range, &mut |part, bytes| match bytes {
-                    Some(bytes) => sink.write(part.start, bytes),
+                    Some(bytes) => {
+                        turn.get_or_insert_with(|| sink.turn());
+                        sink.write(part.start, bytes)
+                    }
                     None => sink.write_zeros(part),
                 })?;
             }
@@ -175,29 +184,25 @@ impl Work<'_> {
     /// For a target that cannot seek: threads read ahead by a few windows, one writes them in order.
     fn in_order(&self, sink: &Sink, observer: &dyn Fn(Progress)) -> Result<()> {
         let windows = plan::windows(0..self.image.len_bytes());
-        let readers = self.options.threads.clamp(1, plan::GROUP_THREADS_MAX);
+        let readers = self.options.threads.clamp(1, READERS_MAX);
         std::thread::scope(|scope| {
             let (tell, results) = mpsc::channel();
-            // One slot for each reader, given out in turn, keeps the windows in order and their number bounded.
-            let (senders, receivers): (Vec<_>, Vec<_>) =
-                (0..readers).map(|_| mpsc::sync_channel::<Result<Vec<u8>>>(1)).unzip();
-            for (reader, sender) in senders.into_iter().enumerate() {
-                let mut mine = windows.clone().skip(reader).step_by(readers);
+            // One slot for each reader, given out in turn, keeps the windows in order and their number bounded. Buffers come
+            // back: memory that is asked for anew is filled with zeros by the kernel, page by page.
+            let (mut slots, mut returns) = (Vec::new(), Vec::new());
+            for reader in 0..readers {
+                let (slot, filled) = mpsc::sync_channel::<Result<Vec<u8>>>(1);
+                let (give_back, empty) = mpsc::channel::<Vec<u8>>();
+                slots.push(filled);
+                returns.push(give_back);
+                let mine = windows.clone().skip(reader).step_by(readers);
                 scope.spawn(move || {
-                    for range in &mut mine {
-                        let mut bytes = vec![0; (range.end - range.start) as usize];
-                        let read = self.check_stop().and_then(|()| {
-                            let start = range.start;
-                            self.pass_on(range, &mut |part, data| {
-                                if let Some(data) = data {
-                                    bytes[(part.start - start) as usize..(part.end - start) as usize]
-                                        .copy_from_slice(data);
-                                }
-                                Ok(())
-                            })
-                        });
+                    for range in mine {
+                        let mut bytes = empty.try_recv().unwrap_or_default();
+                        bytes.clear();
+                        let read = self.check_stop().and_then(|()| self.gather(range, &mut bytes));
                         let failed = read.is_err();
-                        if sender.send(read.map(|()| bytes)).is_err() || failed {
+                        if slot.send(read.map(|()| bytes)).is_err() || failed {
                             break;
                         }
                     }
@@ -205,16 +210,18 @@ impl Work<'_> {
             }
             scope.spawn(move || {
                 let write = || -> Result<()> {
-                    for (range, receiver) in
-                        windows.zip((0..readers).cycle().map(|reader| &receivers[reader]))
-                    {
-                        let Ok(bytes) = receiver.recv() else {
+                    for (range, (slot, give_back)) in windows.zip(slots.iter().zip(&returns).cycle()) {
+                        let Ok(bytes) = slot.recv() else {
                             return Err(Error::new(
                                 ErrorKind::Interrupted,
                                 "a reader of the image ended early",
                             ));
                         };
-                        sink.write(range.start, &bytes?)?;
+                        let bytes = bytes?;
+                        sink.write(range.start, &bytes)?;
+                        sink.write_zeros(range.start + bytes.len() as u64..range.end)?;
+                        // A reader that has no window left is gone.
+                        let _ = give_back.send(bytes);
                     }
                     Ok(())
                 };
@@ -222,10 +229,22 @@ impl Work<'_> {
                 if result.is_err() {
                     self.stop.store(true, Ordering::Relaxed);
                 }
-                drop(receivers); // whoever waits for room gives up
+                drop(slots); // whoever waits for room gives up
                 let _ = tell.send(result);
             });
             self.first_error(&results, observer)
+        })
+    }
+
+    /// Appends the bytes of `range` up to the last one that is not in a hole.
+    fn gather(&self, range: Range<u64>, bytes: &mut Vec<u8>) -> Result<()> {
+        let start = range.start;
+        self.pass_on(range, &mut |part, data| {
+            if let Some(data) = data {
+                bytes.resize((part.start - start) as usize, 0);
+                bytes.extend_from_slice(data);
+            }
+            Ok(())
         })
     }
 

@@ -15,7 +15,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileExt as _, FileTypeExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::fs::{FallocateFlags, OFlags};
@@ -35,7 +35,7 @@ const PARTIAL_SUFFIX: &str = ".partial";
 /// An opened target.
 pub(super) enum Sink {
     /// A regular file that reads as zeros where nothing was written.
-    Blank { file: File, path: PathBuf, partial: Option<TempPath>, replaces_file: bool },
+    Blank { file: File, path: PathBuf, partial: Option<TempPath>, replaces_file: bool, turn: Mutex<()> },
     /// A block device, of which nothing is known.
     Device { file: File, path: PathBuf },
     /// Something that takes bytes in order.
@@ -96,7 +96,13 @@ impl Sink {
         if let Some(permissions) = replaces {
             file.set_permissions(permissions).map_err(|error| failed("create", path, error))?;
         }
-        let sink = Self::Blank { file, path: path.into(), partial: Some(partial), replaces_file };
+        let sink = Self::Blank {
+            file,
+            path: path.into(),
+            partial: Some(partial),
+            replaces_file,
+            turn: Mutex::default(),
+        };
         sink.set_len(len_bytes)?;
         Ok(sink)
     }
@@ -157,6 +163,17 @@ impl Sink {
         }
     }
 
+    /// The right to write, for a while. The kernel lets one thread at a time write to a file, and the others spin
+    /// meanwhile, on cores that could decode; here they sleep. Devices take writes side by side.
+    ///
+    /// Lock order: this comes first. Nobody who leads a flight or decodes asks for it.
+    pub(super) fn turn(&self) -> Option<MutexGuard<'_, ()>> {
+        match self {
+            Self::Blank { turn, .. } => Some(turn.lock().unwrap_or_else(PoisonError::into_inner)),
+            Self::Device { .. } | Self::Stream { .. } => None,
+        }
+    }
+
     pub(super) fn write(&self, offset: u64, bytes: &[u8]) -> Result<()> {
         let written = match self {
             Self::Blank { file, .. } | Self::Device { file, .. } => file.write_all_at(bytes, offset),
@@ -193,7 +210,7 @@ impl Sink {
             Self::Device { file, path } | Self::Blank { file, path, partial: None, .. } => {
                 file.sync_all().map_err(|error| failed("sync", &path, error))
             }
-            Self::Blank { file, path, partial: Some(partial), replaces_file } => {
+            Self::Blank { file, path, partial: Some(partial), replaces_file, .. } => {
                 file.sync_all().map_err(|error| failed("sync", &path, error))?;
                 if replaces_file {
                     return partial.persist(&path).map_err(|refused| failed("replace", &path, refused.error));
