@@ -54,7 +54,7 @@ use crate::types::{BackupId, BlockHash, BlockIndex};
 
 /// Most bytes answered at once by [`Image::visit`], so that a large range does not need large memory. A multiple of the
 /// kernel's largest read.
-const WINDOW_BYTES: u64 = 1 << 20;
+const WINDOW_BYTES: u64 = 4 << 20;
 
 /// And most blocks: each costs some hundred bytes beside its own, and a hostile block is as small as one byte.
 const WINDOW_BLOCKS: u64 = 4096;

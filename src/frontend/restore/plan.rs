@@ -9,10 +9,10 @@ use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 /// Read at once. Small enough that threads on one group stay close together.
-const WINDOW_BYTES: u64 = 1 << 20;
+const WINDOW_BYTES: u64 = 4 << 20;
 
 /// Most threads on one group: one decodes, one hashes, one writes.
-pub(super) const GROUP_THREADS_MAX: usize = 3;
+pub(super) const GROUP_THREADS_MAX: usize = 4;
 
 /// The ranges of an image that are still to be read.
 pub(super) struct Plan {
