@@ -24,7 +24,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use cinderfs::cache_dir::CacheDir;
 use cinderfs::cache_dir::seek_indexes::{SavedIndex, SeekIndexKey, SeekIndexStore};
@@ -36,8 +36,8 @@ use cinderfs::store::fault::{Fault, FaultStore, Operation, Rule};
 use cinderfs::types::ObjectName;
 
 use cases::Watchdog;
-use store_kit::{BackupSpec, ObjectSpec, Packing, digests_of};
-use volume::{BLOCK, MIB, Random, full, id, mixed};
+use store_kit::{BackupSpec, Packing};
+use volume::{BLOCK, MIB, Random, full, mixed};
 use watched_store::WatchedStore;
 
 const ZLIB: Packing = Packing::Zlib { level: 6, junk: 0 };
@@ -305,70 +305,6 @@ fn a_damaged_state_in_the_file_costs_one_point() {
     assert_eq!(lost_of(&image, &plain, (0..plain.len() / BLOCK).rev().collect()), [0; 0]);
     let left = only_index(&indexes).points().len();
     assert!(left + 1 >= all, "{left} of {all} points are left");
-}
-
-/// Many small objects that are read once, and then a large one.
-#[test]
-fn idle_objects_leave_room_for_the_points_of_active_ones() {
-    let _watchdog = Watchdog::new();
-    for with_file in [false, true] {
-        const IDLE: usize = 130;
-        let store = WatchedStore::default();
-        let small = mixed(30, 420_000);
-        let stored = ZLIB.pack(&small);
-        let mut ids = Vec::new();
-        for n in 0..IDLE {
-            let mut spec = full(&format!("{n:04}"), &[], ZLIB);
-            spec.id = id(&format!("{n:04}"));
-            spec.objects = vec![ObjectSpec { offset: 0, plain: small.clone(), packing: ZLIB }];
-            spec.digests = Some((BLOCK, digests_of(&small, BLOCK)));
-            ids.push(spec.id.clone());
-            for (file, bytes) in spec.files_with(&stored) {
-                store.inner.insert(ObjectName::parse(&file).unwrap(), bytes);
-            }
-        }
-        let large = mixed(31, 6 * MIB);
-        let spec = full("big", &large, ZLIB);
-        put(&store, &spec);
-        let cache = tempfile::tempdir().unwrap();
-        let options = CatalogOptions {
-            restart_spacing_bytes: Some(64 << 10),
-            seek_indexes: with_file.then(|| indexes(cache.path())),
-            ..options()
-        };
-        let catalog = Catalog::open(Arc::new(store.clone()), options).unwrap();
-        let image = |id: &str| catalog.image(catalog.snapshot().get(id).unwrap()).unwrap();
-        let mut most = 0;
-        for id in &ids {
-            let mut buf = vec![0; small.len()];
-            image(id).read_at(&mut buf, 0).unwrap();
-            assert!(buf == small);
-            most = most.max(catalog.restart_state_bytes());
-        }
-        assert!(most > 15 << 20, "{most} bytes of states: too few for this test");
-        let image = image(&spec.id);
-        // Room is made in the background once somebody asks for it.
-        let end = Instant::now() + Duration::from_secs(20);
-        let read_end = || {
-            store.take_read_bytes();
-            image.read_at(&mut [0; 1000], (large.len() - 1000) as u64).unwrap();
-            store.take_read_bytes()
-        };
-        let stored_bytes = ZLIB.pack(&large).len() as u64;
-        loop {
-            assert_eq!(lost_in_order(&image, &large), [0; 0]);
-            let read = read_end();
-            if read < stored_bytes / 4 {
-                break;
-            }
-            assert!(
-                Instant::now() < end,
-                "with a file: {with_file}: {read} bytes were fetched for the end of the large object, \
-                 {} bytes of states are held",
-                catalog.restart_state_bytes()
-            );
-        }
-    }
 }
 
 const CHILD_FOLDER: &str = "RESTART_BOOKKEEPING_FOLDER";
