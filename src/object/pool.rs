@@ -206,7 +206,7 @@ mod tests {
         drop(release);
         wait_until("an empty queue", || {
             let (sender, done) = mpsc::channel();
-            workers.submit(move || drop(sender.send(()))) && done.recv().is_ok()
+            workers.submit(move || sender.send(()).unwrap()) && done.recv().is_ok()
         });
         let active = get(&pool, idle + 1);
         wait_until("points of the object that is read", || {
