@@ -74,7 +74,7 @@ impl MakingRoom {
         for reader in readers.iter().take_while(|_| !indexing.has_much_room()) {
             reader.thin();
         }
-        indexing.holders().lock().not_before = (!indexing.has_room()).then(|| Instant::now() + PAUSE);
+        indexing.holders().lock().not_before = indexing.needs_room().then(|| Instant::now() + PAUSE);
     }
 }
 

@@ -102,9 +102,14 @@ impl Indexing {
         self.held_bytes.load(Ordering::Relaxed) < HELD_BYTES_MAX
     }
 
+    /// Whether so little is left that room should be made, before readers can note nothing.
+    pub(super) fn needs_room(&self) -> bool {
+        self.held_bytes.load(Ordering::Relaxed) >= HELD_BYTES_MAX / 4 * 3
+    }
+
     /// Whether there is so much that none need be made soon.
     pub(super) fn has_much_room(&self) -> bool {
-        self.held_bytes.load(Ordering::Relaxed) < HELD_BYTES_MAX / 4 * 3
+        self.held_bytes.load(Ordering::Relaxed) < HELD_BYTES_MAX / 2
     }
 
     /// Accounts for a change of the states that an object holds.

@@ -14,8 +14,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 /// Reads that are remembered. Bytes are looked at again right after they were read, so this is for many threads at once.
 const READS_MAX: usize = 256;
 
-/// One decoder's way through an object.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// One decoder's way through an object. A pass that began at a point of another one is greater than that.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) struct Pass(u64);
 
 impl Pass {

@@ -219,12 +219,13 @@ impl ObjectReader {
             cursor.decoder.record(wanted);
             cursor.recording = wanted;
         }
-        if !has_room {
+        if self.indexing.needs_room() {
             // Many objects of few points each, most of them idle by now, may have filled the memory for states.
             if let Some(making) = MakingRoom::begin(&self.indexing) {
                 self.indexing.workers().submit(move || making.run());
             }
-        } else if is_due && !self.is_tidying.swap(true, Ordering::AcqRel) {
+        }
+        if is_due && !self.is_tidying.swap(true, Ordering::AcqRel) {
             let tidying = Tidying(self.own.clone());
             self.indexing.workers().submit(move || {
                 if let Some(reader) = tidying.0.upgrade() {

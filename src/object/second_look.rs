@@ -4,7 +4,7 @@
 //! 1. Are they right when they are decoded anew from the next point before them? Then whoever decoded them before had read
 //!    something else, and the points that he noted behind are forgotten with what they led to.
 //! 2. Are they right when they are decoded past that point: from the object's start? Then the point is to blame, and with it all
-//!    that came from the same place: the file of an earlier run, or the rest of one pass.
+//!    that came from the same place: the file of an earlier run, or the rest of one pass, and what later passes noted.
 //! 3. If not, the object is damaged there. Decoding from the start tells nothing of what lies behind damage, so from now on
 //!    points behind it are compared with the point before each of them instead, which costs a stretch.
 //!
@@ -63,7 +63,8 @@ impl ObjectReader {
         let alone = self.looking_again.lock().unwrap_or_else(PoisonError::into_inner);
         let is_outdated = self.generation() != seen;
         let (asked, anew) = (Cell::new(None), RefCell::default());
-        SecondLook { reader: self, is_outdated, asked, anew, bypass: None, _alone: alone }
+        let was_anew_wrong = Cell::new(false);
+        SecondLook { reader: self, is_outdated, asked, was_anew_wrong, anew, bypass: None, _alone: alone }
     }
 
     pub(super) fn verdicts(&self) -> MutexGuard<'_, Verdicts> {
@@ -160,7 +161,8 @@ impl ObjectReader {
     fn forget_pass(&self, pass: Pass, offset: u64) {
         let start = self.turns.lock().index.stretch_start(offset);
         tracing::debug!(object = ?self.name, offset, "read wrong for once: what was noted on the way is forgotten");
-        self.forget(&|entry| entry.plain_offset > start && entry.pass == pass);
+        // Later passes may have begun at its points.
+        self.forget(&|entry| entry.plain_offset > start && entry.pass >= pass);
     }
 
     /// Forgets a point that led astray, and what came with it.
@@ -168,12 +170,16 @@ impl ObjectReader {
         let Bypass { suspect, from, .. } = bypass;
         let at = suspect.plain_offset;
         tracing::warn!(object = ?self.name, at, "restart points were wrong, and are forgotten");
+        // With it go those of later passes, which may have begun there and be as wrong.
         self.forget(&|entry| match (suspect.pass, from) {
-            // The point before it was right, so it is not a file of another object.
-            (Pass::EARLIER, From::Point(_)) => entry.plain_offset == at,
-            (Pass::EARLIER, From::Start) => entry.pass == Pass::EARLIER,
+            // Perhaps a file of another object.
+            (Pass::EARLIER, From::Start) => true,
+            // The point before it was right, so it is not.
+            (Pass::EARLIER, From::Point(_)) => {
+                entry.plain_offset == at || (entry.plain_offset > at && entry.pass > Pass::EARLIER)
+            }
             // Whatever went wrong on that way, it went wrong before this point.
-            (pass, _) => entry.pass == pass && entry.plain_offset >= at,
+            (pass, _) => entry.plain_offset >= at && entry.pass >= pass,
         });
     }
 }
@@ -201,6 +207,8 @@ pub struct SecondLook<'a> {
     is_outdated: bool,
     /// The bytes that are looked at, once known.
     asked: Cell<Option<u64>>,
+    /// They were decoded anew in this look already, and wrong.
+    was_anew_wrong: Cell<bool>,
     /// Bytes that were decoded anew and not found wrong, and who gave them before.
     anew: RefCell<Option<(u64, Option<Pass>)>>,
     bypass: Option<Bypass>,
@@ -213,10 +221,15 @@ impl SecondLook<'_> {
         self.reader
     }
 
+    /// Whether the same read may give other bytes by now.
+    fn is_worth_repeating(&self) -> bool {
+        self.is_outdated && !self.was_anew_wrong.get()
+    }
+
     /// Whether the bytes may be others this time.
     pub fn may_help(&self) -> bool {
         let is_past = |offset| self.reader.way_past(offset).is_some();
-        self.is_outdated || self.asked.get().is_none_or(is_past)
+        self.is_worth_repeating() || self.asked.get().is_none_or(is_past)
     }
 
     /// Whether decoding from the next restart point before `offset` may give other bytes: somebody else's decoder may have run
@@ -241,12 +254,13 @@ impl SecondLook<'_> {
     pub fn is_lost_from(&self, offset: u64) {
         let start = self.reader.turns.lock().index.stretch_start(offset);
         *self.anew.borrow_mut() = None;
+        self.was_anew_wrong.set(true);
         self.reader.verdicts().lost.insert(start);
     }
 
     /// Reads the bytes again, past the point that is suspected.
     pub fn read_at(&mut self, out: &mut [u8], offset: u64) -> Result<(), ReadFailure> {
-        let way = if self.is_outdated { None } else { self.reader.way_past(offset) };
+        let way = if self.is_worth_repeating() { None } else { self.reader.way_past(offset) };
         let Some(mut way) = way else {
             return self.reader.read_at(out, offset, &mut super::NothingElse).map(drop);
         };
