@@ -31,7 +31,7 @@ impl Known {
         let touched = &self.0[from..to];
         let start = touched.first().map_or(part.start, |first| first.start.min(part.start));
         let end = touched.last().map_or(part.end, |last| last.end.max(part.end));
-        self.0.splice(from..to, [start..end]);
+        self.0.splice(from..to, std::iter::once(start..end));
         self.0.truncate(RANGES_MAX);
     }
 
@@ -66,9 +66,9 @@ mod tests {
             let adds = below(2) == 0;
             model[part.start as usize..part.end as usize].fill(adds);
             if adds {
-                known.add(part)
+                known.add(part);
             } else {
-                known.remove(part)
+                known.remove(part);
             }
             let prefix = model.iter().take_while(|is_known| **is_known).count();
             assert_eq!(known.prefix(), prefix as u64, "{known:?}");
