@@ -9,17 +9,19 @@
 //! All files lie in one folder: there are a thousand or so (a hundred thousand at most), which no file system minds.
 //!
 //! Invariants: a file appears under its name when it is complete, and is never changed after; no lock is held between
-//! processes or threads, and what two of them do at once loses knowledge at worst; the table and each state are checked
-//! against a digest before they are used.
+//! processes, and what two of them do at once loses knowledge at worst; the table and each state are checked against a
+//! digest before they are used. A damaged state costs that point, a damaged table the file: [`mod@mend`] writes it anew
+//! without what is wrong.
 
 mod file;
+mod mend;
 mod room;
 
 use std::cell::Cell;
 use std::fs::{File, Metadata};
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use self::file::{Found, Head, StatePlace, Table};
 use self::room::Room;
@@ -83,6 +85,7 @@ pub struct SavedPoint {
 #[derive(Debug)]
 pub struct SavedIndex {
     part: Arc<Part>,
+    mending: Arc<Mutex<()>>,
     key: SeekIndexKey,
     table: Table,
 }
@@ -101,8 +104,8 @@ impl SavedIndex {
     /// The state of point `index`, checked against its checksum.
     ///
     /// [`ErrorKind::NoData`] when there is no such point, or no longer: the file was evicted, or replaced by one without
-    /// this point; [`ErrorKind::HashMismatch`] when the file is damaged, which deletes it; [`ErrorKind::Target`] when it
-    /// cannot be read. After any of them [`SeekIndexStore::load`] says what is left.
+    /// this point; [`ErrorKind::HashMismatch`] when the state is damaged, which takes the point out of the file;
+    /// [`ErrorKind::Target`] when it cannot be read. After any of them [`SeekIndexStore::load`] says what is left.
     pub fn state(&self, index: usize) -> Result<Arc<[u8]>> {
         let gone = || Error::new(ErrorKind::NoData, "the restart point is no longer there");
         let unreadable = |error| Error::caused_by(ErrorKind::Target, "cannot read a restart point", error);
@@ -133,8 +136,13 @@ impl SavedIndex {
             Found::Foreign => return Err(gone()),
             Found::Damaged => {}
         }
-        delete_damaged(&self.part, &self.key);
+        mend::keep_some(&self.part, &self.mending, &self.key, &mut |_| true);
         Err(Error::new(ErrorKind::HashMismatch, "the saved state of a restart point is damaged"))
+    }
+
+    /// How long the file is, in bytes.
+    pub fn file_bytes(&self) -> u64 {
+        self.table.file_bytes()
     }
 
     /// About how much memory it holds, in bytes.
@@ -155,13 +163,16 @@ pub struct SeekIndexStore {
     part: Arc<Part>,
     bytes_max: u64,
     room: Room,
+    /// Held by whoever writes a file anew without what is wrong in it, so that many readers of it do not do so at once.
+    mending: Arc<Mutex<()>>,
 }
 
 impl SeekIndexStore {
     /// Opens the part of `dir` that holds indexes; the least recently used are dropped above `bytes_max` bytes. The errors
     /// are those of [`CacheDir::open`].
     pub fn open(dir: &CacheDir, bytes_max: u64) -> Result<Self> {
-        Ok(Self { part: Arc::new(dir.part(PART)?), bytes_max, room: Room::default() })
+        let part = Arc::new(dir.part(PART)?);
+        Ok(Self { part, bytes_max, room: Room::default(), mending: Arc::default() })
     }
 
     /// The bound to open `dir` with unless told otherwise, in bytes.
@@ -175,7 +186,11 @@ impl SeekIndexStore {
             room::touch(file, metadata);
             Table::read(file, metadata.len(), key)
         })?;
-        Some(SavedIndex { part: self.part.clone(), key: *key, table })
+        Some(self.opened(key, table))
+    }
+
+    fn opened(&self, key: &SeekIndexKey, table: Table) -> SavedIndex {
+        SavedIndex { part: self.part.clone(), mending: self.mending.clone(), key: *key, table }
     }
 
     /// Plain offset, in bytes, up to which an object is indexed; `None` when it is not. Reads 96 bytes, so it may promise
@@ -219,7 +234,7 @@ impl SeekIndexStore {
         }
         temporary.publish(&name)?;
         self.room.added(&self.part, key, table.file_bytes(), self.bytes_max);
-        Ok(SavedIndex { part: self.part.clone(), key: *key, table })
+        Ok(self.opened(key, table))
     }
 
     /// Deletes an index that has turned out to be wrong.
@@ -227,6 +242,12 @@ impl SeekIndexStore {
         if let Err(error) = self.part.remove(&key.file_name()) {
             tracing::debug!("cannot delete the seek index {} in {:?}: {error}", key.file_name(), self.path());
         }
+    }
+
+    /// Takes the points that `is_good` refuses out of an object's index, and with them the claim to know what they led to.
+    /// Where that cannot be done the index is deleted.
+    pub fn keep_some(&self, key: &SeekIndexKey, is_good: &mut dyn FnMut(&SavedPoint) -> bool) {
+        mend::keep_some(&self.part, &self.mending, key, is_good);
     }
 
     /// Where they lie.

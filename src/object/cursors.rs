@@ -11,6 +11,7 @@ use std::collections::VecDeque;
 use std::ops::RangeInclusive;
 use std::sync::{Mutex, PoisonError};
 
+use super::passes::Pass;
 use crate::codec::{Decoder, Recording};
 
 /// Most idle decoders, whatever they weigh: each keeps its object's file open.
@@ -26,8 +27,10 @@ pub(super) struct Cursor {
     pub(super) at: u64,
     /// The decoder.
     pub(super) decoder: Box<dyn Decoder>,
-    /// Up to where the points that it passed have been taken.
-    pub(super) noted_to: u64,
+    /// Up to where the points that it passed have been taken; `None` while it should note points and may not.
+    pub(super) noted_to: Option<u64>,
+    /// Its way through the object.
+    pub(super) pass: Pass,
     /// What it records.
     pub(super) recording: Option<Recording>,
     /// The object's generation when it began: a decoder that began at a restart point which was wrong is of no use.
@@ -107,7 +110,8 @@ mod tests {
         Cursor {
             at,
             decoder: Box::new(Weight(weight)),
-            noted_to: at,
+            noted_to: Some(at),
+            pass: Pass::EARLIER,
             entered: 0,
             recording: None,
             generation: 0,

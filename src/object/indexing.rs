@@ -13,8 +13,9 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 use sha2::{Digest, Sha256};
 
+use super::holders::Holders;
 use super::seek_index::{Entry, SeekIndex, State};
-use crate::cache_dir::seek_indexes::{SavedIndex, SeekIndexKey, SeekIndexStore};
+use crate::cache_dir::seek_indexes::{SavedIndex, SavedPoint, SeekIndexKey, SeekIndexStore};
 use crate::codec::{Codec, ObjectStream, RestartPoint};
 use crate::error::Result;
 use crate::store::{ObjectSource, read_exact_at};
@@ -29,6 +30,15 @@ pub(super) const PACK_BYTES: usize = 256 << 10;
 /// New points that are worth a file, at least.
 const SAVE_MIN: usize = 8;
 
+/// A file is written anew when there is one new point for so many, or for so many bytes of what is written again. With both, a
+/// pass of 2 GB writes some megabytes in all, and a process that is killed in the middle of one loses little.
+const SAVE_SHARE: usize = 16;
+const SAVED_AGAIN_BYTES: u64 = 64 << 10;
+
+/// However long the file is, it is worth writing when a share like this is new: then all writes together come to a few times
+/// the last one.
+const SAVE_SHARE_MAX: usize = 3;
+
 /// Stored bytes at an object's beginning and at its end that identify it, together with its lengths. A zlib stream ends with the
 /// checksum of all plain bytes, a bz2 stream too.
 const SAMPLE_BYTES: u64 = 4096;
@@ -41,6 +51,7 @@ pub struct Indexing {
     is_on: bool,
     spacing_bytes: Option<u64>,
     held_bytes: AtomicI64,
+    holders: Holders,
 }
 
 impl Indexing {
@@ -48,7 +59,8 @@ impl Indexing {
     /// `workers` has are kept for decoding ahead.
     pub fn new(store: Option<Arc<SeekIndexStore>>, workers: Arc<Workers>, is_on: bool) -> Self {
         let decoders = Arc::new(Workers::new(workers.threads()));
-        Self { store, workers, decoders, is_on, spacing_bytes: None, held_bytes: AtomicI64::new(0) }
+        let held_bytes = AtomicI64::new(0);
+        Self { store, workers, decoders, is_on, spacing_bytes: None, held_bytes, holders: Holders::default() }
     }
 
     /// The same with points about so many plain bytes apart, instead of what suits the codec.
@@ -80,14 +92,24 @@ impl Indexing {
         (self.is_on && len_bytes > above).then_some(spacing)
     }
 
-    /// Whether points can be saved.
-    pub(super) fn has_store(&self) -> bool {
-        self.store.is_some()
+    /// Who holds states in memory.
+    pub(super) fn holders(&self) -> &Holders {
+        &self.holders
     }
 
     /// Whether there is memory for more states.
     pub(super) fn has_room(&self) -> bool {
         self.held_bytes.load(Ordering::Relaxed) < HELD_BYTES_MAX
+    }
+
+    /// Whether so little is left that room should be made, before readers can note nothing.
+    pub(super) fn needs_room(&self) -> bool {
+        self.held_bytes.load(Ordering::Relaxed) >= HELD_BYTES_MAX / 4 * 3
+    }
+
+    /// Whether there is so much that none need be made soon.
+    pub(super) fn has_much_room(&self) -> bool {
+        self.held_bytes.load(Ordering::Relaxed) < HELD_BYTES_MAX / 2
     }
 
     /// Accounts for a change of the states that an object holds.
@@ -107,11 +129,22 @@ impl Indexing {
         }
     }
 
+    /// Takes points out of the store that turned out to be wrong.
+    pub(super) fn keep_some(&self, key: &SeekIndexKey, is_good: &mut dyn FnMut(&SavedPoint) -> bool) {
+        if let Some(store) = &self.store {
+            store.keep_some(key, is_good);
+        }
+    }
+
     /// Whether an index in this state should be written to the store.
     pub(super) fn is_worth_saving(&self, index: &SeekIndex, is_last: bool) -> bool {
-        let unsaved = index.unsaved();
-        let enough = if is_last { 1 } else { SAVE_MIN.max(index.entries().len() / 3) };
-        self.store.is_some() && unsaved >= enough
+        let (unsaved, all) = (index.unsaved(), index.entries().len());
+        let again_bytes_max = SAVED_AGAIN_BYTES.saturating_mul(unsaved as u64);
+        let is_cheap = unsaved >= all / SAVE_SHARE && index.file_bytes() <= again_bytes_max;
+        // Where the disk is full, each further try costs as much and gives as little.
+        let is_enough =
+            unsaved >= index.failed_at() + SAVE_MIN && (is_cheap || unsaved >= all / SAVE_SHARE_MAX);
+        self.store.is_some() && unsaved > 0 && (is_last || is_enough)
     }
 
     /// Writes an index to the store; states that lie in the `saved` file of before are copied from it.
@@ -197,7 +230,7 @@ mod tests {
         std::fs::File::options().write(true).open(path).unwrap().write_all_at(b"x", 96 + 150).unwrap();
 
         let in_file = (0..3).map(|n| Entry::new(100 * (n as u64 + 1), 0, State::Saved(n)));
-        let own = Entry::raw(point(400, [4; 100].into()));
+        let own = Entry::raw(point(400, [4; 100].into()), super::super::passes::Pass::new());
         let entries: Vec<_> = in_file.chain([own]).collect();
         let memory = MemoryStore::new();
         let name = ObjectName::parse("a").unwrap();

@@ -8,6 +8,8 @@
 //! who may want it next.
 //!
 //! - [`seek_index`]: the points that are known of one object.
+//! - [`known`]: the parts that were decoded with their points noted. [`passes`]: which decoder gave what.
+//! - [`holders`]: whose points are in memory, for when room is short.
 //! - [`turns`]: who decodes which stretch between two points, and who waits.
 //! - [`indexing`]: how points get smaller, and outlive the process.
 //! - [`resume`]: a decoder at the right place, from all these.
@@ -20,7 +22,10 @@
 
 mod cursors;
 mod failures;
+mod holders;
 pub mod indexing;
+mod known;
+mod passes;
 pub mod pool;
 pub mod proof;
 mod resume;
@@ -28,13 +33,14 @@ mod second_look;
 mod seek_index;
 mod turns;
 
-use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Once, OnceLock, Weak};
 
 use self::cursors::{Cursor, IdleCursors};
 use self::failures::Failures;
 use self::indexing::Indexing;
+use self::passes::Passes;
+use self::second_look::Verdicts;
 use self::turns::{Turn, Turns};
 use crate::cache_dir::seek_indexes::SeekIndexKey;
 use crate::codec::{Codec, ObjectStream};
@@ -74,14 +80,14 @@ pub struct ObjectReader {
     loaded: Once,
     /// Somebody packs and saves points now.
     is_tidying: AtomicBool,
-    /// The last try to save points failed.
-    saves_fail: AtomicBool,
-    /// The points of an earlier run have been found good or forgotten.
-    is_index_settled: AtomicBool,
+    /// It is on the list of those that hold states.
+    is_holder: AtomicBool,
     /// How often bytes of it were wrong: a decoder that ran through damage may be off for all that follows.
     doubts: AtomicU64,
-    /// Where stretches begin whose bytes stay wrong when they are decoded from there.
-    lost_stretches: Mutex<BTreeSet<u64>>,
+    /// Who gave which bytes.
+    passes: Passes,
+    /// What second looks have found out.
+    verdicts: Mutex<Verdicts>,
     /// Held by whoever looks again at bytes that were wrong.
     looking_again: Mutex<()>,
     failures: Failures,
@@ -155,10 +161,10 @@ impl ObjectReader {
             key: OnceLock::new(),
             loaded: Once::new(),
             is_tidying: AtomicBool::new(false),
-            saves_fail: AtomicBool::new(false),
-            is_index_settled: AtomicBool::new(true),
+            is_holder: AtomicBool::new(false),
             doubts: AtomicU64::new(0),
-            lost_stretches: Mutex::default(),
+            passes: Passes::default(),
+            verdicts: Mutex::default(),
             looking_again: Mutex::default(),
             failures: Failures::default(),
         })
@@ -256,6 +262,7 @@ impl ObjectReader {
         let spacing = self.spacing_for(cursor.at, offset);
         self.steer(&turn, &mut cursor, spacing);
         self.skip_to(&turn, &mut cursor, offset, spacing, passing).map_err(nothing)?;
+        self.passes.note(offset..offset + out.len() as u64, cursor.pass);
         let mut filled = 0;
         while filled < out.len() {
             match cursor.decoder.read(&mut out[filled..]) {
@@ -319,7 +326,10 @@ impl ObjectReader {
 impl Drop for ObjectReader {
     fn drop(&mut self) {
         self.cursors.drop_all_of(self.id);
-        self.keep_index();
+        // Whatever panicked may be what saving would do again, and a second panic would end the process.
+        if !std::thread::panicking() {
+            self.keep_index();
+        }
         self.indexing.account(self.turns.lock().index.held_bytes(), 0);
     }
 }

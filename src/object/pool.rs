@@ -177,4 +177,106 @@ mod tests {
         wait_until("a file", || files(&indexes) == 1 && reader.turns.lock().index.held_bytes() == 0);
         assert_eq!(reader.turns.lock().index.entries().len(), noted);
     }
+
+    /// A worker that waits until the sender is dropped, with a queue behind it that is full.
+    fn busy(workers: &Workers) -> mpsc::Sender<()> {
+        let (release, held) = mpsc::channel::<()>();
+        let (begun, has_begun) = mpsc::channel();
+        assert!(workers.submit(move || {
+            begun.send(()).unwrap();
+            let _ = held.recv();
+        }));
+        has_begun.recv().unwrap();
+        while workers.submit(|| ()) {}
+        release
+    }
+
+    #[test]
+    fn idle_objects_leave_room_for_the_points_of_those_that_are_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let workers = Arc::new(Workers::new(1));
+        let (pool, _) = pool(folder.path(), &workers);
+        // Nobody had time to pack the points of any of them, and nobody reads them again.
+        let release = busy(&workers);
+        let idle = (0..OPEN_MAX.get() - 1).find(|&n| {
+            read(&get(&pool, n), LEN - 1);
+            !pool.indexing.has_room()
+        });
+        let idle = idle.expect("objects that fill the memory for states");
+        drop(release);
+        wait_until("an empty queue", || {
+            let (sender, done) = mpsc::channel();
+            workers.submit(move || sender.send(()).unwrap()) && done.recv().is_ok()
+        });
+        let active = get(&pool, idle + 1);
+        wait_until("points of the object that is read", || {
+            read(&active, 0);
+            read(&active, LEN - 1);
+            !active.turns.lock().index.entries().is_empty()
+        });
+        assert!((0..idle).any(|n| !get(&pool, n).turns.lock().index.entries().is_empty()), "theirs are kept");
+    }
+
+    #[test]
+    fn what_was_decoded_without_room_for_points_is_not_known() {
+        let folder = tempfile::tempdir().unwrap();
+        let (pool, _) = pool(folder.path(), &Arc::new(Workers::new(0)));
+        let reader = get(&pool, 0);
+        pool.indexing.account(0, 1 << 30);
+        read(&reader, LEN / 2);
+        pool.indexing.account(1 << 30, 0);
+        read(&reader, LEN - 1);
+        let first = reader.turns.lock().index.entries()[0].plain_offset;
+        assert!(first > LEN / 2, "no point was noted before {first}");
+        assert_eq!(reader.known_to(), 0);
+        for _ in 0..100 {
+            if reader.explore().unwrap() == LEN {
+                break;
+            }
+        }
+        assert_eq!(reader.known_to(), LEN);
+        let first = reader.turns.lock().index.entries()[0].plain_offset;
+        assert!(first < LEN / 4, "explored, and still no point before {first}");
+        // Without any room there is an end all the same.
+        let reader = get(&pool, 1);
+        pool.indexing.account(0, 1 << 30);
+        assert_eq!(reader.explore().unwrap_err().kind(), crate::error::ErrorKind::LimitExceeded);
+    }
+
+    /// Panics once when a worker reads it.
+    struct Panicking {
+        inner: Arc<dyn crate::store::ObjectSource>,
+        panics: std::sync::atomic::AtomicBool,
+    }
+
+    impl crate::store::ObjectSource for Panicking {
+        fn stat(&self) -> &crate::store::ObjectStat {
+            self.inner.stat()
+        }
+
+        fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
+            let is_worker = std::thread::current().name() == Some("worker");
+            let panics = is_worker && self.panics.swap(false, std::sync::atomic::Ordering::AcqRel);
+            assert!(!panics, "a bug");
+            self.inner.read_at(buf, offset)
+        }
+    }
+
+    #[test]
+    fn a_job_that_panics_does_not_end_the_packing_of_an_object() {
+        let folder = tempfile::tempdir().unwrap();
+        let workers = Arc::new(Workers::new(1));
+        let (pool, indexes) = pool(folder.path(), &workers);
+        let panics = std::sync::atomic::AtomicBool::new(true);
+        let source = Arc::new(Panicking { inner: pool.store.open(&name(0)).unwrap(), panics });
+        let indexing = Indexing::new(Some(indexes.clone()), workers, true).with_spacing(Some(20_000));
+        let (cursors, indexing) = (pool.cursors.clone(), Arc::new(indexing));
+        let reader = ObjectReader::new(name(0), Codec::Zlib, LEN, source.clone(), cursors, indexing);
+        wait_until("points that are saved", || {
+            read(&reader, 0);
+            read(&reader, LEN - 1);
+            files(&indexes) == 1
+        });
+        assert!(!source.panics.load(std::sync::atomic::Ordering::Acquire), "nothing panicked");
+    }
 }

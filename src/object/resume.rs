@@ -5,20 +5,33 @@
 //!
 //! Invariants: an index never claims to know what points were lost of; a point that cannot be used costs time only.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 
 use super::cursors::Cursor;
+use super::holders::MakingRoom;
 use super::indexing::{PACK_BYTES, key_of, point_of};
-use super::seek_index::{Entry, State};
+use super::passes::Pass;
+use super::seek_index::{Entry, SeekIndex, State};
 use super::turns::Turn;
 use super::{ObjectReader, Passing, STEP_BYTES};
-use crate::cache_dir::seek_indexes::SavedIndex;
+use crate::cache_dir::seek_indexes::{SavedIndex, SeekIndexKey};
 use crate::codec::RestartPoint;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 
 /// Reads of a stretch that skip much of it, before points in it become denser.
 const VISITS_BEFORE_DENSE: u8 = 2;
+
+/// The only job that packs and saves an object's points; whatever becomes of the job, the next one may begin when it is dropped.
+struct Tidying(Weak<ObjectReader>);
+
+impl Drop for Tidying {
+    fn drop(&mut self) {
+        if let Some(reader) = self.0.upgrade() {
+            reader.is_tidying.store(false, Ordering::Release);
+        }
+    }
+}
 
 impl ObjectReader {
     /// Finds the points of an earlier run, the first time.
@@ -44,8 +57,7 @@ impl ObjectReader {
             return false;
         }
         let before = traffic.index.held_bytes();
-        let in_old_file =
-            traffic.index.entries().iter().filter(|entry| matches!(entry.state, State::Saved(_)));
+        let in_old_file = traffic.index.entries().iter().filter(|entry| entry.state.is_saved());
         let mut gone: Vec<u64> = in_old_file.map(|entry| entry.plain_offset).collect();
         for (position, point) in saved.points().iter().enumerate() {
             let (plain_offset, stored_bits) = (point.plain_offset, point.stored_bits);
@@ -53,11 +65,13 @@ impl ObjectReader {
                 break;
             }
             let state = State::Saved(position);
-            if traffic.index.add(Entry::new(plain_offset, stored_bits, state.clone())) {
-                // Not one that we noted ourselves.
-                self.is_index_settled.store(false, Ordering::Release);
-            } else {
+            let is_same =
+                |known: &Entry| (known.plain_offset, known.stored_bits) == (plain_offset, stored_bits);
+            if traffic.index.nearest(plain_offset).is_some_and(is_same) {
                 traffic.index.replace_state(plain_offset, state);
+            } else {
+                // Not one that we noted ourselves.
+                traffic.index.add(Entry::new(plain_offset, stored_bits, state));
             }
         }
         gone.retain(|offset| {
@@ -66,6 +80,7 @@ impl ObjectReader {
         gone.iter().for_each(|&offset| traffic.index.remove(offset));
         traffic.index.reach(0, saved.known_to().min(self.len_bytes));
         self.indexing.account(before, traffic.index.held_bytes());
+        traffic.index.is_saved_in(saved.file_bytes());
         traffic.saved = Some(Arc::new(saved));
         true
     }
@@ -81,15 +96,16 @@ impl ObjectReader {
             if !other.loaded.is_completed() || traffic.index.entries().is_empty() {
                 return;
             }
-            let is_settled = other.is_index_settled.load(Ordering::Acquire);
-            (traffic.index.clone(), traffic.saved.clone(), other.key.get().copied().flatten(), is_settled)
+            let verdicts = other.verdicts().inherited();
+            (traffic.index.clone(), traffic.saved.clone(), other.key.get().copied().flatten(), verdicts)
         };
-        let (index, saved, key, is_settled) = other;
+        let (index, saved, key, verdicts) = other;
         self.loaded.call_once(|| {
             let _ = self.key.set(key);
-            self.is_index_settled.store(is_settled, Ordering::Release);
+            *self.verdicts() = verdicts;
             let mut traffic = self.turns.lock();
             self.indexing.account(0, index.held_bytes());
+            self.is_on_the_list(index.held_bytes());
             (traffic.index, traffic.saved) = (index, saved);
         });
     }
@@ -113,7 +129,8 @@ impl ObjectReader {
                 return Ok(Cursor {
                     at: 0,
                     decoder: self.stream.start()?,
-                    noted_to: 0,
+                    noted_to: Some(0),
+                    pass: Pass::new(),
                     entered: 0,
                     recording: None,
                     generation,
@@ -131,7 +148,8 @@ impl ObjectReader {
                     return Ok(Cursor {
                         at,
                         decoder,
-                        noted_to: at,
+                        noted_to: Some(at),
+                        pass: Pass::new(),
                         entered: at,
                         recording: None,
                         generation,
@@ -175,67 +193,84 @@ impl ObjectReader {
             return;
         };
         let points = cursor.decoder.take_points();
-        let (is_current, wanted, (raw_bytes, held_bytes)) = turn.reach(cursor.at, |index| {
+        let (is_current, wanted, held_bytes, is_due) = turn.reach(cursor.at, |index| {
             let is_current = cursor.generation == self.generation();
             let before = index.held_bytes();
             if is_current {
                 for point in points {
-                    index.add(Entry::raw(point));
+                    index.add(Entry::raw(point, cursor.pass));
                 }
-                index.reach(cursor.noted_to, cursor.at);
+                if let Some(from) = cursor.noted_to {
+                    index.reach(from, cursor.at);
+                }
             }
             self.indexing.account(before, index.held_bytes());
-            let held_bytes = (index.raw_bytes(), index.held_bytes());
-            (is_current, index.wanted(cursor.at, spacing), held_bytes)
+            // Points of bz2 have no states to be packed, but are worth saving all the same.
+            let is_due = index.raw_bytes() >= PACK_BYTES || self.indexing.is_worth_saving(index, false);
+            (is_current, index.wanted(cursor.at, spacing), index.held_bytes(), is_due)
         });
+        self.is_on_the_list(held_bytes);
         let has_room = self.indexing.has_room();
-        cursor.noted_to = cursor.at;
-        let wanted = wanted.filter(|_| is_current && has_room);
+        let may_note = is_current && has_room;
+        // What is passed without noting the points that are wanted there must be decoded again to know them.
+        cursor.noted_to = (wanted.is_none() || may_note).then_some(cursor.at);
+        let wanted = wanted.filter(|_| may_note);
         if wanted != cursor.recording {
             cursor.decoder.record(wanted);
             cursor.recording = wanted;
         }
-        // Many objects of few points each would else fill the memory for states with unpacked ones; and while it is full
-        // nobody notes points, so whatever a file can take is to leave it.
-        let can_leave =
-            || held_bytes > 0 && self.indexing.has_store() && !self.saves_fail.load(Ordering::Relaxed);
-        let is_due = if has_room { raw_bytes >= PACK_BYTES } else { raw_bytes > 0 || can_leave() };
-        if is_due && !self.is_tidying.swap(true, Ordering::AcqRel) {
-            let own = self.own.clone();
-            let tidy = move || {
-                if let Some(reader) = own.upgrade() {
-                    reader.tidy();
-                    reader.is_tidying.store(false, Ordering::Release);
-                }
-            };
-            if !self.indexing.workers().submit(tidy) {
-                self.is_tidying.store(false, Ordering::Release);
+        if self.indexing.needs_room() {
+            // Many objects of few points each, most of them idle by now, may have filled the memory for states.
+            if let Some(making) = MakingRoom::begin(&self.indexing) {
+                self.indexing.workers().submit(move || making.run());
             }
+        }
+        if is_due && !self.is_tidying.swap(true, Ordering::AcqRel) {
+            let tidying = Tidying(self.own.clone());
+            self.indexing.workers().submit(move || {
+                if let Some(reader) = tidying.0.upgrade() {
+                    reader.tidy(false);
+                }
+            });
         }
     }
 
-    /// Packs new points, and saves them when there are enough.
-    fn tidy(&self) {
-        let had_raw = self.turns.lock().index.raw_bytes() > 0;
+    /// Puts it on the list of those whose states take memory, once.
+    fn is_on_the_list(&self, held_bytes: usize) {
+        if held_bytes > 0
+            && !self.is_holder.load(Ordering::Relaxed)
+            && !self.is_holder.swap(true, Ordering::AcqRel)
+        {
+            self.indexing.holders().add(self.own.clone());
+        }
+    }
+
+    /// Bytes of states in memory.
+    pub(super) fn held_bytes(&self) -> usize {
+        self.turns.lock().index.held_bytes()
+    }
+
+    /// Packs new points, and saves them when there are enough, or (`all`) in any case.
+    pub(super) fn tidy(&self, all: bool) {
         loop {
             let raw = {
                 let traffic = self.turns.lock();
-                let is_raw = |entry: &&Entry| matches!(entry.state, State::Raw(_));
+                let is_raw = |entry: &&Entry| matches!(&entry.state, State::Raw(state) if !state.is_empty());
                 traffic.index.entries().iter().find(is_raw).cloned()
             };
             let Some(Entry { plain_offset, stored_bits, state: State::Raw(state), .. }) = raw else { break };
             let point = self.stream.pack(RestartPoint { plain_offset, stored_bits, state });
             self.change_index(|index| index.replace_state(plain_offset, State::Packed(point.state)));
         }
-        let is_worth_saving =
-            self.indexing.is_worth_saving(&self.turns.lock().index, !self.indexing.has_room());
+        let is_worth_saving = self.indexing.is_worth_saving(&self.turns.lock().index, all);
         if is_worth_saving {
             self.save();
         }
-        if had_raw && !self.indexing.has_room() {
-            // There is no file for them, so fewer must do.
-            self.change_index(super::seek_index::SeekIndex::thin);
-        }
+    }
+
+    /// Forgets every other point whose state is in memory.
+    pub(super) fn thin(&self) {
+        self.change_index(SeekIndex::thin);
     }
 
     /// Saves the restart points that are not saved yet.
@@ -273,22 +308,31 @@ impl ObjectReader {
         };
         match self.indexing.save(&key, known_to, &entries, saved.as_deref(), &self.stream) {
             Some(Ok(saved)) => {
-                self.saves_fail.store(false, Ordering::Relaxed);
                 let is_of_use = self.adopt(saved, generation);
                 if !is_of_use {
-                    self.indexing.forget(&key);
+                    self.take_back(&key, &entries);
                 }
             }
             None => {}
             Some(Err(error)) => {
-                self.saves_fail.store(true, Ordering::Relaxed);
+                self.change_index(SeekIndex::is_not_saved);
                 tracing::debug!(object = ?self.name, "restart points are not saved: {error}");
             }
         }
     }
 
+    /// Takes those of `entries` out of the file that have been forgotten while they were saved.
+    fn take_back(&self, key: &SeekIndexKey, entries: &[Entry]) {
+        let now: Vec<u64> =
+            self.turns.lock().index.entries().iter().map(|entry| entry.plain_offset).collect();
+        let was_saved = |at: &u64| entries.binary_search_by_key(at, |entry| entry.plain_offset).is_ok();
+        let is_there = |at: &u64| now.binary_search(at).is_ok();
+        self.indexing
+            .keep_some(key, &mut |point| !was_saved(&point.plain_offset) || is_there(&point.plain_offset));
+    }
+
     /// Changes the index outside a turn.
-    fn change_index(&self, change: impl FnOnce(&mut super::seek_index::SeekIndex)) {
+    pub(super) fn change_index(&self, change: impl FnOnce(&mut SeekIndex)) {
         let mut traffic = self.turns.lock();
         let before = traffic.index.held_bytes();
         change(&mut traffic.index);
@@ -302,7 +346,8 @@ impl ObjectReader {
         let cursor = Cursor {
             at: 0,
             decoder: self.stream.start()?,
-            noted_to: 0,
+            noted_to: Some(0),
+            pass: Pass::new(),
             entered: 0,
             recording: None,
             generation: self.generation(),
@@ -331,15 +376,33 @@ impl ObjectReader {
     /// plain bytes. To be called again until that is the object's length.
     pub fn explore(&self) -> Result<u64> {
         let known_to = self.known_to();
-        if known_to < self.len_bytes {
+        for _ in 0..EXPLORED_AGAIN {
+            if self.known_to() != known_to || known_to >= self.len_bytes {
+                break;
+            }
+            // Nobody waits for it, so room is made right here; and if there is none, the run must end all the same.
+            if let Some(making) =
+                (!self.indexing.has_room()).then(|| MakingRoom::begin(&self.indexing)).flatten()
+            {
+                making.run();
+            }
             // Not past the next point: the decoder would begin there.
             let next = self.turns.lock().index.next_after(known_to).unwrap_or(u64::MAX);
             let target = known_to.saturating_add(EXPLORED_AT_ONCE).min(self.len_bytes).min(next);
             self.read_at(&mut [0], target - 1, &mut Exploring).map_err(|failure| failure.error)?;
         }
-        Ok(self.known_to())
+        let now = self.known_to();
+        if now == known_to && now < self.len_bytes {
+            let message = format!("there is no memory for its restart points behind plain offset {now}");
+            return Err(Error::new(ErrorKind::LimitExceeded, message));
+        }
+        Ok(now)
     }
 }
+
+/// How often the same place is explored when that leads nowhere: an idle decoder behind the place, or somebody who fills the
+/// memory for states, may be in the way once or twice.
+const EXPLORED_AGAIN: usize = 5;
 
 /// Decoded at once by [`ObjectReader::explore`], in bytes: a fraction of a second.
 const EXPLORED_AT_ONCE: u64 = 32 << 20;

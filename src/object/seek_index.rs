@@ -9,6 +9,8 @@
 
 use std::sync::Arc;
 
+use super::known::Known;
+use super::passes::Pass;
 use crate::codec::{Recording, RestartPoint};
 
 /// Most points of one object. 2 GB with a point every 64 KiB are half of this; a point costs 40 bytes besides its state.
@@ -20,6 +22,8 @@ pub(super) struct Entry {
     pub(super) plain_offset: u64,
     pub(super) stored_bits: u64,
     pub(super) state: State,
+    /// Who noted it.
+    pub(super) pass: Pass,
     /// Reads that skipped much of the stretch behind it.
     visits: u8,
 }
@@ -43,6 +47,10 @@ impl State {
         }
     }
 
+    pub(super) fn is_saved(&self) -> bool {
+        matches!(self, Self::Saved(_))
+    }
+
     fn raw_bytes(&self) -> usize {
         match self {
             Self::Raw(state) => state.len(),
@@ -55,9 +63,14 @@ impl State {
 #[derive(Clone, Default, Debug)]
 pub(super) struct SeekIndex {
     entries: Vec<Entry>,
-    known_to: u64,
+    known: Known,
     held_bytes: usize,
     raw_bytes: usize,
+    unsaved: usize,
+    /// How long the file is that holds those that are saved.
+    file_bytes: u64,
+    /// How many were not in a file when the last try to save them failed.
+    failed_at: usize,
 }
 
 impl SeekIndex {
@@ -67,15 +80,12 @@ impl SeekIndex {
 
     /// Plain offset up to which points have been noted.
     pub(super) fn known_to(&self) -> u64 {
-        self.known_to
+        self.known.prefix()
     }
 
-    /// Notes that a decoder which recorded has come from one place to another.
+    /// Notes that a decoder which noted all points that were wanted has come from one place to another.
     pub(super) fn reach(&mut self, from: u64, to: u64) {
-        // What lies before a place in the middle may have been lost.
-        if from <= self.known_to {
-            self.known_to = self.known_to.max(to);
-        }
+        self.known.add(from..to);
     }
 
     /// Bytes of states in memory.
@@ -129,7 +139,8 @@ impl SeekIndex {
         if let Ok(at) = self.entries.binary_search_by_key(&plain_offset, |known| known.plain_offset) {
             let removed = self.entries.remove(at);
             self.discount(&removed.state);
-            self.known_to = self.known_to.min(self.stretch_start(plain_offset));
+            let gap = self.stretch_start(plain_offset)..self.next_after(plain_offset).unwrap_or(u64::MAX);
+            self.known.remove(gap);
         }
     }
 
@@ -148,6 +159,7 @@ impl SeekIndex {
         });
         self.held_bytes = self.entries.iter().map(|entry| entry.state.held_bytes()).sum();
         self.raw_bytes = self.entries.iter().map(|entry| entry.state.raw_bytes()).sum();
+        self.unsaved = self.entries.iter().filter(|entry| !entry.state.is_saved()).count();
     }
 
     /// What a decoder that stands at `at` should record so that points end up `spacing_bytes` apart; `None` when the next
@@ -178,27 +190,50 @@ impl SeekIndex {
     fn count(&mut self, state: &State) {
         self.held_bytes += state.held_bytes();
         self.raw_bytes += state.raw_bytes();
+        self.unsaved += usize::from(!state.is_saved());
     }
 
     fn discount(&mut self, state: &State) {
         self.held_bytes -= state.held_bytes();
         self.raw_bytes -= state.raw_bytes();
+        self.unsaved -= usize::from(!state.is_saved());
+    }
+
+    /// How long the file is that holds those that are saved, in bytes.
+    pub(super) fn file_bytes(&self) -> u64 {
+        self.file_bytes
+    }
+
+    /// Notes that points are in a file of so many bytes now.
+    pub(super) fn is_saved_in(&mut self, file_bytes: u64) {
+        (self.file_bytes, self.failed_at) = (file_bytes, 0);
+    }
+
+    /// Notes that they could not be saved.
+    pub(super) fn is_not_saved(&mut self) {
+        self.failed_at = self.unsaved;
+    }
+
+    /// How many there were not in a file when the last try to save them failed; 0 if it did not.
+    pub(super) fn failed_at(&self) -> usize {
+        self.failed_at
     }
 
     /// Points whose state is not in a file yet.
     pub(super) fn unsaved(&self) -> usize {
-        self.entries.iter().filter(|entry| !matches!(entry.state, State::Saved(_))).count()
+        self.unsaved
     }
 }
 
 impl Entry {
-    /// A point as its decoder gave it.
-    pub(super) fn raw(point: RestartPoint) -> Self {
-        Self::new(point.plain_offset, point.stored_bits, State::Raw(point.state))
+    /// A point as the decoder of `pass` gave it.
+    pub(super) fn raw(point: RestartPoint, pass: Pass) -> Self {
+        Self { pass, ..Self::new(point.plain_offset, point.stored_bits, State::Raw(point.state)) }
     }
 
+    /// A point of an earlier run.
     pub(super) fn new(plain_offset: u64, stored_bits: u64, state: State) -> Self {
-        Self { plain_offset, stored_bits, state, visits: 0 }
+        Self { plain_offset, stored_bits, state, pass: Pass::EARLIER, visits: 0 }
     }
 }
 
