@@ -1,0 +1,273 @@
+//! The hidden folder that a backup is written in, and what dead runs left.
+//!
+//! ```text
+//! <store>/.cinderfs-<backup id>/      0700
+//!            lock                     locked (flock) as long as its run lives
+//!            parts/                   files being written, under numbers
+//!            tree/<container>/        the files under their names, for the moment of publishing
+//!            journal                  what is given its name file by file
+//! ```
+//!
+//! Problem: a killed run cannot clean up, and nobody else knows whether a folder's run is dead or slow. Idea: the kernel
+//! drops a lock when its process dies, however it dies. Who gets the lock of a folder may remove it.
+//!
+//! A folder without a lock file is one whose run was killed (or has not yet come) between making the two, or whose remover
+//! was killed at the very end. It is empty, and removing an empty folder harms nobody: a run that lives finds its folder
+//! gone, and makes it anew. So whoever has locked a file looks again whether that file still has its name.
+//!
+//! Invariants: only what this program puts there is removed, so a folder that holds anything else stays, with its lock; the
+//! lock goes last.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
+use rustix::io::Errno;
+
+use super::disk::{Disk, failed, is_folder, is_same, look_at, open_folder};
+use super::{journal, store::StoreRoot};
+use crate::error::{Error, ErrorKind, Result};
+use crate::store::posix::HIDDEN_FOLDER_PREFIX;
+use crate::types::BackupId;
+
+const LOCK: &str = "lock";
+pub(super) const PARTS: &str = "parts";
+pub(super) const TREE: &str = "tree";
+pub(super) const JOURNAL: &str = "journal";
+
+/// How often a folder is made anew that another removes at the same moment, or whose lock another has for a moment, to
+/// find out whether its run is dead.
+const ATTEMPTS_MAX: u32 = 40;
+
+/// Between two attempts: two seconds in all, in which a dead run's folder of some thousand files is removed.
+const ATTEMPT_EVERY: Duration = Duration::from_millis(50);
+
+/// How deep folders of ours nest: as deep as a container's name.
+const NESTING_MAX: u32 = 64;
+
+/// A hidden folder whose lock is ours.
+#[derive(Debug)]
+pub(super) struct Hidden {
+    name: String,
+    folder: OwnedFd,
+    /// Held for its lock.
+    _lock: OwnedFd,
+}
+
+impl Hidden {
+    /// A new folder for this backup. What a dead run of the same id left is removed.
+    ///
+    /// [`ErrorKind::Usage`] when a living run writes this very backup.
+    pub(super) fn create(store: &StoreRoot, disk: &Disk, id: &BackupId) -> Result<Self> {
+        let name = format!("{HIDDEN_FOLDER_PREFIX}{id}");
+        let what = || format!("cannot make the folder {name:?} in the store {:?}", store.location());
+        for attempt in 0..ATTEMPTS_MAX {
+            match disk.make_folder(store.root(), &name, 0o700) {
+                Ok(()) => match Self::lock_new(store, disk, &name) {
+                    Ok(Some(hidden)) => return Ok(hidden),
+                    Ok(None) => {}
+                    Err(errno) => {
+                        let _ = disk.remove_folder(store.root(), &name);
+                        return Err(failed(what(), errno));
+                    }
+                },
+                Err(Errno::EXIST) => match Self::claim(store, disk, &name) {
+                    Ok(Claim::Dead(dead)) => {
+                        dead.clean_up(store, disk)?;
+                        continue;
+                    }
+                    Ok(Claim::Gone) => continue,
+                    Ok(Claim::Living) => {}
+                    Ok(Claim::Foreign) => {
+                        let message = format!("{name:?} in the store {:?} is in the way", store.location());
+                        return Err(Error::new(ErrorKind::Target, message));
+                    }
+                    Err(errno) => return Err(failed(what(), errno)),
+                },
+                Err(errno) => return Err(failed(what(), errno)),
+            }
+            if attempt + 1 < ATTEMPTS_MAX {
+                std::thread::sleep(ATTEMPT_EVERY);
+            }
+        }
+        let message = format!("backup {id} is being written by another run, which has the lock of {name:?}");
+        Err(Error::new(ErrorKind::Usage, message))
+    }
+
+    /// `None` when a cleaner took the new folder for a dead run's.
+    fn lock_new(store: &StoreRoot, disk: &Disk, name: &str) -> Result<Option<Self>, Errno> {
+        let folder = match open_folder(store.root(), name) {
+            Err(Errno::NOENT) => return Ok(None),
+            other => other?,
+        };
+        let lock = match disk.make_file(&folder, LOCK, 0o600) {
+            Err(Errno::NOENT | Errno::EXIST) => return Ok(None),
+            other => other?,
+        };
+        let locked = match disk.lock(&lock, LOCK) {
+            Err(Errno::WOULDBLOCK) => return Ok(None),
+            Err(errno) => Err(errno),
+            Ok(()) => has_its_name(store, name, &folder, &lock),
+        };
+        match locked {
+            Ok(true) => Ok(Some(Self { name: name.to_owned(), folder, _lock: lock })),
+            Ok(false) => Ok(None),
+            Err(errno) => {
+                let _ = disk.remove_file(&folder, LOCK);
+                Err(errno)
+            }
+        }
+    }
+
+    /// Takes over what a dead run left under this name.
+    pub(super) fn claim(store: &StoreRoot, disk: &Disk, name: &str) -> Result<Claim, Errno> {
+        let folder = match open_folder(store.root(), name) {
+            Err(Errno::NOENT) => return Ok(Claim::Gone),
+            Err(Errno::NOTDIR | Errno::LOOP) => return Ok(Claim::Foreign),
+            other => other?,
+        };
+        let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let lock = match rustix::fs::openat(&folder, LOCK, flags, Mode::empty()) {
+            Err(Errno::NOENT) => {
+                return match disk.remove_folder(store.root(), name) {
+                    Ok(()) | Err(Errno::NOENT) => Ok(Claim::Gone),
+                    // It may have got its lock just now.
+                    Err(Errno::NOTEMPTY | Errno::EXIST) => match look_at(&folder, LOCK)? {
+                        Some(_) => Ok(Claim::Living),
+                        None => Ok(Claim::Foreign),
+                    },
+                    Err(errno) => Err(errno),
+                };
+            }
+            Err(Errno::LOOP | Errno::ISDIR | Errno::NXIO) => return Ok(Claim::Foreign),
+            other => other?,
+        };
+        if FileType::from_raw_mode(rustix::fs::fstat(&lock)?.st_mode) != FileType::RegularFile {
+            return Ok(Claim::Foreign);
+        }
+        match disk.lock(&lock, LOCK) {
+            Err(Errno::WOULDBLOCK) => return Ok(Claim::Living),
+            other => other?,
+        }
+        if !has_its_name(store, name, &folder, &lock)? {
+            return Ok(Claim::Gone);
+        }
+        Ok(Claim::Dead(Self { name: name.to_owned(), folder, _lock: lock }))
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(super) fn folder(&self) -> &OwnedFd {
+        &self.folder
+    }
+
+    /// Takes back what a dead run had given its name, and removes the folder.
+    pub(super) fn clean_up(self, store: &StoreRoot, disk: &Disk) -> Result<()> {
+        journal::roll_back(store, disk, &self.folder)
+            .map_err(|error| error.context(format!("cannot clean up {:?} after a killed run", self.name)))?;
+        self.remove(store, disk).map_err(|errno| failed(format!("cannot remove {:?}", self.name), errno))
+    }
+
+    /// Removes the folder. What the journal tells must have been settled.
+    pub(super) fn remove(&self, store: &StoreRoot, disk: &Disk) -> Result<(), Errno> {
+        for name in [PARTS, TREE] {
+            remove_below(disk, &self.folder, name, NESTING_MAX)?;
+        }
+        gone_is_fine(disk.remove_file(&self.folder, JOURNAL))?;
+        for entry in Dir::read_from(&self.folder)? {
+            if !matches!(entry?.file_name().to_bytes(), b"." | b".." | b"lock") {
+                return Err(Errno::NOTEMPTY);
+            }
+        }
+        gone_is_fine(disk.remove_file(&self.folder, LOCK))?;
+        gone_is_fine(disk.remove_folder(store.root(), &self.name))
+    }
+}
+
+/// What a hidden folder is found to be.
+pub(super) enum Claim {
+    /// Its run is dead, and its lock is ours now.
+    Dead(Hidden),
+    /// Its run lives, or another cleans it up.
+    Living,
+    /// There is nothing any more.
+    Gone,
+    /// This program did not make it.
+    Foreign,
+}
+
+/// Removes what dead runs left in the store. What cannot be removed is told to the log, and left to the next.
+pub(super) fn remove_dead(store: &StoreRoot, disk: &Disk) -> Result<u64> {
+    let read = |errno| failed(format!("cannot read the store {:?}", store.location()), errno);
+    let mut found = Vec::new();
+    for entry in Dir::read_from(store.root()).map_err(read)? {
+        let entry = entry.map_err(read)?;
+        // An id is what its run had, so other names are not of ours.
+        let id = entry.file_name().to_str().ok().and_then(|name| name.strip_prefix(HIDDEN_FOLDER_PREFIX));
+        if id.is_some_and(|id| BackupId::parse(id).is_ok()) {
+            found.extend(entry.file_name().to_str().map(str::to_owned));
+        }
+    }
+    let mut removed = 0;
+    for name in found {
+        let outcome = match Hidden::claim(store, disk, &name) {
+            Ok(Claim::Dead(dead)) => dead.clean_up(store, disk).map(|()| removed += 1),
+            Ok(Claim::Living | Claim::Gone | Claim::Foreign) => Ok(()),
+            Err(errno) => Err(failed(format!("cannot look whether the run of {name:?} lives"), errno)),
+        };
+        if let Err(error) = outcome {
+            tracing::warn!(%error, "a killed run's folder stays");
+        }
+    }
+    Ok(removed)
+}
+
+/// Whether folder and lock are still what their names say.
+fn has_its_name(store: &StoreRoot, name: &str, folder: &OwnedFd, lock: &OwnedFd) -> Result<bool, Errno> {
+    let named = |at, name: &str, fd: &OwnedFd| {
+        let stat = rustix::fs::fstat(fd)?;
+        Ok::<_, Errno>(look_at(at, name)?.is_some_and(|named| is_same(&named, &stat)))
+    };
+    Ok(named(store.root().as_fd(), name, folder)? && named(folder.as_fd(), LOCK, lock)?)
+}
+
+/// Removes `name` of `at` with all below.
+fn remove_below(disk: &Disk, at: &OwnedFd, name: &str, nesting_left: u32) -> Result<(), Errno> {
+    let folder = match open_folder(at, name) {
+        Err(Errno::NOENT) => return Ok(()),
+        other => other?,
+    };
+    if nesting_left == 0 {
+        return Err(Errno::LOOP);
+    }
+    // Entries are removed behind the reader's back, which POSIX allows; a second round takes what a file system skipped.
+    loop {
+        let mut removed = false;
+        for entry in Dir::read_from(&folder)? {
+            let entry = entry?;
+            let Ok(name) = entry.file_name().to_str() else { return Err(Errno::NOTEMPTY) };
+            if matches!(name, "." | "..") {
+                continue;
+            }
+            match rustix::fs::statat(&folder, name, AtFlags::SYMLINK_NOFOLLOW) {
+                Err(Errno::NOENT) => continue,
+                Err(errno) => return Err(errno),
+                Ok(stat) if is_folder(&stat) => remove_below(disk, &folder, name, nesting_left - 1)?,
+                Ok(_) => gone_is_fine(disk.remove_file(&folder, name))?,
+            }
+            removed = true;
+        }
+        if !removed {
+            return gone_is_fine(disk.remove_folder(at, name));
+        }
+    }
+}
+
+pub(super) fn gone_is_fine(result: Result<(), Errno>) -> Result<(), Errno> {
+    match result {
+        Err(Errno::NOENT) => Ok(()),
+        other => other,
+    }
+}
