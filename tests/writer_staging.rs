@@ -330,11 +330,15 @@ fn many_small_files_are_made_durable_together() {
         file.finish().unwrap();
     };
     (1..=500).rev().for_each(object);
+    // A long one is made durable by itself, by the thread that wrote it.
+    let mut file = staging.create_file(FileName::Object(501)).unwrap();
+    file.append(&[5; 1 << 20]).unwrap();
+    file.finish().unwrap();
     for name in [FileName::Metadata, FileName::Digests] {
         staging.create_file(name).unwrap().finish().unwrap();
     }
     assert_eq!(staging.publish().unwrap().as_str(), "m/many_metadata");
-    assert_eq!((synced.0.load(Ordering::Relaxed), synced.1.load(Ordering::Relaxed)), (32, 1));
+    assert_eq!((synced.0.load(Ordering::Relaxed), synced.1.load(Ordering::Relaxed)), (33, 1));
     for number in 1..=500_u64 {
         let bytes = fs::read(folder.path().join(format!("m/many-{number:05}"))).unwrap();
         assert_eq!(bytes, number.to_le_bytes());
@@ -740,6 +744,7 @@ fn only_what_dead_runs_made_is_removed() {
     // A journal that cannot be read keeps its folder, and holds up no other backup.
     make(".cinderfs-broken/lock");
     make(".cinderfs-broken/journal");
+    fs::write(root.join(".cinderfs-broken/journal"), "something else\n").unwrap();
     let kept = tree(root);
     assert_eq!(remove_leftovers(root).unwrap(), 0);
     assert_eq!(tree(root), kept);
@@ -760,12 +765,12 @@ fn a_missing_store_is_told() {
 
 #[test]
 fn a_full_file_system_is_told_and_gets_its_room_back() {
-    let fs = SmallFileSystem::new(8 << 20, 40);
+    let small = SmallFileSystem::new(8 << 20, 40);
     let other = Backup::new("11111111-other", "team/one");
-    other.write(fs.root(), None).unwrap();
-    let (before, room) = (tree(fs.root()), fs.free_bytes());
+    other.write(small.root(), None).unwrap();
+    let (before, room) = (tree(small.root()), small.free_bytes());
     for backup in ours() {
-        let staging = backup.begin(fs.root()).unwrap();
+        let staging = backup.begin(small.root()).unwrap();
         let mut file = staging.create_file(FileName::Object(1)).unwrap();
         let error = (0..1000).find_map(|_| file.append(&[7; 65536]).err()).expect("8 MiB hold no 64 MiB");
         assert_eq!(error.kind(), ErrorKind::Target);
@@ -773,21 +778,21 @@ fn a_full_file_system_is_told_and_gets_its_room_back() {
         assert!(error.to_string().contains("the store's file system is full"), "{error}");
         drop(file);
         drop(staging);
-        assert_eq!(tree(fs.root()), before);
+        assert_eq!(tree(small.root()), before);
         // Out of files, wherever that happens: while they are written, or while their container is made.
         let mut refused = 0;
         for spare in 0..16 {
-            let filler = tempfile::tempdir_in(fs.root()).unwrap();
-            let full = (0..1000).find(|i| std::fs::write(filler.path().join(i.to_string()), "").is_err());
+            let filler = tempfile::tempdir_in(small.root()).unwrap();
+            let full = (0..1000).find(|i| fs::write(filler.path().join(i.to_string()), "").is_err());
             for i in 0..spare.min(full.unwrap()) {
-                std::fs::remove_file(filler.path().join(i.to_string())).unwrap();
+                fs::remove_file(filler.path().join(i.to_string())).unwrap();
             }
-            let written = backup.write(fs.root(), None);
+            let written = backup.write(small.root(), None);
             filler.close().unwrap();
             match written {
                 Ok(()) => {
-                    assert_eq!(tree(fs.root()), backup.added_to(&before));
-                    backup.remove_from(fs.root(), &before);
+                    assert_eq!(tree(small.root()), backup.added_to(&before));
+                    backup.remove_from(small.root(), &before);
                 }
                 Err(error) => {
                     assert_eq!(error.kind(), ErrorKind::Target, "{error}");
@@ -795,44 +800,44 @@ fn a_full_file_system_is_told_and_gets_its_room_back() {
                     refused += 1;
                 }
             }
-            assert_eq!(tree(fs.root()), before, "{} {spare}", backup.container);
+            assert_eq!(tree(small.root()), before, "{} {spare}", backup.container);
         }
         assert!((5..16).contains(&refused), "{refused}");
     }
-    other.check_image(fs.root());
+    other.check_image(small.root());
     let deadline = Instant::now() + Duration::from_secs(10);
-    while fs.free_bytes() + (64 << 10) < room {
-        assert!(Instant::now() < deadline, "{} of {room} bytes", fs.free_bytes());
+    while small.free_bytes() + (64 << 10) < room {
+        assert!(Instant::now() < deadline, "{} of {room} bytes", small.free_bytes());
         std::thread::sleep(Duration::from_millis(20));
     }
 }
 
 #[test]
 fn a_store_that_may_not_be_written_is_told() {
-    let fs = SmallFileSystem::new(8 << 20, 64);
-    Backup::new("11111111-other", "team/one").write(fs.root(), None).unwrap();
-    let before = tree(fs.root());
-    run(Command::new("mount").args(["-o", "remount,ro"]).arg(fs.root()));
+    let small = SmallFileSystem::new(8 << 20, 64);
+    Backup::new("11111111-other", "team/one").write(small.root(), None).unwrap();
+    let before = tree(small.root());
+    run(Command::new("mount").args(["-o", "remount,ro"]).arg(small.root()));
     for backup in ours() {
-        let error = backup.begin(fs.root()).unwrap_err();
+        let error = backup.begin(small.root()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Target);
         assert!(error.to_string().contains("the store is read-only"), "{error}");
     }
-    run(Command::new("mount").args(["-o", "remount,rw"]).arg(fs.root()));
+    run(Command::new("mount").args(["-o", "remount,rw"]).arg(small.root()));
     // What even root may not change.
     let immutable =
         |on: bool, path: &Path| run(Command::new("chattr").arg(if on { "+i" } else { "-i" }).arg(path));
-    immutable(true, fs.root());
-    let error = ours()[0].begin(fs.root()).unwrap_err();
-    immutable(false, fs.root());
+    immutable(true, small.root());
+    let error = ours()[0].begin(small.root()).unwrap_err();
+    immutable(false, small.root());
     assert_eq!(error.kind(), ErrorKind::AccessDenied, "{error}");
     assert!(error.to_string().contains("may not write"), "{error}");
-    let container = fs.root().join("team/one");
+    let container = small.root().join("team/one");
     immutable(true, &container);
-    let written = ours()[0].write(fs.root(), None);
+    let written = ours()[0].write(small.root(), None);
     immutable(false, &container);
     assert_eq!(written.unwrap_err().kind(), ErrorKind::AccessDenied);
-    assert_eq!(tree(fs.root()), before);
+    assert_eq!(tree(small.root()), before);
 }
 
 #[test]
@@ -840,14 +845,14 @@ fn a_container_on_another_file_system_is_refused_at_once() {
     let folder = store();
     let mounted = folder.path().join("elsewhere");
     fs::create_dir(&mounted).unwrap();
-    let fs = SmallFileSystem::at(8 << 20, 64, &mounted);
+    let small = SmallFileSystem::at(8 << 20, 64, &mounted);
     for container in ["elsewhere", "elsewhere/a/b"] {
         let error = Backup::new("abcd1234-ours", container).begin(folder.path()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Target);
         assert!(error.to_string().contains("lies on another file system"), "{error}");
     }
     assert_eq!(hidden_folders(folder.path()), BTreeSet::new());
-    drop(fs);
+    drop(small);
 }
 
 #[test]

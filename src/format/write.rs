@@ -756,7 +756,7 @@ mod tests {
             ("A", serde_json::json!(-1)),
             ("\u{1f600}", serde_json::json!("\u{7f}\u{1f600}\u{0}\"\\/\r\n\t\u{8}\u{c}~")),
         ];
-        let mut object = NewObject {
+        let object = NewObject {
             name: "o-00001",
             compression: "zlib",
             offset: 5,
@@ -772,7 +772,7 @@ mod tests {
             vec![("x", serde_json::json!([1, 1.5]))],
             vec![("x", (0..40).fold(Value::Null, |inner, _| Value::Array(vec![inner])))],
         ] {
-            object.extra = &bad;
+            let object = NewObject { extra: &bad, ..object };
             assert_eq!(writer.object(&object, &mut out).unwrap_err().kind(), ErrorKind::Usage);
             assert_eq!(out, before);
         }

@@ -21,8 +21,8 @@ use md5::Md5 as Md5Hasher;
 use sha2::{Digest, Sha256};
 
 const BLOCK_BYTES: usize = 4096;
-/// Over a MiB, under, and a short last block.
-const OBJECT_BYTES: [usize; 3] = [(1 << 20) + 4096, 8192, 5000];
+/// The last ends in a short block.
+const OBJECT_BYTES: [usize; 3] = [20480, 8192, 5000];
 
 /// Path below the root -> permissions and content; folders have none, links their target.
 pub(crate) type Tree = BTreeMap<String, (u32, Option<Vec<u8>>)>;
@@ -156,7 +156,7 @@ impl Backup {
                     file.write_at(&bytes[middle..], middle as u64)?;
                     file.write_at(&bytes[..middle], 0)?;
                 }
-                _ => bytes.chunks(1 << 20).try_for_each(|piece| file.append(piece))?,
+                _ => bytes.chunks(16384).try_for_each(|piece| file.append(piece))?,
             }
             open.push(file);
         }
@@ -208,7 +208,7 @@ impl Backup {
             Catalog::open(Arc::new(PosixStore::open(root).unwrap()), CatalogOptions::default()).unwrap();
         let snapshot = catalog.snapshot();
         let mut entries = snapshot.entries();
-        let entry = entries.find(|entry| entry.id().to_string() == self.id.as_str()).unwrap();
+        let entry = entries.find(|entry| entry.id == self.id).unwrap();
         let image = catalog.image(entry).unwrap();
         let expected = self.volume_bytes();
         let mut bytes = vec![0; expected.len()];

@@ -111,8 +111,8 @@ impl Parts {
             let message = format!("{} was written twice", pair[0].name);
             return Err(Error::new(ErrorKind::Usage, message));
         }
-        let expected = files.len().saturating_sub(2) as u64;
-        let expected = (1..=expected).map(FileName::Object).chain([FileName::Digests, FileName::Metadata]);
+        let objects = files.iter().filter(|file| matches!(file.name, FileName::Object(_))).count() as u64;
+        let expected = (1..=objects).map(FileName::Object).chain([FileName::Digests, FileName::Metadata]);
         for (i, expected) in expected.enumerate() {
             if files.get(i).map(|file| file.name) != Some(expected) {
                 return Err(Error::new(ErrorKind::Usage, format!("{expected} was not written")));

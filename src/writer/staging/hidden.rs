@@ -50,8 +50,7 @@ const NESTING_MAX: u32 = 64;
 pub(super) struct Hidden {
     name: String,
     folder: OwnedFd,
-    /// Held for its lock.
-    _lock: OwnedFd,
+    lock: OwnedFd,
 }
 
 impl Hidden {
@@ -110,7 +109,7 @@ impl Hidden {
             Ok(()) => has_its_name(store, name, &folder, &lock),
         };
         match locked {
-            Ok(true) => Ok(Some(Self { name: name.to_owned(), folder, _lock: lock })),
+            Ok(true) => Ok(Some(Self { name: name.to_owned(), folder, lock })),
             Ok(false) => Ok(None),
             Err(errno) => {
                 let _ = disk.remove_file(&folder, LOCK);
@@ -152,7 +151,7 @@ impl Hidden {
         if !has_its_name(store, name, &folder, &lock)? {
             return Ok(Claim::Gone);
         }
-        Ok(Claim::Dead(Self { name: name.to_owned(), folder, _lock: lock }))
+        Ok(Claim::Dead(Self { name: name.to_owned(), folder, lock }))
     }
 
     pub(super) fn name(&self) -> &str {
@@ -183,6 +182,13 @@ impl Hidden {
         }
         gone_is_fine(disk.remove_file(&self.folder, LOCK))?;
         gone_is_fine(disk.remove_folder(store.root(), &self.name))
+    }
+}
+
+impl Drop for Hidden {
+    fn drop(&mut self) {
+        // Closing alone would leave it locked as long as a process that is just being started has a copy.
+        let _ = rustix::fs::flock(&self.lock, rustix::fs::FlockOperation::Unlock);
     }
 }
 
