@@ -122,13 +122,14 @@ fn check_after_death(root: &Path, before: &kit::Tree, backup: &Backup, when: &st
 
 #[test]
 fn a_run_that_is_killed_at_any_step_leaves_nothing_or_everything() {
+    let umask = format!("{:03o}", kit::umask());
     for mode in ["renames", "links"] {
         for backup in ours() {
             let mut published = Vec::new();
             for kill_at in 0.. {
                 let folder = store();
                 let before = tree(folder.path());
-                let finished = wait(spawn(folder.path(), &backup, mode, kill_at, "022"));
+                let finished = wait(spawn(folder.path(), &backup, mode, kill_at, &umask));
                 let when = format!("{mode} {} killed at step {kill_at}", backup.container);
                 published.push(check_after_death(folder.path(), &before, &backup, &when));
                 if finished {
@@ -150,13 +151,14 @@ fn a_run_that_is_killed_at_any_step_leaves_nothing_or_everything() {
 
 #[test]
 fn a_run_that_is_killed_at_any_moment_leaves_nothing_or_everything() {
+    let umask = format!("{:03o}", kit::umask());
     let mut random = 0x2545_f491_4f6c_dd1d_u64;
     let (mut whole, mut nothing) = (0, 0);
     for round in 0..100 {
         let backup = &ours()[round % 4];
         let folder = store();
         let before = tree(folder.path());
-        let mut child = spawn(folder.path(), backup, "renames", u64::MAX, "022");
+        let mut child = spawn(folder.path(), backup, "renames", u64::MAX, &umask);
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         assert!(lines.any(|line| line.unwrap() == "ready"));
         random ^= random << 13;
@@ -720,8 +722,8 @@ fn only_what_dead_runs_made_is_removed() {
     make(".cinderfs-added/lock");
     make(".cinderfs-added/theirs");
     // A journal that names files of others: they have other numbers.
-    let other = fs::read_dir(root.join("team/one")).unwrap().map(|entry| entry.unwrap().path());
-    let other = other.filter(|path| path.to_str().unwrap().ends_with("_metadata")).next().unwrap();
+    let mut other = fs::read_dir(root.join("team/one")).unwrap().map(|entry| entry.unwrap().path());
+    let other = other.find(|path| path.to_str().unwrap().ends_with("_metadata")).unwrap();
     let prefix = other.file_name().unwrap().to_str().unwrap().strip_suffix("_metadata").unwrap().to_owned();
     let number = fs::metadata(&other).unwrap().ino();
     let journal = |entries: &str| {

@@ -57,6 +57,13 @@ pub(crate) fn tree(root: &Path) -> Tree {
     tree
 }
 
+/// This process's, without changing it.
+pub(crate) fn umask() -> u32 {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("Umask:")).unwrap();
+    u32::from_str_radix(line.trim(), 8).unwrap()
+}
+
 /// Everything in a store but what is being written.
 pub(crate) fn visible(root: &Path) -> Tree {
     let mut tree = tree(root);
@@ -177,8 +184,7 @@ impl Backup {
         let mut tree = before.clone();
         let components: Vec<_> = self.container.as_str().split('/').collect();
         for depth in 1..=components.len() {
-            // The umask of the tests is that of their user; a folder above has what it would get anyhow.
-            let mode = if depth == components.len() { 0o770 } else { 0o755 };
+            let mode = if depth == components.len() { 0o770 } else { 0o777 & !umask() };
             tree.entry(components[..depth].join("/")).or_insert((mode, None));
         }
         for (name, bytes) in self.files() {

@@ -139,7 +139,6 @@ impl Parts {
 #[cfg(target_os = "linux")]
 fn can_sync_all(folder: &OwnedFd) -> bool {
     const FUSE_SUPER_MAGIC: u64 = 0x6573_5546;
-    #[expect(clippy::unnecessary_cast, reason = "the field's type differs between systems")]
     rustix::fs::fstatfs(folder).is_ok_and(|stat| stat.f_type as u64 != FUSE_SUPER_MAGIC)
 }
 

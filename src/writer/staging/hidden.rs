@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! <store>/.cinderfs-<backup id>/      0700
-//!            lock                     locked (flock) as long as its run lives
+//!            lock                     locked (flock) as long as its run lives; holds the id of its host's boot
 //!            parts/                   files being written, under numbers
 //!            tree/<container>/        the files under their names, for the moment of publishing
 //!            journal                  what is given its name file by file
@@ -10,6 +10,10 @@
 //!
 //! Problem: a killed run cannot clean up, and nobody else knows whether a folder's run is dead or slow. Idea: the kernel
 //! drops a lock when its process dies, however it dies. Who gets the lock of a folder may remove it.
+//!
+//! Where the store is shared by hosts, a lock of another host may not be seen here (NFS mounted with `nolock`, GlusterFS). There
+//! a free lock counts only for runs of this very boot of this host, and for folders in which nothing was written for
+//! [`IDLE_AFTER`]: a living run writes digests all the time.
 //!
 //! A folder without a lock file is one whose run was killed (or has not yet come) between making the two, or whose remover
 //! was killed at the very end. It is empty, and removing an empty folder harms nobody: a run that lives finds its folder
@@ -19,7 +23,7 @@
 //! lock goes last.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
 use rustix::io::Errno;
@@ -41,6 +45,10 @@ const ATTEMPTS_MAX: u32 = 40;
 
 /// Between two attempts: two seconds in all, in which a dead run's folder of some thousand files is removed.
 const ATTEMPT_EVERY: Duration = Duration::from_millis(50);
+
+/// How long nothing was written to a dead run's folder, where its lock proves nothing. Long, because a run may be suspended
+/// with its host; nothing but room is lost meanwhile.
+const IDLE_AFTER: Duration = Duration::from_secs(24 * 3600);
 
 /// How deep folders of ours nest: as deep as a container's name.
 const NESTING_MAX: u32 = 64;
@@ -108,6 +116,10 @@ impl Hidden {
             Err(errno) => Err(errno),
             Ok(()) => has_its_name(store, name, &folder, &lock),
         };
+        let locked = match locked {
+            Ok(true) => disk.write_all_at(&lock, LOCK, boot_id().as_bytes(), 0).map(|()| true),
+            other => other,
+        };
         match locked {
             Ok(true) => Ok(Some(Self { name: name.to_owned(), folder, lock })),
             Ok(false) => Ok(None),
@@ -150,6 +162,9 @@ impl Hidden {
         }
         if !has_its_name(store, name, &folder, &lock)? {
             return Ok(Claim::Gone);
+        }
+        if !store.has_sure_locks && !is_of_this_boot(&lock)? && !is_idle(&folder)? {
+            return Ok(Claim::Living);
         }
         Ok(Claim::Dead(Self { name: name.to_owned(), folder, lock }))
     }
@@ -224,7 +239,7 @@ pub(super) fn remove_dead(store: &StoreRoot, disk: &Disk) -> Result<u64> {
             Err(errno) => Err(failed(format!("cannot look whether the run of {name:?} lives"), errno)),
         };
         if let Err(error) = outcome {
-            tracing::warn!(%error, "a killed run's folder stays");
+            tracing::warn!(%error, "a hidden folder stays");
         }
     }
     Ok(removed)
@@ -237,6 +252,40 @@ fn has_its_name(store: &StoreRoot, name: &str, folder: &OwnedFd, lock: &OwnedFd)
         Ok::<_, Errno>(look_at(at, name)?.is_some_and(|named| is_same(&named, &stat)))
     };
     Ok(named(store.root().as_fd(), name, folder)? && named(folder.as_fd(), LOCK, lock)?)
+}
+
+/// Another after each start of the kernel; empty where the system tells none.
+fn boot_id() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+}
+
+fn is_of_this_boot(lock: &OwnedFd) -> Result<bool, Errno> {
+    let mut written = [0; 64];
+    let len = rustix::io::retry_on_intr(|| rustix::io::pread(lock, &mut written, 0))?;
+    let boot = boot_id();
+    Ok(!boot.is_empty() && written[..len] == *boot.as_bytes())
+}
+
+/// Whether nothing was written to the folder for long.
+fn is_idle(folder: &OwnedFd) -> Result<bool, Errno> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
+    let before = i64::try_from(now.saturating_sub(IDLE_AFTER.as_secs())).unwrap_or(0);
+    let newest = |folder: &OwnedFd| {
+        let mut newest = rustix::fs::fstat(folder)?.st_mtime;
+        for entry in Dir::read_from(folder)? {
+            match rustix::fs::statat(folder, entry?.file_name(), AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(stat) => newest = newest.max(stat.st_mtime),
+                Err(Errno::NOENT) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        Ok(newest)
+    };
+    let parts = match open_folder(folder, PARTS) {
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => i64::MIN,
+        other => newest(&other?)?,
+    };
+    Ok(newest(folder)?.max(parts) < before)
 }
 
 /// Removes `name` of `at` with all below.
@@ -275,5 +324,54 @@ pub(super) fn gone_is_fine(result: Result<(), Errno>) -> Result<(), Errno> {
     match result {
         Err(Errno::NOENT) => Ok(()),
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File, FileTimes};
+
+    use super::*;
+
+    #[test]
+    fn a_lock_that_other_hosts_cannot_see_proves_nothing_of_their_runs() {
+        let folder = tempfile::tempdir().unwrap();
+        let hidden = folder.path().join(".cinderfs-x");
+        let old = SystemTime::now() - IDLE_AFTER - Duration::from_secs(60);
+        let make = |boot: &str| {
+            fs::create_dir_all(hidden.join(PARTS)).unwrap();
+            fs::write(hidden.join(LOCK), boot).unwrap();
+            fs::write(hidden.join("parts/.1"), "").unwrap();
+        };
+        let age = |name: &str| {
+            let file = File::open(hidden.join(name)).unwrap();
+            file.set_times(FileTimes::new().set_modified(old)).unwrap();
+        };
+        let mut store = StoreRoot::open(folder.path()).unwrap();
+        let disk = Disk::default();
+        for (has_sure_locks, boot, aged, removed) in [
+            (true, "of another host", &[][..], 1),
+            (false, "of another host", &[], 0),
+            (false, "", &[], 0),
+            (false, "of another host", &[LOCK, PARTS, "."], 0),
+            (false, "of another host", &["parts/.1", PARTS, "."], 0),
+            (false, "of another host", &["parts/.1", LOCK, "."], 0),
+            (false, "of another host", &["parts/.1", LOCK, PARTS, "."], 1),
+            (false, &boot_id(), &[], 1),
+        ] {
+            make(boot);
+            aged.iter().for_each(|name| age(name));
+            store.has_sure_locks = has_sure_locks;
+            assert_eq!(remove_dead(&store, &disk).unwrap(), removed, "{has_sure_locks} {boot} {aged:?}");
+            assert_eq!(hidden.exists(), removed == 0);
+        }
+        // One that lives writes its boot down, and has its lock.
+        let id = BackupId::parse("x").unwrap();
+        let living = Hidden::create(&store, &disk, &id).unwrap();
+        assert_eq!(fs::read_to_string(hidden.join(LOCK)).unwrap(), boot_id());
+        assert_eq!(boot_id().len(), 36);
+        assert_eq!(remove_dead(&store, &disk).unwrap(), 0);
+        drop(living);
+        assert_eq!(remove_dead(&store, &disk).unwrap(), 1);
     }
 }

@@ -63,7 +63,7 @@ impl Publication<'_> {
             let (depth, nearest) = self.store.nearest(self.container)?;
             let (Some(missing), Some(from)) = (components.get(depth), tree.get(depth)) else {
                 return match tree.last() {
-                    Some(files) => self.into_existing(files, &nearest),
+                    Some(files) => self.publish_each(files, &nearest),
                     None => Ok(()), // a container has components
                 };
             };
@@ -113,7 +113,7 @@ impl Publication<'_> {
         Ok(above)
     }
 
-    fn into_existing(&self, from: &OwnedFd, container: &OwnedFd) -> Result<(), Failure> {
+    fn publish_each(&self, from: &OwnedFd, container: &OwnedFd) -> Result<(), Failure> {
         check_clash(container, self.container, self.prefix, self.id)?;
         let entries = || self.files.iter().map(|file| (file.number, file.name));
         journal::write(self.disk, self.hidden.folder(), self.container, self.prefix, entries())

@@ -25,6 +25,8 @@ pub(super) struct StoreRoot {
     beneath: Beneath,
     root: OwnedFd,
     location: String,
+    /// Whether a lock that is free here is free everywhere.
+    pub(super) has_sure_locks: bool,
 }
 
 impl StoreRoot {
@@ -38,7 +40,8 @@ impl StoreRoot {
         };
         let beneath = Beneath::open(path, Resolution::detect()).map_err(failed)?;
         let root = beneath.read_root().map_err(failed)?;
-        Ok(Self { beneath, root, location: path.to_string_lossy().into_owned() })
+        let has_sure_locks = is_local(&root);
+        Ok(Self { beneath, root, location: path.to_string_lossy().into_owned(), has_sure_locks })
     }
 
     pub(super) fn root(&self) -> &OwnedFd {
@@ -76,6 +79,21 @@ impl StoreRoot {
     pub(super) fn open_folder(&self, name: &str) -> Result<OwnedFd, Errno> {
         self.beneath.open_file(Path::new(name), OFlags::RDONLY | OFlags::DIRECTORY)
     }
+}
+
+/// Whether only this kernel writes to the file system. NFS (`nolock`, `local_lock`) and many file systems in user space keep
+/// locks to each host, so that other hosts' cannot be seen; what is not known to be local is not taken for it.
+#[cfg(target_os = "linux")]
+fn is_local(folder: &OwnedFd) -> bool {
+    /// ext2 to ext4, XFS, Btrfs, tmpfs, ZFS, F2FS, overlayfs, bcachefs.
+    const LOCAL: [u64; 8] =
+        [0xef53, 0x5846_5342, 0x9123_683e, 0x0102_1994, 0x2fc1_2fc1, 0xf2f5_2010, 0x794c_7630, 0xca45_1a4e];
+    rustix::fs::fstatfs(folder).is_ok_and(|stat| LOCAL.contains(&(stat.f_type as u64)))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn is_local(_: &OwnedFd) -> bool {
+    false
 }
 
 /// [`ErrorKind::Usage`] unless the container's name can be one of ours.
