@@ -273,7 +273,11 @@ fn is_idle(folder: &OwnedFd) -> Result<bool, Errno> {
     let newest = |folder: &OwnedFd| {
         let mut newest = rustix::fs::fstat(folder)?.st_mtime;
         for entry in Dir::read_from(folder)? {
-            match rustix::fs::statat(folder, entry?.file_name(), AtFlags::SYMLINK_NOFOLLOW) {
+            let entry = entry?;
+            if entry.file_name().to_bytes() == b".." {
+                continue;
+            }
+            match rustix::fs::statat(folder, entry.file_name(), AtFlags::SYMLINK_NOFOLLOW) {
                 Ok(stat) => newest = newest.max(stat.st_mtime),
                 Err(Errno::NOENT) => {}
                 Err(errno) => return Err(errno),
@@ -364,6 +368,7 @@ mod tests {
             store.has_sure_locks = has_sure_locks;
             assert_eq!(remove_dead(&store, &disk).unwrap(), removed, "{has_sure_locks} {boot} {aged:?}");
             assert_eq!(hidden.exists(), removed == 0);
+            let _ = fs::remove_dir_all(&hidden);
         }
         // One that lives writes its boot down, and has its lock.
         let id = BackupId::parse("x").unwrap();
