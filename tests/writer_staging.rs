@@ -729,25 +729,32 @@ fn only_what_dead_runs_made_is_removed() {
     // A dead run's to which somebody added something: that stays, and all else that tells whose it is.
     make(".cinderfs-added/lock");
     make(".cinderfs-added/theirs");
-    // A journal that names files of others: they have other numbers.
-    let mut other = fs::read_dir(root.join("team/one")).unwrap().map(|entry| entry.unwrap().path());
-    let other = other.find(|path| path.to_str().unwrap().ends_with("_metadata")).unwrap();
-    let prefix = other.file_name().unwrap().to_str().unwrap().strip_suffix("_metadata").unwrap().to_owned();
-    let number = fs::metadata(&other).unwrap().ino();
-    let journal = |entries: &str| {
-        format!("cinderfs journal 1\ncontainer \"team/one\"\nprefix \"{prefix}\"\n{entries}end\n")
-    };
+    // Journals that name files of others: a whole backup's, and objects of one that Cinder is writing. They have other
+    // numbers, but for one that the dead run had made.
+    let mut names = fs::read_dir(root.join("team/one")).unwrap().map(|entry| entry.unwrap().file_name());
+    let whole = names.find_map(|name| Some(name.to_str()?.strip_suffix("_metadata")?.to_owned())).unwrap();
+    make("team/one/living-00001");
     let kept = tree(root);
-    make(".cinderfs-hostile/lock");
-    let lies = format!("{number} -00001\n{} -00002\n{} _metadata\n", number + 1, number + 2);
-    fs::write(root.join(".cinderfs-hostile/journal"), journal(&lies)).unwrap();
+    make("team/one/living-00002");
+    for (id, prefix) in [("whole", &*whole), ("living", "living")] {
+        let number = |suffix: &str| {
+            fs::metadata(root.join(format!("team/one/{prefix}{suffix}"))).map_or(1 << 40, |file| file.ino())
+        };
+        let own = if id == "living" { number("-00002") } else { 1 << 40 };
+        let entries =
+            format!("{} -00001\n{own} -00002\n{} _metadata\n", number("-00001") + 1, number("-00001"));
+        make(&format!(".cinderfs-{id}/lock"));
+        let journal =
+            format!("cinderfs journal 1\ncontainer \"team/one\"\nprefix \"{prefix}\"\n{entries}end\n");
+        fs::write(root.join(format!(".cinderfs-{id}/journal")), journal).unwrap();
+    }
     // And dead ones: whole, empty, killed at their end.
     make(".cinderfs-dead/lock");
     make(".cinderfs-dead/parts/.1");
     make(".cinderfs-dead/tree/a/b/p_metadata");
     symlink(outside.path(), root.join(".cinderfs-dead/tree/a/link")).unwrap();
     fs::create_dir(root.join(".cinderfs-empty")).unwrap();
-    assert_eq!(remove_leftovers(root).unwrap(), 2);
+    assert_eq!(remove_leftovers(root).unwrap(), 3);
     assert_eq!(tree(root), kept);
     assert_eq!(fs::read(outside.path().join("parts/.1")).unwrap(), b"mine");
 
