@@ -90,6 +90,9 @@ pub mod image;
 pub mod catalog;
 // Consumers of images, side by side.
 pub mod frontend;
+// -- write path --
+// Backups that genuine Cinder restores.
+pub mod writer;
 // The command line; the only module that prints.
 pub mod cli;
 

@@ -23,3 +23,4 @@ pub mod json;
 pub mod names;
 pub mod metadata;
 pub mod sha256file;
+pub mod write;

@@ -13,7 +13,7 @@
 //! The descriptor keeps the directory that was there at [`PosixStore::open`]: if another one takes its path, the store
 //! goes on naming the old one.
 
-mod beneath;
+pub(crate) mod beneath;
 mod walk;
 
 use std::os::fd::OwnedFd;
@@ -26,6 +26,7 @@ use rustix::io::Errno;
 
 use self::beneath::Beneath;
 pub use self::beneath::Resolution;
+pub use self::walk::HIDDEN_FOLDER_PREFIX;
 use super::{Listing, ObjectSource, ObjectStat, ObjectVersion, Ownership, Store};
 use crate::error::{Error, ErrorKind, Result};
 use crate::types::ObjectName;

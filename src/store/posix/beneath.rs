@@ -59,14 +59,14 @@ const DIRECTORY: OFlags = OFlags::DIRECTORY.union(OFlags::CLOEXEC);
 
 /// A directory and everything beneath it.
 #[derive(Debug)]
-pub(super) struct Beneath {
+pub(crate) struct Beneath {
     root: OwnedFd,
     resolution: Resolution,
 }
 
 impl Beneath {
     /// Opens `root` as a path of this process. Fails as well when the directory may not be entered.
-    pub(super) fn open(root: &Path, resolution: Resolution) -> Result<Self, Errno> {
+    pub(crate) fn open(root: &Path, resolution: Resolution) -> Result<Self, Errno> {
         let root = rustix::fs::open(root, PATH_ONLY | DIRECTORY, Mode::empty())?;
         let beneath = Self { root, resolution };
         // Naming a directory needs no permission on it, looking up a name in it does: tell now, not at the first object.
@@ -79,7 +79,7 @@ impl Beneath {
     }
 
     /// The root, opened for reading its entries. `ENOENT` when it has been removed.
-    pub(super) fn read_root(&self) -> Result<OwnedFd, Errno> {
+    pub(crate) fn read_root(&self) -> Result<OwnedFd, Errno> {
         let root = rustix::fs::openat(&self.root, ".", OFlags::RDONLY | DIRECTORY, Mode::empty())?;
         // A removed directory can still be opened by its descriptor, and reads as empty: that would be a lie.
         match rustix::fs::fstat(&root)?.st_nlink {
@@ -89,7 +89,7 @@ impl Beneath {
     }
 
     /// Opens the file of that relative name. `EXDEV` when it leads out, `ELOOP` when a link may not be followed.
-    pub(super) fn open_file(&self, name: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
+    pub(crate) fn open_file(&self, name: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
         let flags = flags | OFlags::CLOEXEC;
         match self.resolution {
             #[cfg(target_os = "linux")]

@@ -17,6 +17,9 @@
 //! remembered. Times of a file system that keeps none for folders (0), and memories older than [`TRUSTED_FOR`], are not
 //! trusted at all.
 //!
+//! A folder that a backup is being written in ([`HIDDEN_FOLDER_PREFIX`]) is not entered: nothing in it is a backup yet. A
+//! writer makes it in its store's root, which may lie deeper than the root of this walk, so that the name counts anywhere.
+//!
 //! Invariants:
 //! - no symbolic link to a folder is followed, so no folder is seen twice and there are no circles;
 //! - a walk holds at most [`DEPTH_MAX`] + 2 descriptors, and keeps at most [`NAMES_MAX`] names and
@@ -48,6 +51,9 @@ const NAMES_MAX: usize = 2_000_000;
 
 /// Reports kept in one listing; nobody reads more, and each holds a message.
 const REPORTS_MAX: usize = 1000;
+
+/// Begins the name of a folder that a backup is being written in; the backup's id follows.
+pub const HIDDEN_FOLDER_PREFIX: &str = ".cinderfs-";
 
 /// How long a folder's times must have been the same before a reading of it is remembered. The coarsest clock of a file
 /// system in use ticks every 2 s (FAT); ext4, XFS and NFS tick within milliseconds.
@@ -250,7 +256,8 @@ impl Walk<'_> {
                 }
                 _ => false,
             };
-            if !is_folder && !matches {
+            let is_hidden = is_folder && name.starts_with(HIDDEN_FOLDER_PREFIX.as_bytes());
+            if is_hidden || (!is_folder && !matches) {
                 continue;
             }
             match std::str::from_utf8(name) {
