@@ -87,6 +87,9 @@ pub mod block;
 pub mod image;
 // Consumers of images, side by side.
 pub mod frontend;
+// -- write path, from the volume to the bytes at rest --
+// Backups that genuine Cinder restores.
+pub mod writer;
 // The command line; the only module that prints.
 pub mod cli;
 
