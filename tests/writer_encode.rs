@@ -359,7 +359,7 @@ fn entry_points_are_close_where_decoding_is_slow() {
     }
     // What compresses a hundredfold decodes in no time.
     assert_eq!(spacing(Codec::Zlib, Content::Dense), MIB);
-    assert_eq!(spacing(Codec::Zstd, Content::Words), 256 * KIB);
+    assert_eq!(spacing(Codec::Zstd, Content::Words), 128 * KIB);
     assert!(spacing(Codec::Bz2, Content::Words) <= 900_000);
 }
 
@@ -432,7 +432,7 @@ fn blocks_of_frame(frame: &[u8]) -> Vec<u8> {
 fn blocks_of_frames_of_their_own_do_lean_on_what_lies_before() {
     let mut context = zstd_safe::CCtx::create();
     context.set_parameter(zstd_safe::CParameter::CompressionLevel(3)).unwrap();
-    context.set_parameter(zstd_safe::CParameter::WindowLog(18)).unwrap();
+    context.set_parameter(zstd_safe::CParameter::WindowLog(17)).unwrap();
     context.set_parameter(zstd_safe::CParameter::ContentSizeFlag(false)).unwrap();
     let header = object(&Encoder::new(Codec::Zstd, None).unwrap(), b"x").stored[..6].to_vec();
     let mut wrong = 0;

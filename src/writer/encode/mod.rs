@@ -143,7 +143,7 @@ impl Encoder {
     pub fn context_bytes(&self) -> usize {
         match self.codec {
             Codec::None => 0,
-            Codec::Zlib => zlib::CONTEXT_BYTES,
+            Codec::Zlib => zlib::context_bytes(self.level),
             Codec::Bz2 => bz2::CONTEXT_BYTES,
             Codec::Zstd => zstd::CONTEXT_BYTES,
         }

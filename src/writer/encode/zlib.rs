@@ -7,7 +7,7 @@
 //! # libdeflate, not zlib
 //!
 //! A chunk that does not look back loses 1 to 3 %, which the compressor must win back. Against Python's zlib at level 6 in one
-//! stream, on 48 MiB of the files of `/usr` (49 MB/s there; one thread, real-time priority):
+//! stream, on 48 MiB of the files of `/usr` (one thread at real-time priority; the speed is the compressor's alone):
 //!
 //! | compressor | chunk | stored bytes | MB/s |
 //! | --- | --- | --- | --- |
@@ -19,8 +19,12 @@
 //! | libdeflate 7 | 128 KiB | 99.4 % | 95 |
 //! | libdeflate 6 | 1 MiB | 98.6 % | 128 |
 //!
-//! So zlib-rs cannot do it at any level, and libdeflate can from 128 KiB on. Where bytes compress tenfold and more, the loss
-//! would be 10 % at 128 KiB; such bytes decode several times as fast too, so chunks grow until [`STORED_BYTES_MIN`] of stored bytes.
+//! So zlib-rs cannot do it at any level, and libdeflate can from 128 KiB on. All in all, with what is below, 107 MB/s against 49 on
+//! one core; on a mix with 30 % random bytes and 30 % zeros 155 against 68, 613 with four threads, and 99.9 % of the stored
+//! bytes. A random block of 32 KiB of these files is decoded in 105 us (p50) when the reader begins at the chunk, of the mix in 11.
+//!
+//! Where bytes compress tenfold and more, chunks of 128 KiB would lose 10 %. Such bytes decode several times as fast, so their chunks are
+//! longer, up to [`STORED_BYTES_MIN`] of stored bytes: JSON that compresses to 2.5 % takes 101.5 % of one stream's bytes, p50 33 us.
 //!
 //! # Opening a block
 //!
@@ -55,8 +59,10 @@ const STORED_BYTES_MIN: usize = 16 * 1024;
 /// What follows a chunk's last block: the lengths of an empty stored block.
 const EMPTY_STORED: [u8; 4] = [0x00, 0x00, 0xff, 0xff];
 
-/// The compressor's tables are about 1.1 MB at most; three buffers of a piece.
-pub(super) const CONTEXT_BYTES: usize = 5 << 20;
+/// Four buffers of a piece, and the compressor's tables: about 1 MB up to level 9, some 9 MB above.
+pub(super) fn context_bytes(level: i32) -> usize {
+    (if level < 10 { 5 } else { 14 }) << 20
+}
 
 /// The state in which one thread compresses.
 pub(super) struct Zlib {
