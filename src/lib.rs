@@ -90,7 +90,7 @@ pub mod image;
 pub mod catalog;
 // Consumers of images, side by side.
 pub mod frontend;
-// -- write path --
+// -- write path, from the volume to the bytes at rest --
 // Backups that genuine Cinder restores.
 pub mod writer;
 // The command line; the only module that prints.

@@ -13,7 +13,7 @@ mod restart;
 mod input;
 mod stream;
 mod none;
-mod zlib;
+pub(crate) mod zlib;
 mod bz2;
 mod zstd;
 

@@ -1,8 +1,13 @@
-//! Writing backups that genuine Cinder restores.
+//! Backups that genuine Cinder restores, chains onto and imports.
 //!
-//! Problem: a backup is made once and must be restorable years later by programs that check little, and the run that makes
-//! it may be killed at any moment. Idea: write exactly what Cinder writes, by way of pipelines over all cores, and let
-//! nothing be seen of a backup until all of it is there.
+//! Problem: a volume is read once, at the speed of all cores, and becomes objects of one stream each; the backup must be
+//! restorable years later by programs that check little; and the run that makes it may be killed at any moment. Idea: the volume
+//! is cut into pieces of up to a megabyte that are read, hashed and compressed each by itself on any thread, and only put
+//! together in order; what is written is exactly what Cinder writes, and nothing of it is seen until all of it is there.
+//!
+//! Invariant: memory is that of the pieces in flight, whatever the length of the volume or of an object.
 
+// Pieces of plain bytes to the stored bytes of an object.
+pub mod encode;
 // Nothing of a backup is visible until all of it is there.
 pub mod staging;

@@ -22,7 +22,7 @@ use libz_rs_sys::{
 };
 
 /// The largest window of RFC 1951, in bytes; no distance reaches further.
-pub(super) const WINDOW_BYTES_MAX: usize = 32 * 1024;
+pub(crate) const WINDOW_BYTES_MAX: usize = 32 * 1024;
 
 /// The largest window as zlib counts it, in bits. It suits every stream, whatever window its header names.
 const WINDOW_BITS_MAX: i32 = 15;
@@ -42,7 +42,7 @@ thread_local! {
 struct Kept(Vec<Box<z_stream>>);
 
 /// An inflater.
-pub(super) struct Inflate {
+pub(crate) struct Inflate {
     /// Boxed, because zlib allows an implementation to keep a pointer to it.
     stream: Box<z_stream>,
 }
@@ -52,17 +52,17 @@ pub(super) struct Inflate {
 unsafe impl Send for Inflate {}
 
 /// What one call did.
-pub(super) struct Inflated {
+pub(crate) struct Inflated {
     /// Stored bytes used up; some of their bits may be unused, see [`Status::Border`].
-    pub(super) consumed: usize,
+    pub(crate) consumed: usize,
     /// Plain bytes written.
-    pub(super) produced: usize,
+    pub(crate) produced: usize,
     /// Where it stands now.
-    pub(super) status: Status,
+    pub(crate) status: Status,
 }
 
 /// Where an inflater stands.
-pub(super) enum Status {
+pub(crate) enum Status {
     /// It needs more input or more room.
     More,
     /// It stopped after a block, as it was asked to.
@@ -82,13 +82,13 @@ pub(super) enum Status {
 
 impl Inflate {
     /// For a zlib stream (RFC 1950), from its header. `None` when there is no memory.
-    pub(super) fn zlib() -> Option<Self> {
+    pub(crate) fn zlib() -> Option<Self> {
         Self::new(WINDOW_BITS_MAX)
     }
 
     /// For bare blocks (RFC 1951) that follow `window`, the last plain bytes before them, of which the last
     /// [`WINDOW_BYTES_MAX`] count. `None` when there is no memory.
-    pub(super) fn raw(window: &[u8]) -> Option<Self> {
+    pub(crate) fn raw(window: &[u8]) -> Option<Self> {
         let mut this = Self::new(-WINDOW_BITS_MAX)?;
         let window = &window[window.len().saturating_sub(WINDOW_BYTES_MAX)..];
         // SAFETY: the stream is initialised and borrowed by us alone; the pointer and the length (at most 32 KiB) are
@@ -116,7 +116,7 @@ impl Inflate {
     }
 
     /// Puts the upper `bits` bits of `byte` before the input: 1 to 7, on a new raw inflater only.
-    pub(super) fn prime(&mut self, bits: u32, byte: u8) {
+    pub(crate) fn prime(&mut self, bits: u32, byte: u8) {
         debug_assert!((1..8).contains(&bits));
         // SAFETY: the stream is initialised and borrowed by us alone; the call takes numbers, and checks them.
         let status = unsafe { inflatePrime(&mut *self.stream, bits as i32, i32::from(byte) >> (8 - bits)) };
@@ -124,7 +124,7 @@ impl Inflate {
     }
 
     /// Inflates from `input` into `out`; with `stop_at_border`, to the end of the current block at most.
-    pub(super) fn step(&mut self, input: &[u8], out: &mut [u8], stop_at_border: bool) -> Inflated {
+    pub(crate) fn step(&mut self, input: &[u8], out: &mut [u8], stop_at_border: bool) -> Inflated {
         let input = &input[..input.len().min(CALL_BYTES_MAX)];
         let room = out.len().min(CALL_BYTES_MAX);
         let out = &mut out[..room];
@@ -166,7 +166,7 @@ impl Inflate {
     }
 
     /// The last plain bytes, at most [`WINDOW_BYTES_MAX`], fewer near the start, put behind what `into` holds.
-    pub(super) fn append_window(&self, into: &mut Vec<u8>) {
+    pub(crate) fn append_window(&self, into: &mut Vec<u8>) {
         let before = into.len();
         into.resize(before + WINDOW_BYTES_MAX, 0);
         let mut len = 0;
