@@ -8,7 +8,7 @@
 //!
 //! A chunk that does not look back loses 1 to 3 %, which the compressor must win back. Stored bytes against Python's zlib at level 6
 //! in one stream, for files of `/usr` at random, programs and shared libraries, and source code; speed of the first on one
-//! thread, of the compressor alone:
+//! thread, of the compressor alone. One run each, of 64 MiB; of the files 48 MiB, and 112 MiB in the last line but one:
 //!
 //! | compressor | chunk | files | programs | source | MB/s |
 //! | --- | --- | --- | --- | --- | --- |
@@ -36,7 +36,7 @@
 //!
 //! libdeflate makes whole streams only: its last block carries the final bit, which must be cleared for more to follow. Where
 //! that block begins only decoding tells. So every chunk is decoded, block by block, with the inflater that readers use, and
-//! compared with its plain bytes. It costs some 10 % and is worth it: no piece leaves this module that does not decode to
+//! compared with its plain bytes. It took 107 MB/s where the compressor alone had 126 (level 6, 128 KiB), and is worth it: no piece leaves this module that does not decode to
 //! what it was made of, even if the compressor or this machine's memory is at fault. It is sane: RFC 1951 puts nothing but that bit
 //! between a last block and another one, and a stored block of length zero may follow any block.
 
@@ -58,8 +58,8 @@ pub(super) const ADLER_OF_NOTHING: u32 = 1;
 /// Plain bytes of a chunk: what a reader decodes at most to get at any byte, at least what pays for a new window.
 const CHUNK_BYTES: usize = 256 * 1024;
 
-/// Stored bytes of a chunk for which it may be longer. A chunk costs about a hundred bytes of code tables, and half of
-/// what its first 32 KiB compress to: below this, that is more than libdeflate wins.
+/// Stored bytes of a chunk for which it may be longer. A chosen number, not a tuned one: the
+/// fewer bytes a chunk has, the larger a part of them is what its empty window costs.
 const STORED_BYTES_MIN: usize = 16 * 1024;
 
 /// What follows a chunk's last block: the lengths of an empty stored block.
