@@ -53,6 +53,8 @@ pub enum ErrorKind {
     Usage,
     /// The target of a restore or the mountpoint failed: disk full, permission, busy.
     Target,
+    /// The source of a new backup failed, or changed while it was read.
+    Source,
     /// The user or a signal ended it.
     Interrupted,
 }
@@ -78,6 +80,7 @@ impl ErrorKind {
             | Self::Ambiguous
             | Self::Usage
             | Self::Target
+            | Self::Source
             | Self::Interrupted => false,
         }
     }

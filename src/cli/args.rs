@@ -25,6 +25,7 @@ Examples:
   cinderfs mount /backup_mount /mnt                  every backup as an image
   cinderfs show /backup_mount 52e81dfa -f json       one backup, for scripts
   cinderfs restore /backup_mount db@latest disk.img  one backup to a file
+  cinderfs create /backup_mount disk.img             a new backup
   cinderfs index /backup_mount                       makes first reads quick
   cinderfs hydrate /backup_mount db@latest           a whole image, kept here
 
@@ -48,7 +49,7 @@ Environment:
 /// Every OpenStack Cinder volume backup as a verified, read-only disk image
 ///
 /// Reads the backups that Cinder's POSIX, NFS and GlusterFS drivers wrote, full and incremental, without OpenStack.
-/// Every block is compared with its digest before a byte of it is handed out. The store is only ever read.
+/// Every block is compared with its digest before a byte of it is handed out. The store is only read, but by create.
 #[derive(Parser, Debug)]
 #[command(name = "cinderfs", version, after_long_help = EXAMPLES)]
 pub struct Cli {
@@ -88,6 +89,7 @@ pub(crate) enum Verb {
     Index(super::index::IndexArgs),
     List(super::list::ListArgs),
     Show(super::show::ShowArgs),
+    Create(super::create::CreateArgs),
     Restore(super::restore::RestoreArgs),
     Hydrate(super::hydrate::HydrateArgs),
 }
@@ -100,7 +102,12 @@ impl Verb {
             Self::Mount(_) => true,
             #[cfg(feature = "fuse")]
             Self::Umount(_) => false,
-            Self::Index(_) | Self::List(_) | Self::Show(_) | Self::Restore(_) | Self::Hydrate(_) => false,
+            Self::Index(_)
+            | Self::List(_)
+            | Self::Show(_)
+            | Self::Create(_)
+            | Self::Restore(_)
+            | Self::Hydrate(_) => false,
         }
     }
 }

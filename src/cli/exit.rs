@@ -145,7 +145,8 @@ fn code(kind: ErrorKind) -> u8 {
         | ErrorKind::ChainBroken
         | ErrorKind::BackupNotFound
         | ErrorKind::Ambiguous
-        | ErrorKind::Target => FAILED,
+        | ErrorKind::Target
+        | ErrorKind::Source => FAILED,
     }
 }
 

@@ -65,6 +65,11 @@ impl Reporter {
 
     /// Tells how many bytes of how many are done. Cheap enough to call for every block.
     pub(crate) fn update(&self, done_bytes: u64, total_bytes: u64) {
+        self.update_with(done_bytes, total_bytes, || json!({}));
+    }
+
+    /// The same with more to tell in each JSON line: the keys of an object.
+    pub(crate) fn update_with(&self, done_bytes: u64, total_bytes: u64, more: impl FnOnce() -> Value) {
         match &self.shown {
             Shown::Nothing => {}
             Shown::Bar { bar, drawn } => {
@@ -78,7 +83,10 @@ impl Reporter {
             }
             Shown::Json { started, meter } => {
                 let mut meter = meter.lock().unwrap_or_else(PoisonError::into_inner);
-                if let Some(line) = meter.line(started.elapsed(), done_bytes, total_bytes) {
+                if let Some(mut line) = meter.line(started.elapsed(), done_bytes, total_bytes) {
+                    if let (Value::Object(line), Value::Object(more)) = (&mut line, more()) {
+                        line.extend(more);
+                    }
                     note(&format!("{line}\n"));
                 }
             }

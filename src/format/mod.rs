@@ -23,4 +23,5 @@ pub mod json;
 pub mod names;
 pub mod metadata;
 pub mod sha256file;
+pub mod points;
 pub mod write;

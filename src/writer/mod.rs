@@ -11,3 +11,11 @@
 pub mod encode;
 // Nothing of a backup is visible until all of it is there.
 pub mod staging;
+// What is backed up: a device or an image file.
+pub mod source;
+// Which ranges of it must be read.
+mod ranges;
+// All cores on one volume, its objects in order.
+mod pipeline;
+// One new backup: its parent, its names, its pipeline, its publishing.
+pub mod create;

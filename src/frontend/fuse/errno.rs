@@ -39,7 +39,8 @@ impl Errno {
             | ErrorKind::HashMismatch
             | ErrorKind::NoData
             | ErrorKind::ChainBroken
-            | ErrorKind::Target => libc::EIO,
+            | ErrorKind::Target
+            | ErrorKind::Source => libc::EIO,
             // It was there when its name was looked up. ESTALE makes the kernel look the name up again.
             ErrorKind::BackupNotFound => libc::ESTALE,
             // Words of a command line have no business here; should they come, the call was wrong.
@@ -68,7 +69,8 @@ pub fn opens(error: &Error) -> Opens {
         | ErrorKind::BackupNotFound
         | ErrorKind::Ambiguous
         | ErrorKind::Usage
-        | ErrorKind::Target => Opens::No,
+        | ErrorKind::Target
+        | ErrorKind::Source => Opens::No,
     }
 }
 

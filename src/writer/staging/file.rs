@@ -96,6 +96,26 @@ impl Parts {
         })
     }
 
+    /// Object numbers from 1 without a gap, in the order of those there are.
+    pub(super) fn renumber_objects(&self) -> Result<()> {
+        let mut state = self.state();
+        if state.open > 0 {
+            let message = format!("{} files of the backup are still being written", state.open);
+            return Err(Error::new(ErrorKind::Usage, message));
+        }
+        state.finished.sort_unstable_by_key(|file| file.name);
+        // Two of one number stay two of one number, for `settle` to refuse.
+        let (mut last, mut number) = (None, 0);
+        for file in &mut state.finished {
+            if let FileName::Object(old) = file.name {
+                number += u64::from(last != Some(old));
+                last = Some(old);
+                file.name = FileName::Object(number);
+            }
+        }
+        Ok(())
+    }
+
     /// All files, durable, in the order of their names' kinds and numbers; and nothing may be open.
     pub(super) fn settle(&self) -> Result<Vec<Finished>> {
         let (mut files, is_unsynced) = {

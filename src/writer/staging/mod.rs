@@ -179,6 +179,13 @@ impl Staging {
         &self.container
     }
 
+    /// Numbers the finished objects anew from 1 without a gap, in the order of the numbers that they were made with. For a
+    /// writer that knows an object's place in the volume before it knows how many come before it. No object may be
+    /// unfinished: [`ErrorKind::Usage`] otherwise.
+    pub fn renumber_objects(&self) -> Result<()> {
+        self.parts.renumber_objects()
+    }
+
     /// Makes the backup visible; the name of its metadata document. Objects must be numbered from 1 without a gap, digests
     /// and metadata be there, and no file be unfinished: [`ErrorKind::Usage`] otherwise.
     ///

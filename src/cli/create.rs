@@ -1,0 +1,307 @@
+//! `cinderfs create`: a new backup of a file or device.
+//!
+//! The engine is [`crate::writer::create`]; here are the words, the signals, the progress and the summary.
+
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Instant;
+
+use clap::{ArgAction, Args, ValueEnum};
+use indicatif::BinaryBytes;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::args::StoreArg;
+use super::exit::{Failure, Outcome, note};
+use super::progress::{Mode, Reporter};
+use super::restore::{Signals, THREADS_MAX};
+use super::{print, render, select};
+use crate::catalog::{Catalog, Entry};
+use crate::codec::Codec;
+use crate::error::ErrorKind;
+use crate::types::{ObjectName, VolumeId};
+use crate::writer::create::{self as engine, Base, Created, NewBackup};
+use crate::writer::source::FileSource;
+
+const EXAMPLES: &str = "\
+Examples:
+  cinderfs create /backup_mount disk.img --name monday
+  cinderfs create /backup_mount /dev/vg/volume-52e81dfa-802a-41bb-a91f-68f01522f6d7
+  cinderfs create /backup_mount disk.img --incremental --name tuesday
+
+The id of the new backup goes to stdout, all else to stderr. Until the backup is
+whole, nothing of it can be seen in the store.";
+
+/// Make a backup of a file or block device, as Cinder would
+///
+/// The backup is one that Cinder restores and chains onto. The source must not change while it is read: give a snapshot
+/// of it. Where it ends early or cannot be read, there is no backup.
+#[derive(Args, Debug)]
+#[command(after_long_help = EXAMPLES)]
+pub(crate) struct CreateArgs {
+    #[command(flatten)]
+    store: StoreArg,
+    /// What to back up: an image file or a block device
+    #[arg(value_name = "SOURCE")]
+    source: PathBuf,
+    /// Name of the backup
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// Description of the backup
+    #[arg(long, value_name = "TEXT")]
+    description: Option<String>,
+    /// Folder of the store to put it in, may be nested; one of its own, named by its id, unless told
+    #[arg(long, value_name = "NAME", value_parser = container)]
+    container: Option<ObjectName>,
+    /// Store only what changed since the volume's newest usable backup
+    #[arg(long)]
+    incremental: bool,
+    /// Store only what changed since this backup: an id, a unique name, or a unique prefix of an id
+    #[arg(long, value_name = "BACKUP")]
+    parent: Option<String>,
+    /// Back up a source that is in use
+    #[arg(long)]
+    force: bool,
+    /// Id of the volume; else that in the source's name (`volume-<id>`), the parent's, or one made of the source's path
+    #[arg(long, value_name = "ID", value_parser = volume_id)]
+    volume_id: Option<VolumeId>,
+    /// Display name of the volume; the parent's, or the source's file name, unless told
+    #[arg(long, value_name = "NAME")]
+    volume_name: Option<String>,
+    /// How to compress
+    #[arg(long, value_enum, value_name = "CODEC", default_value_t = Compression::Zlib)]
+    compression: Compression,
+    /// Plain bytes of an object, a multiple of the block size; K, M, G and T are accepted [default: 128M]
+    #[arg(long, value_name = "BYTES", value_parser = bytes)]
+    object_size: Option<u64>,
+    /// Bytes that have a digest; the same along a chain
+    #[arg(long, value_name = "BYTES", value_parser = bytes, default_value = "32768")]
+    block_size: u64,
+    /// A property of the volume, kept with the backup; may be repeated
+    #[arg(long, value_name = "KEY=VALUE", action = ArgAction::Append, value_parser = property)]
+    property: Vec<(String, String)>,
+    /// Work on this many threads; one per processor unless told
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=THREADS_MAX))]
+    threads: Option<u64>,
+    /// How to show progress, on stderr
+    #[arg(long, value_enum, value_name = "HOW", default_value_t = Mode::Auto)]
+    progress: Mode,
+}
+
+/// How to compress, as Cinder's `backup_compression_algorithm` spells it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+enum Compression {
+    Zlib,
+    Bz2,
+    Zstd,
+    None,
+}
+
+impl Compression {
+    fn codec(self) -> Codec {
+        match self {
+            Self::Zlib => Codec::Zlib,
+            Self::Bz2 => Codec::Bz2,
+            Self::Zstd => Codec::Zstd,
+            Self::None => Codec::None,
+        }
+    }
+}
+
+fn container(word: &str) -> Result<ObjectName, String> {
+    ObjectName::parse(word).map_err(|error| error.to_string())
+}
+
+fn volume_id(word: &str) -> Result<VolumeId, String> {
+    VolumeId::parse(word).map_err(|error| error.to_string())
+}
+
+fn property(word: &str) -> Result<(String, String), String> {
+    match word.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("expected KEY=VALUE".to_owned()),
+    }
+}
+
+/// A number of bytes: `131072`, `128K`, `128KiB`.
+fn bytes(word: &str) -> Result<u64, String> {
+    let digits = word.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let shift = match &word[digits.len()..] {
+        "" | "B" => 0,
+        "K" | "k" | "KiB" => 10,
+        "M" | "m" | "MiB" => 20,
+        "G" | "g" | "GiB" => 30,
+        "T" | "t" | "TiB" => 40,
+        _ => return Err("expected a number of bytes, with K, M, G or T behind it or nothing".to_owned()),
+    };
+    let number: u64 = digits.parse().map_err(|_| "expected a whole number of bytes".to_owned())?;
+    number.checked_mul(1 << shift).ok_or_else(|| "that is more than there can be".to_owned())
+}
+
+/// Runs `create`. `quiet` takes away the bar and the summary.
+pub(crate) fn run(args: &CreateArgs, quiet: bool) -> Result<Outcome, Failure> {
+    let store = args.store.path()?;
+    let catalog = args.store.catalog()?;
+    let source = FileSource::open(&args.source)?;
+    let new = new_backup(args, &catalog)?;
+    let signals = Signals::watch()?;
+    let reporter = Reporter::new(args.progress, quiet, 0);
+    let started = Instant::now();
+    let result =
+        engine::create(&store, &catalog, &source, &new, Timestamp::now(), &signals.cancel, &|progress| {
+            reporter.update_with(
+                progress.done_bytes,
+                progress.total_bytes,
+                || json!({ "bytes_changed": progress.changed_bytes, "bytes_stored": progress.stored_bytes }),
+            );
+        });
+    let seconds = started.elapsed().as_secs_f64();
+    let created = match result {
+        Ok(created) => created,
+        Err(error) => {
+            drop(reporter);
+            return Err(signals.blame(error.into()));
+        }
+    };
+    reporter.finish(|| summary_json(&created, seconds));
+    if !quiet && args.progress != Mode::Json {
+        note(&summary(&created, seconds, &args.source));
+    }
+    print(|out| writeln!(out, "{}", created.id))?;
+    Ok(Outcome::Done)
+}
+
+fn new_backup(args: &CreateArgs, catalog: &Catalog) -> Result<NewBackup, Failure> {
+    let snapshot = catalog.snapshot();
+    let parent = match &args.parent {
+        None => None,
+        Some(words) => {
+            let volume = args.volume_id.as_ref().map(|id| id.as_str().to_owned());
+            let entries = select::newest_first(&snapshot);
+            let usable = |entry: &std::sync::Arc<Entry>| catalog.image(entry).is_ok();
+            let entry = select::backup(&entries, words, None, &usable)?;
+            if let (Some(asked), Some(theirs)) = (volume, &entry.volume_id)
+                && asked != theirs.as_str()
+            {
+                return Err(Failure::new(
+                    ErrorKind::Usage,
+                    format!("the parent backup {} is of volume {theirs}, not of {asked}", entry.id),
+                ));
+            }
+            Some(entry)
+        }
+    };
+    let volume_id = match (&args.volume_id, parent.as_ref().and_then(|parent| parent.volume_id.clone())) {
+        (Some(told), _) => told.clone(),
+        (None, Some(parents)) => parents,
+        (None, None) => identity(&args.source)?,
+    };
+    let base = match parent {
+        Some(parent) => Base::Backup(parent.id.clone()),
+        None if args.incremental => Base::Newest,
+        None => Base::Nothing,
+    };
+    let file_name = || Some(args.source.file_name()?.to_string_lossy().into_owned());
+    let volume_name = args.volume_name.clone().or_else(|| match base {
+        Base::Nothing => file_name(),
+        Base::Newest | Base::Backup(_) => None,
+    });
+    let mut new = NewBackup {
+        base,
+        volume_name,
+        properties: args.property.clone(),
+        name: args.name.clone(),
+        description: args.description.clone(),
+        container: args.container.clone(),
+        codec: args.compression.codec(),
+        object_bytes: args.object_size,
+        block_bytes: args.block_size,
+        ..NewBackup::full(volume_id)
+    };
+    if let Some(threads) = args.threads {
+        new.threads = usize::try_from(threads).unwrap_or(1);
+    } else {
+        new.threads = thread::available_parallelism().map_or(1, usize::from);
+    }
+    Ok(new)
+}
+
+/// The volume id in a Cinder path, or one made of the source's canonical path.
+fn identity(source: &Path) -> Result<VolumeId, Failure> {
+    use sha2::{Digest, Sha256};
+    use std::os::unix::ffi::OsStrExt;
+    let name = source.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    if let Some(id) = name.strip_prefix("volume-").and_then(|rest| rest.get(..36))
+        && id.bytes().enumerate().all(|(i, byte)| match i {
+            8 | 13 | 18 | 23 => byte == b'-',
+            _ => byte.is_ascii_hexdigit(),
+        })
+    {
+        return Ok(VolumeId::parse(&id.to_ascii_lowercase())?);
+    }
+    let path = std::fs::canonicalize(source).unwrap_or_else(|_| source.to_owned());
+    let mut bytes: [u8; 32] = Sha256::digest(path.as_os_str().as_bytes()).into();
+    bytes[6] = bytes[6] & 0x0f | 0x80;
+    bytes[8] = bytes[8] & 0x3f | 0x80;
+    let digits: String = bytes[..16].iter().map(|byte| format!("{byte:02x}")).collect();
+    let parts = [&digits[..8], &digits[8..12], &digits[12..16], &digits[16..20], &digits[20..]];
+    Ok(VolumeId::parse(&parts.join("-"))?)
+}
+
+fn summary_json(created: &Created, seconds: f64) -> Value {
+    json!({
+        "backup_id": created.id.as_str(),
+        "parent_id": created.parent_id.as_ref().map(|id| id.as_str()),
+        "volume_id": created.volume_id.as_str(),
+        "created_at": created.created_at.to_string(),
+        "volume_bytes": created.progress.total_bytes,
+        "changed_bytes": created.progress.changed_bytes,
+        "stored_bytes": created.progress.stored_bytes,
+        "objects": created.objects,
+        "seconds": (seconds * 1000.0).round() / 1000.0,
+    })
+}
+
+fn summary(created: &Created, seconds: f64, source: &Path) -> String {
+    let kind = match &created.parent_id {
+        None => "full backup".to_owned(),
+        Some(parent) => format!("incremental backup on {parent}"),
+    };
+    let progress = created.progress;
+    let rate = progress.total_bytes as f64 / seconds.max(0.001);
+    format!(
+        "{kind} of {}, volume {}\n{} in {seconds:.1} s ({}/s): {} stored as {} in {} object(s)\n",
+        render::visible(&source.to_string_lossy()),
+        created.volume_id,
+        BinaryBytes(progress.total_bytes),
+        BinaryBytes(rate as u64),
+        BinaryBytes(progress.changed_bytes),
+        BinaryBytes(progress.stored_bytes),
+        created.objects,
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_units() {
+        assert_eq!(bytes("32768"), Ok(32768));
+        assert_eq!(bytes("128M"), Ok(128 << 20));
+        assert_eq!(bytes("4KiB"), Ok(4096));
+        for bad in ["", "K", "-1", "1.5M", "1X", "99999999T", "1 K"] {
+            assert!(bytes(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_cinder_path_tells_the_volume() {
+        let id = "52e81dfa-802a-41bb-a91f-68f01522f6d7";
+        let of = |path: &str| identity(Path::new(path)).unwrap().to_string();
+        assert_eq!(of(&format!("/dev/vg/volume-{id}")), id);
+        assert_eq!(of(&format!("volume-{id}.img")), id);
+        assert_eq!(of("/srv/disk.img"), of("/srv/disk.img"));
+        assert_ne!(of("/srv/disk.img"), of("/srv/disk2.img"));
+    }
+}

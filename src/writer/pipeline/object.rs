@@ -1,0 +1,255 @@
+//! One object while it is written: stored bytes to its file, plain bytes to its md5.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use md5::{Digest, Md5 as Md5Hasher};
+
+use crate::codec::Codec;
+use crate::error::Result;
+use crate::format::points::{Place, PointsWriter};
+use crate::store::{ObjectSource, ObjectStat, ObjectVersion, Ownership};
+use crate::types::Md5;
+use crate::writer::encode::{EncodedPiece, Encoder, ObjectAssembler, copy_plain};
+use crate::writer::staging::{FileName, StagedFile, Staging};
+
+/// How much is gathered before it is written, in bytes.
+const WRITE_BYTES: usize = 256 << 10;
+
+/// What zeros are made of, for md5.
+const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+
+/// How many lengths of zeros have their md5 remembered: an object's, and that of the volume's last one.
+const ZERO_LENGTHS_MAX: usize = 4;
+
+/// What all objects of a backup share.
+pub(super) struct Objects<'a> {
+    pub(super) staging: &'a Staging,
+    pub(super) encoder: &'a Encoder,
+    /// Objects get numbers that rise with their place in the volume, and their final ones when all are there.
+    pub(super) block_bytes: u64,
+    /// Between restart points that are written down, in plain bytes at least.
+    pub(super) point_spacing_bytes: u64,
+    pub(super) zeros: ZeroDigests,
+}
+
+/// The md5 of runs of zeros; there may be thousands of objects of nothing else.
+#[derive(Default)]
+pub(super) struct ZeroDigests(Mutex<Vec<(u64, Md5)>>);
+
+impl ZeroDigests {
+    fn get(&self, len_bytes: u64) -> Md5 {
+        let known = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(&(_, md5)) = known().iter().find(|&&(len, _)| len == len_bytes) {
+            return md5;
+        }
+        let mut hasher = Md5Hasher::new();
+        update_with_zeros(&mut hasher, len_bytes);
+        let md5 = Md5(hasher.finalize().into());
+        let mut known = known();
+        if known.len() >= ZERO_LENGTHS_MAX {
+            known.remove(0);
+        }
+        known.push((len_bytes, md5));
+        md5
+    }
+}
+
+fn update_with_zeros(hasher: &mut Md5Hasher, mut len_bytes: u64) {
+    while len_bytes > 0 {
+        let part = len_bytes.min(ZEROS.len() as u64);
+        hasher.update(&ZEROS[..part as usize]);
+        len_bytes -= part;
+    }
+}
+
+/// Plain bytes of a run.
+#[derive(Clone, Copy)]
+pub(super) enum Plain<'a> {
+    Bytes(&'a [u8]),
+    Zeros(u64),
+}
+
+/// A finished object, as `_metadata` tells of it.
+pub(super) struct ObjectRecord {
+    pub(super) codec: Codec,
+    pub(super) offset: u64,
+    pub(super) len_bytes: u64,
+    pub(super) stored_bytes: u64,
+    pub(super) md5: Md5,
+    pub(super) points: Option<String>,
+}
+
+/// An object that is being written.
+pub(super) struct ObjectWriter<'a> {
+    objects: &'a Objects<'a>,
+    offset: u64,
+    file: File,
+    assembler: ObjectAssembler,
+    /// `None` while all plain bytes are zeros.
+    md5: Option<Md5Hasher>,
+    points: PointsWriter,
+    last_point: u64,
+}
+
+impl<'a> ObjectWriter<'a> {
+    /// An object that begins at `offset` of the volume.
+    pub(super) fn begin(objects: &'a Objects<'a>, offset: u64) -> Result<Self> {
+        Ok(Self {
+            offset,
+            file: File::create(objects, offset)?,
+            assembler: ObjectAssembler::new(objects.encoder),
+            md5: None,
+            points: PointsWriter::default(),
+            last_point: 0,
+            objects,
+        })
+    }
+
+    /// Where it ends in the volume so far.
+    pub(super) fn end(&self) -> u64 {
+        self.offset + self.assembler.plain_bytes()
+    }
+
+    /// Appends a run: its plain bytes, and what they were compressed to.
+    pub(super) fn append(&mut self, plain: Plain<'_>, pieces: &[EncodedPiece]) -> Result<()> {
+        match (plain, &mut self.md5) {
+            (Plain::Zeros(_), None) => {}
+            (Plain::Zeros(len_bytes), Some(md5)) => update_with_zeros(md5, len_bytes),
+            (Plain::Bytes(bytes), Some(md5)) => md5.update(bytes),
+            (Plain::Bytes(bytes), none) => {
+                let md5 = none.insert(Md5Hasher::new());
+                update_with_zeros(md5, self.assembler.plain_bytes());
+                md5.update(bytes);
+            }
+        }
+        let leave_holes = self.objects.encoder.codec() == Codec::None && matches!(plain, Plain::Zeros(_));
+        for piece in pieces {
+            let file = &mut self.file;
+            let appended = self.assembler.append(piece, |stored| match leave_holes {
+                true => file.skip(stored.len() as u64),
+                false => file.put(stored),
+            })?;
+            for point in appended.entry_points() {
+                if point.plain_offset - self.last_point >= self.objects.point_spacing_bytes {
+                    let (plain_offset, stored_offset) = (point.plain_offset, point.stored_offset);
+                    self.points.push(Place { plain_offset, stored_offset });
+                    self.last_point = plain_offset;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Completes the object and makes it durable. One that does not shrink is stored as it is.
+    pub(super) fn finish(self) -> Result<ObjectRecord> {
+        let Self { objects, offset, mut file, assembler, md5, points, .. } = self;
+        let finished = assembler.finish(|stored| file.put(stored))?;
+        let md5 = match md5 {
+            Some(md5) => Md5(md5.finalize().into()),
+            None => objects.zeros.get(finished.plain_bytes),
+        };
+        file.flush()?;
+        let mut record = ObjectRecord {
+            codec: finished.codec,
+            offset,
+            len_bytes: finished.plain_bytes,
+            stored_bytes: finished.stored_bytes,
+            md5,
+            points: points.finish(),
+        };
+        if let Some(patch) = finished.patch {
+            file.file.write_at(&patch.bytes, patch.offset)?;
+        }
+        if !finished.is_in_vain() {
+            file.finish()?;
+            return Ok(record);
+        }
+        let staged: Arc<dyn ObjectSource> = Arc::new(Staged::new(file.file));
+        let mut plain = File::create(objects, offset)?;
+        let mut buffer = vec![0; WRITE_BYTES];
+        copy_plain(&finished, staged, &mut buffer, |bytes| plain.put(bytes))?;
+        plain.finish()?;
+        (record.codec, record.stored_bytes, record.points) = (Codec::None, record.len_bytes, None);
+        Ok(record)
+    }
+}
+
+/// A staged file that is written from its beginning to its end.
+struct File {
+    file: StagedFile,
+    gathered: Vec<u8>,
+    /// Where the gathered bytes belong.
+    at: u64,
+}
+
+impl File {
+    fn create(objects: &Objects<'_>, offset: u64) -> Result<Self> {
+        let file = objects.staging.create_file(FileName::Object(offset / objects.block_bytes + 1))?;
+        Ok(Self { file, gathered: Vec::new(), at: 0 })
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> Result<()> {
+        if self.gathered.len() + bytes.len() > WRITE_BYTES {
+            self.flush()?;
+        }
+        if bytes.len() >= WRITE_BYTES {
+            self.file.write_at(bytes, self.at)?;
+            self.at += bytes.len() as u64;
+        } else {
+            self.gathered.extend_from_slice(bytes);
+        }
+        Ok(())
+    }
+
+    /// Leaves a hole.
+    fn skip(&mut self, len_bytes: u64) -> Result<()> {
+        self.flush()?;
+        self.at += len_bytes;
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        if !self.gathered.is_empty() {
+            self.file.write_at(&self.gathered, self.at)?;
+            self.at += self.gathered.len() as u64;
+            self.gathered.clear();
+        }
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<()> {
+        self.flush()?;
+        if self.file.len_bytes() < self.at {
+            self.file.write_at(&[0], self.at - 1)?;
+        }
+        self.file.finish()
+    }
+}
+
+/// A staged file to be read again.
+struct Staged {
+    file: StagedFile,
+    stat: ObjectStat,
+}
+
+impl Staged {
+    fn new(file: StagedFile) -> Self {
+        let stat = ObjectStat {
+            len_bytes: file.len_bytes(),
+            version: ObjectVersion("staged".into()),
+            modified: None,
+            owner: Ownership { mode: 0, uid: 0, gid: 0 },
+        };
+        Self { file, stat }
+    }
+}
+
+impl ObjectSource for Staged {
+    fn stat(&self) -> &ObjectStat {
+        &self.stat
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
+        self.file.read_at(buf, offset)
+    }
+}

@@ -1,0 +1,99 @@
+//! Which ranges of the source must be read.
+//!
+//! Problem: asking the file system for holes again and again is slow where it must look at every page to find the end of
+//! the data (tmpfs). Idea: remember the answers that were given last; neighbours ask about the same one.
+
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
+
+use super::source::Source;
+use crate::error::Result;
+
+/// How many answers are remembered: more than there are threads that ask about places of their own.
+const REMEMBERED_MAX: usize = 64;
+
+/// Tells holes from data.
+pub(super) struct Ranges<'a> {
+    source: &'a dyn Source,
+    /// For offsets in `from..data.end`, the next data is `data` (empty, at the end of the source: none). Oldest first.
+    known: Mutex<Vec<Known>>,
+}
+
+#[derive(Clone)]
+struct Known {
+    from: u64,
+    data: Range<u64>,
+}
+
+impl<'a> Ranges<'a> {
+    pub(super) fn new(source: &'a dyn Source) -> Self {
+        Self { source, known: Mutex::default() }
+    }
+
+    /// Whether all of `range` is a hole, which need not be read.
+    pub(super) fn is_hole(&self, range: &Range<u64>) -> Result<bool> {
+        Ok(self.next_data(range.start)?.start >= range.end)
+    }
+
+    fn next_data(&self, offset: u64) -> Result<Range<u64>> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = known.iter().rev().find(|known| (known.from..known.data.end).contains(&offset)).cloned();
+        drop(known);
+        if let Some(known) = found {
+            return Ok(known.data.start.max(offset)..known.data.end);
+        }
+        let len = self.source.len_bytes();
+        let data = self.source.next_data(offset)?.unwrap_or(len..len);
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= REMEMBERED_MAX {
+            known.remove(0);
+        }
+        known.push(Known { from: offset, data: data.clone() });
+        Ok(data)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::*;
+
+    /// Data in 10..20 and 30..35 of 50 bytes.
+    struct Islands(AtomicU64);
+
+    impl Source for Islands {
+        fn name(&self) -> &str {
+            "islands"
+        }
+        fn len_bytes(&self) -> u64 {
+            50
+        }
+        fn read_exact_at(&self, _: &mut [u8], _: u64) -> Result<()> {
+            unreachable!("nothing is read")
+        }
+        fn next_data(&self, offset: u64) -> Result<Option<Range<u64>>> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            let data = [10..20, 30..35].into_iter().find(|data| data.end > offset);
+            Ok(data.map(|data| data.start.max(offset)..data.end))
+        }
+        fn check_len(&self) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn holes_are_told_as_the_source_tells_them() {
+        let source = Islands(AtomicU64::new(0));
+        let ranges = Ranges::new(&source);
+        for _ in 0..2 {
+            for start in 0..50u64 {
+                for end in start + 1..=50 {
+                    let is_hole = (start..end).all(|at| !(10..20).contains(&at) && !(30..35).contains(&at));
+                    assert_eq!(ranges.is_hole(&(start..end)).unwrap(), is_hole, "{start}..{end}");
+                }
+            }
+        }
+        assert_eq!(source.0.load(Ordering::Relaxed), 3, "each answer is asked for once");
+    }
+}
