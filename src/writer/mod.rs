@@ -11,3 +11,7 @@
 pub mod encode;
 // Nothing of a backup is visible until all of it is there.
 pub mod staging;
+// The source: its length, who uses it, which volume it is.
+pub mod source;
+// A source that holds still while it is read.
+pub mod snapshot;
