@@ -1,6 +1,6 @@
 //! What `create` needs to know of its source, and the snapshots it takes, with the kernel's own devices and file systems.
 //!
-//! Needs root, loop devices, mkfs.ext4, mkfs.xfs, mkfs.btrfs and sfdisk, and fails without them. LVM and ZFS are programs that
+//! Needs root, loop devices, mkfs.ext4, mkfs.xfs and mkfs.btrfs, and fails without them. LVM and ZFS are programs that
 //! record how they are called.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests; a panic is the report")]

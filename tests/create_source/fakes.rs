@@ -1,8 +1,10 @@
 //! LVM and ZFS: which commands are run, in which order, with programs that record them.
 
 use std::fs::{self, File};
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::io::Write;
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use cinderfs::writer::snapshot::{SnapshotKind, prepare_on};
 use cinderfs::writer::source::host::Host;
@@ -10,7 +12,7 @@ use cinderfs::writer::source::identity::{Origin, identify};
 use cinderfs::{ErrorKind, Result};
 use tempfile::TempDir;
 
-use crate::kit::{Loop, image};
+use crate::kit::{Loop, image, soon};
 
 /// A machine with programs that write down how they are called, and a loop device in the part of a volume.
 struct Machine {
@@ -42,8 +44,13 @@ impl Machine {
             "#!/bin/sh\nroot='{root}'\nPATH=/usr/bin:/bin\n\
              {{ printf %s \"{name}\"; printf ' [%s]' \"$@\"; echo; }} >>\"$root/log\"\n{body}\n"
         );
-        fs::write(&path, script).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        // By another process: what this one has open for writing, a program that another test starts may hold open, and
+        // then it cannot be run.
+        let mut install = Command::new("install");
+        let mut install =
+            install.args(["-m", "755", "/dev/stdin"]).arg(&path).stdin(Stdio::piped()).spawn().unwrap();
+        install.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
+        assert!(install.wait().unwrap().success());
     }
 
     /// The calls since the last time, with the snapshot's name as `NAME`.
@@ -127,7 +134,8 @@ fn lvm_volumes_get_a_snapshot_with_the_room_there_is() {
 fn a_group_without_room_is_fatal_only_for_a_volume_in_use() -> Result<()> {
     let machine = Machine::new().with_lvm(&THICK.replace("4294967296", "4096"));
     let prepare = |kind, force| prepare_on(&machine.host, &machine.device.0, kind, force);
-    let idle = prepare(SnapshotKind::Auto, false)?;
+    // A losetup of another test may try the device.
+    let idle = soon(|| prepare(SnapshotKind::Auto, false));
     assert_eq!(idle.path_to_read(), machine.device.0);
     assert!(idle.warnings()[0].contains("too few"), "{:?}", idle.warnings());
     drop(idle);

@@ -1,7 +1,7 @@
 //! Who uses a source, and which volume it is.
 
 use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::{OpenOptionsExt, symlink};
+use std::os::unix::fs::{FileExt, OpenOptionsExt, symlink};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -11,7 +11,7 @@ use cinderfs::writer::source::host::Host;
 use cinderfs::writer::source::identity::{Origin, identify};
 use cinderfs::writer::source::in_use::{Use, look};
 
-use crate::kit::{Disk, Loop, MIB, Mounted, call, image};
+use crate::kit::{Disk, Loop, MIB, Mounted, call, image, soon};
 
 fn uses(path: &Path) -> Vec<Use> {
     look(&Host::default(), path).unwrap().uses
@@ -29,7 +29,7 @@ fn refused(path: &Path, words: &[&str]) {
 }
 
 fn free(path: &Path) {
-    let prepared = prepare(path, SnapshotKind::None, false).unwrap();
+    let prepared = soon(|| prepare(path, SnapshotKind::None, false));
     assert_eq!((prepared.path_to_read(), prepared.snapshot(), prepared.warnings()), (path, None, &[][..]));
 }
 
@@ -68,15 +68,30 @@ fn a_file_that_is_open_for_writing_is_in_use() {
     }
     for how in [">>", "<>"] {
         let writer = Holder::new(&path, how);
-        refused(&path, &[&format!("process {} (\"sleep\") has it open for writing", writer.0.id())]);
+        refused(&path, &[&*format!("process {} (", writer.0.id()), "has it open for writing"]);
         // By another name.
-        let link = folder.path().join(format!("link{}", how.len()));
+        let link = folder.path().join(if how == "<>" { "link" } else { "other link" });
         symlink(&path, &link).unwrap();
         refused(&link, &["for writing"]);
     }
     free(&path);
     let writer = OpenOptions::new().write(true).open(&path).unwrap();
     refused(&path, &["for writing"]);
+    drop(writer);
+    free(&path);
+}
+
+#[test]
+fn a_writer_that_cannot_be_found_is_noticed_all_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = image(folder.path(), "disk", 1);
+    // Opened under another name, so that its process does not show this one.
+    let other = image(folder.path(), "other", 1);
+    call("mount", &[&"--bind", &path, &other]);
+    let bound = Mounted(other);
+    let writer = Holder::new(&bound.0, "<>");
+    assert_eq!(uses(&path), [Use::UnknownWriter]);
+    refused(&path, &["a process has it open for writing"]);
     drop(writer);
     free(&path);
 }
@@ -113,7 +128,7 @@ fn an_idle_device_is_claimed_while_it_is_read() {
     let path = image(folder.path(), "disk", 16);
     call("mkfs.ext4", &[&"-q", &path]);
     let device = Loop::new(&path, &[]);
-    let prepared = prepare(&device.0, SnapshotKind::Auto, false).unwrap();
+    let prepared = soon(|| prepare(&device.0, SnapshotKind::Auto, false));
     assert_eq!((prepared.path_to_read(), prepared.snapshot()), (&*device.0, None));
     let at = folder.path().join("mnt");
     fs::create_dir(&at).unwrap();
@@ -146,11 +161,10 @@ fn a_device_that_is_claimed_or_written_to_is_in_use() {
 fn a_disk_with_a_partition_in_use_is_in_use() {
     let folder = tempfile::tempdir().unwrap();
     let path = image(folder.path(), "disk", 64);
-    let mut sfdisk = Command::new("sfdisk");
-    let mut sfdisk = sfdisk.arg("--quiet").arg(&path).stdin(Stdio::piped()).spawn().unwrap();
-    std::io::Write::write_all(&mut sfdisk.stdin.take().unwrap(), b"2048,65536\n,\n").unwrap();
-    assert!(sfdisk.wait().unwrap().success());
     let device = Loop::new(&path, &["--partscan"]);
+    // Told to the kernel, which may not be able to read a table.
+    call("addpart", &[&device.0, &"1", &"2048", &"32768"]);
+    call("addpart", &[&device.0, &"2", &"65536", &"8192"]);
     let part = |n: u32| device.0.with_file_name(format!("{}p{n}", device.name()));
     call("mkfs.ext4", &[&"-q", &part(1)]);
     let mounted = Mounted::new(&part(1), folder.path().join("mnt"), "ro");
@@ -199,11 +213,10 @@ fn what_is_no_volume_is_refused() {
 fn a_file_that_changes_while_it_is_read_is_noticed() {
     let folder = tempfile::tempdir().unwrap();
     let path = image(folder.path(), "disk", 1);
-    let prepared = prepare(&path, SnapshotKind::None, false).unwrap();
+    let prepared = soon(|| prepare(&path, SnapshotKind::None, false));
     fs::read(prepared.path_to_read()).unwrap();
     prepared.check_unchanged().unwrap();
-    std::os::unix::fs::FileExt::write_at(&OpenOptions::new().write(true).open(&path).unwrap(), b"x", 0)
-        .unwrap();
+    FileExt::write_all_at(&OpenOptions::new().write(true).open(&path).unwrap(), b"x", 0).unwrap();
     let error = prepared.check_unchanged().unwrap_err();
     assert!(error.to_string().contains("changed while it was read"), "{error}");
     let forced = prepare(&path, SnapshotKind::None, true).unwrap();

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use cinderfs::Result;
 use tempfile::TempDir;
 
 pub(crate) const MIB: u64 = 1 << 20;
@@ -22,6 +23,20 @@ pub(crate) fn image(folder: &Path, name: &str, mib: u64) -> PathBuf {
     let path = folder.join(name);
     std::fs::File::create(&path).unwrap().set_len(mib * MIB).unwrap();
     path
+}
+
+/// What `attempt` gives when it succeeds. A program that another test starts at this moment holds all files of this process
+/// open until it runs, and a file that was just closed is then still in use.
+#[track_caller]
+pub(crate) fn soon<T>(attempt: impl Fn() -> Result<T>) -> T {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(5);
+    loop {
+        match attempt() {
+            Ok(value) => return value,
+            Err(error) => assert!(std::time::Instant::now() < deadline, "{error}"),
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
 }
 
 /// A loop device.

@@ -8,7 +8,7 @@ use std::process::Command;
 use cinderfs::ErrorKind;
 use cinderfs::writer::snapshot::{Prepared, SnapshotKind, prepare};
 
-use crate::kit::{Disk, MIB, call};
+use crate::kit::{Disk, MIB, call, soon};
 
 const LEN: usize = 3 * MIB as usize + 123;
 
@@ -150,7 +150,7 @@ fn a_file_system_without_reflinks_is_read_as_it_is_or_refused() {
     let disk = Disk::new("ext4", 64);
     let path = disk.path().join("volume.img");
     source(&path);
-    let prepared = prepare(&path, SnapshotKind::Auto, false).unwrap();
+    let prepared = soon(|| prepare(&path, SnapshotKind::Auto, false));
     assert_eq!((prepared.path_to_read(), prepared.snapshot()), (&*path, None));
     for kind in [SnapshotKind::Reflink, SnapshotKind::Btrfs, SnapshotKind::Zfs, SnapshotKind::Lvm] {
         let error = prepare(&path, kind, true).unwrap_err();
@@ -171,7 +171,7 @@ fn a_read_only_file_system_needs_no_reflink() {
     source(&path);
     // A read-only file system needs no snapshot; its files cannot change.
     call("mount", &[&"-o", &"remount,ro", &disk.path()]);
-    let prepared = prepare(&path, SnapshotKind::Auto, false).unwrap();
+    let prepared = soon(|| prepare(&path, SnapshotKind::Auto, false));
     assert_eq!((prepared.snapshot(), prepared.warnings()), (None, &[][..]));
     let error = prepare(&path, SnapshotKind::Btrfs, false).unwrap_err().to_string();
     assert!(error.contains("btrfs subvolume snapshot -r"), "{error}");
