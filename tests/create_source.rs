@@ -3,7 +3,12 @@
 //! Needs root, loop devices, mkfs.ext4, mkfs.xfs and mkfs.btrfs, and fails without them. LVM and ZFS are programs that
 //! record how they are called.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests; a panic is the report")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "helpers of tests; a panic is the report"
+)]
 
 #[path = "create_source/fakes.rs"]
 mod fakes;
