@@ -19,3 +19,5 @@ mod ranges;
 mod pipeline;
 // One new backup: its parent, its names, its pipeline, its publishing.
 pub mod create;
+// A source that holds still while it is read.
+pub mod snapshot;
