@@ -27,6 +27,8 @@ Examples:
   cinderfs restore /backup_mount db@latest disk.img  one backup to a file
   cinderfs index /backup_mount                       makes first reads quick
   cinderfs hydrate /backup_mount db@latest           a whole image, kept here
+  cinderfs delete /backup_mount 52e81dfa --dry-run   what would go
+  cinderfs record export /backup_mount --command     for Cinder's lost database
 
 Exit codes:
   0         done
@@ -90,6 +92,8 @@ pub(crate) enum Verb {
     Show(super::show::ShowArgs),
     Restore(super::restore::RestoreArgs),
     Hydrate(super::hydrate::HydrateArgs),
+    Delete(super::delete::DeleteArgs),
+    Record(super::record::RecordArgs),
 }
 
 impl Verb {
@@ -101,6 +105,7 @@ impl Verb {
             #[cfg(feature = "fuse")]
             Self::Umount(_) => false,
             Self::Index(_) | Self::List(_) | Self::Show(_) | Self::Restore(_) | Self::Hydrate(_) => false,
+            Self::Delete(_) | Self::Record(_) => false,
         }
     }
 }

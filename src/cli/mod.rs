@@ -4,6 +4,7 @@
 
 mod args;
 mod cache;
+mod delete;
 mod exit;
 mod hydrate;
 mod index;
@@ -13,6 +14,7 @@ mod memory;
 #[cfg(feature = "fuse")]
 mod mount;
 mod progress;
+mod record;
 mod render;
 mod restore;
 mod select;
@@ -60,6 +62,8 @@ fn run(cli: Cli) -> Result<Outcome, Failure> {
         Verb::Show(args) => show::run(&args),
         Verb::Restore(args) => restore::run(&args, verbosity < 0),
         Verb::Hydrate(args) => hydrate::run(&args, verbosity < 0),
+        Verb::Delete(args) => delete::run(&args, verbosity < 0),
+        Verb::Record(args) => record::run(&args),
     }
 }
 

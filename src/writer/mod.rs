@@ -11,3 +11,7 @@
 pub mod encode;
 // Nothing of a backup is visible until all of it is there.
 pub mod staging;
+// Backups leave a store, children before parents.
+pub mod delete;
+// A backup's row in Cinder's database, made from the store alone.
+pub mod records;
