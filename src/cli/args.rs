@@ -50,7 +50,7 @@ Environment:
 /// Every OpenStack Cinder volume backup as a verified, read-only disk image
 ///
 /// Reads the backups that Cinder's POSIX, NFS and GlusterFS drivers wrote, full and incremental, without OpenStack.
-/// Every block is compared with its digest before a byte of it is handed out. The store is only ever read.
+/// Every block is compared with its digest before a byte of it is handed out. Reading never changes the store.
 #[derive(Parser, Debug)]
 #[command(name = "cinderfs", version, after_long_help = EXAMPLES)]
 pub struct Cli {
