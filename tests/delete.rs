@@ -2,15 +2,20 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests; a panic is the report")]
 
+#[allow(dead_code, reason = "this uses a part of it")]
+#[path = "common/genuine.rs"]
+mod genuine;
 #[path = "common/life_kit.rs"]
 mod life_kit;
+#[path = "common/mount.rs"]
+mod mount;
 #[path = "common/store_kit.rs"]
 mod store_kit;
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
-use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::os::unix::fs::{FileExt, PermissionsExt, chown, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -628,6 +633,80 @@ fn an_image_that_is_being_read_ends_in_errors_or_right_bytes() {
         }
     }
     assert!(errors > 0, "nothing of it was read before");
+}
+
+/// Needs root and /dev/fuse.
+#[test]
+fn a_mount_gives_right_bytes_or_eio_and_shows_it_no_more() {
+    let mut full = Made::full("aaaa0000-1", "volume-1", Naming::New);
+    full.spec.objects.iter_mut().for_each(|object| object.packing = Packing::Plain("none"));
+    let child = full.child("bbbb0000-2", 3);
+    let other = Made::full("eeee0000-9", "volume-9", Naming::Named);
+    let folder = mount::open_folder();
+    let root = folder.path().join("store");
+    fs::create_dir(&root).unwrap();
+    for made in [&full, &child, &other] {
+        made.put(&root);
+    }
+    let mounted = mount::Mount::new(&root);
+    let image = fs::File::open(mounted.image("bbbb0000-2")).unwrap();
+    ends(&["delete", root.to_str().unwrap(), "aaaa", "--cascade"], 0, "deleted aaaa0000-1");
+    let (mut block, mut errors) = ([0; 512], 0);
+    for (at, expected) in child.volume.chunks(512).enumerate() {
+        match image.read_at(&mut block[..expected.len()], (at * 512) as u64) {
+            Ok(len) => assert_eq!(block[..len], *expected, "block {at}"),
+            Err(error) => {
+                errors += 1;
+                assert!(matches!(error.raw_os_error(), Some(5 | 2)), "{error}");
+            }
+        }
+    }
+    assert!(errors > 0, "nothing of it was read before");
+    mount::within(std::time::Duration::from_secs(5), "the deleted to vanish", || {
+        mount::names(&mounted.path("backups")) == ["eeee0000-9"]
+    });
+    assert_eq!(fs::read(mounted.image("eeee0000-9")).unwrap(), other.volume);
+}
+
+/// Each store loses its backups one after the other, the newest first; what is left stays right to the last byte.
+#[test]
+fn genuine_stores_lose_one_backup_at_a_time() {
+    for store in [
+        "one-container",
+        "old-names",
+        "branch",
+        "zeros",
+        "texts",
+        "grew",
+        "emulated-python2",
+        "release-10.0.0-zlib",
+    ] {
+        let mut backups = genuine::backups_of(store);
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().join(store);
+        let copied = Command::new("cp").arg("-a").arg(backups[0].store_path()).arg(&root).status().unwrap();
+        assert!(copied.success());
+        let before = files(&root).len() as u64;
+        let mut gone = 0;
+        while let Some(newest) = backups.pop() {
+            let is_parent = backups.iter().any(|other| other.parent_id.as_ref() == Some(&newest.id));
+            assert!(!is_parent, "{newest}");
+            assert_eq!(delete(&root, &newest.id, &DeleteOptions::default()).unwrap(), [newest.id.as_str()]);
+            gone += newest.objects + 2;
+            assert_eq!(files(&root).len() as u64, before - gone, "{newest}");
+            let catalog = catalog(&root);
+            for left in &backups {
+                let image = catalog.image(catalog.snapshot().get(&left.id).unwrap()).unwrap();
+                let mut bytes = vec![0; left.bytes as usize];
+                let mut at = 0;
+                while at < bytes.len() {
+                    at += image.read_at(&mut bytes[at..], at as u64).unwrap();
+                }
+                left.check("after a deletion", &bytes);
+            }
+        }
+        assert_eq!(files(&root), BTreeSet::new(), "{store}");
+    }
 }
 
 /// Root may read everything, so the program runs as somebody else.

@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests; a panic is the report")]
 
+#[allow(dead_code, reason = "this uses a part of it")]
 #[path = "common/genuine.rs"]
 mod genuine;
 #[path = "common/life_kit.rs"]
@@ -80,7 +81,9 @@ fn parents_come_first() {
     let [mut a, mut b, c, _] = family(Naming::New);
     a.spec.created_at = "2030-01-01 00:00:00+00:00".into();
     let folder = tempfile::tempdir().unwrap();
-    [&c, &b, &a].map(|made| made.put(folder.path()));
+    for made in [&c, &b, &a] {
+        made.put(folder.path());
+    }
     let ids = |order: Vec<Value>| {
         order.iter().map(|row| decoded(row["backup_url"].as_str().unwrap())["id"].clone()).collect::<Vec<_>>()
     };
@@ -97,7 +100,9 @@ fn parents_come_first() {
 fn one_backup_is_printed_as_the_openstack_client_does() {
     let [a, b, c, d] = &family(Naming::Named);
     let folder = tempfile::tempdir().unwrap();
-    [a, b, c, d].map(|made| made.put(folder.path()));
+    for made in [a, b, c, d] {
+        made.put(folder.path());
+    }
     let store = folder.path().to_str().unwrap();
     let output = ends(
         &["record", "export", store, "cccc", "-f", "json"],
@@ -185,7 +190,9 @@ fn a_record_is_compared_with_the_store() {
     let [a, b, c, d] = &family(Naming::New);
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path();
-    [a, b, c, d].map(|made| made.put(root));
+    for made in [a, b, c, d] {
+        made.put(root);
+    }
     let store = root.to_str().unwrap();
     let url = rows(&[store, "cccc"], 0, "")[0]["backup_url"].as_str().unwrap().to_owned();
     let import = |record: &str, code: i32, message: &str| -> Value {

@@ -97,7 +97,8 @@ class Cinder:
             self.put_volume(volume_id, size_gib, volume_name)
             backup = self.put_backup(
                 id=backup_id, volume_id=volume_id, parent_id=parent, container=container, status='creating',
-                size=size_gib, display_name=name, display_description=description, created_at=when)
+                size=size_gib, display_name=name, display_description=description, created_at=when,
+                data_timestamp=when)
             with open(image, 'rb') as device:
                 self.driver(compression, object_size, hash_block).backup(backup, device)
         finally:
@@ -149,6 +150,14 @@ class Cinder:
         backup = objects.Backup.get_by_id(self.context, claimed['id'])
         return {'backup_id': backup.id, 'status': backup.status, 'record': objects.Backup.decode_record(
             backup.encode_record(driver_info={}))}
+
+    def delete(self, backup_id):
+        """Delete a backup of which the database has the row."""
+        from cinder import objects
+        backup = objects.Backup.get_by_id(self.context, backup_id)
+        self.driver().delete_backup(backup)
+        backup.destroy()
+        return {'backup_id': backup_id}
 
     def driver(self, compression='zlib', object_size=None, hash_block=None):
         """A driver as one that the service starts with these settings."""
@@ -236,6 +245,8 @@ def parse_arguments():
     record = commands.add_parser('import', help='take a record into the database')
     record.add_argument('backup_service')
     record.add_argument('backup_url')
+    delete = commands.add_parser('delete', help='delete a backup that the database holds')
+    delete.add_argument('backup_id')
     commands.add_parser('batch', help='run jobs from stdin, one JSON object a line')
     return {key: value for key, value in vars(parser.parse_args()).items() if value is not None}
 
@@ -246,7 +257,7 @@ def main():
     with tempfile.TemporaryDirectory(prefix='genuine-cinder-') as scratch:
         cinder = Cinder(job.pop('store'), scratch)
         commands = {'backup': cinder.backup, 'restore': cinder.restore, 'export': cinder.export,
-                    'import': cinder.import_record}
+                    'import': cinder.import_record, 'delete': cinder.delete}
         for job in map(json.loads, sys.stdin) if job['command'] == 'batch' else [job]:
             try:
                 answer = commands[job.pop('command')](**job)
