@@ -18,14 +18,10 @@ use super::restore::{Signals, THREADS_MAX};
 use super::{print, render, select};
 use crate::catalog::{Catalog, Entry};
 use crate::codec::Codec;
-use crate::error::{ErrorKind, ResultExt};
+use crate::error::ErrorKind;
 use crate::types::{ObjectName, VolumeId};
 use crate::writer::create::{self as engine, Base, Created, NewBackup};
-use crate::writer::snapshot::SnapshotKind;
-use crate::writer::source::changed::Changed;
-use crate::writer::source::host::Host;
-use crate::writer::source::identity::identify;
-use crate::writer::source::{HeldSource, Source};
+use crate::writer::source::FileSource;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -63,19 +59,9 @@ pub(crate) struct CreateArgs {
     /// Store only what changed since this backup: an id, a unique name, or a unique prefix of an id
     #[arg(long, value_name = "BACKUP")]
     parent: Option<String>,
-    /// Take a snapshot of the source first, and drop it afterwards; `auto` takes one where it can
-    #[arg(long, value_name = "KIND", default_value_t = SnapshotKind::Auto)]
-    snapshot: SnapshotKind,
-    /// Back up a source that is in use without a snapshot
+    /// Back up a source that is in use
     #[arg(long)]
     force: bool,
-    /// Read only what this file says has changed since the parent: dirty bitmaps as qemu's or nbdinfo's JSON,
-    /// `rbd diff --format json`, or the XML of thin_delta
-    #[arg(long, value_name = "FILE")]
-    changed_from: Option<PathBuf>,
-    /// Read all the same with --changed-from, and store what it leaves out
-    #[arg(long, requires = "changed_from")]
-    paranoid: bool,
     /// Id of the volume; else that in the source's name (`volume-<id>`), the parent's, or one made of the source's path
     #[arg(long, value_name = "ID", value_parser = volume_id)]
     volume_id: Option<VolumeId>,
@@ -156,16 +142,9 @@ fn bytes(word: &str) -> Result<u64, String> {
 pub(crate) fn run(args: &CreateArgs, quiet: bool) -> Result<Outcome, Failure> {
     let store = args.store.path()?;
     let catalog = args.store.catalog()?;
-    let mut new = new_backup(args, &catalog)?;
-    // Before there is a snapshot to be dropped.
+    let source = FileSource::open(&args.source)?;
+    let new = new_backup(args, &catalog)?;
     let signals = Signals::watch()?;
-    let source = HeldSource::open(&args.source, args.snapshot, args.force)?;
-    source.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
-    if let Some(list) = &args.changed_from {
-        new.changed = Some(Changed::read(list, source.len_bytes())?.into());
-        new.paranoid = args.paranoid;
-    }
-    let snapshot = source.snapshot().map(str::to_owned);
     let reporter = Reporter::new(args.progress, quiet, 0);
     let started = Instant::now();
     let result =
@@ -177,7 +156,6 @@ pub(crate) fn run(args: &CreateArgs, quiet: bool) -> Result<Outcome, Failure> {
             );
         });
     let seconds = started.elapsed().as_secs_f64();
-    let dropped = source.finish();
     let created = match result {
         Ok(created) => created,
         Err(error) => {
@@ -187,11 +165,9 @@ pub(crate) fn run(args: &CreateArgs, quiet: bool) -> Result<Outcome, Failure> {
     };
     reporter.finish(|| summary_json(&created, seconds));
     if !quiet && args.progress != Mode::Json {
-        note(&summary(&created, seconds, &args.source, snapshot.as_deref()));
+        note(&summary(&created, seconds, &args.source));
     }
     print(|out| writeln!(out, "{}", created.id))?;
-    // The backup is there; what is left behind is told all the same.
-    dropped.context(|| "the backup was made, but its snapshot is left".to_owned())?;
     Ok(Outcome::Done)
 }
 
@@ -218,7 +194,7 @@ fn new_backup(args: &CreateArgs, catalog: &Catalog) -> Result<NewBackup, Failure
     let volume_id = match (&args.volume_id, parent.as_ref().and_then(|parent| parent.volume_id.clone())) {
         (Some(told), _) => told.clone(),
         (None, Some(parents)) => parents,
-        (None, None) => identify(&Host::default(), &args.source)?.volume_id,
+        (None, None) => identity(&args.source)?,
     };
     let base = match parent {
         Some(parent) => Base::Backup(parent.id.clone()),
@@ -250,6 +226,28 @@ fn new_backup(args: &CreateArgs, catalog: &Catalog) -> Result<NewBackup, Failure
     Ok(new)
 }
 
+/// The volume id in a Cinder path, or one made of the source's canonical path.
+fn identity(source: &Path) -> Result<VolumeId, Failure> {
+    use sha2::{Digest, Sha256};
+    use std::os::unix::ffi::OsStrExt;
+    let name = source.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    if let Some(id) = name.strip_prefix("volume-").and_then(|rest| rest.get(..36))
+        && id.bytes().enumerate().all(|(i, byte)| match i {
+            8 | 13 | 18 | 23 => byte == b'-',
+            _ => byte.is_ascii_hexdigit(),
+        })
+    {
+        return Ok(VolumeId::parse(&id.to_ascii_lowercase())?);
+    }
+    let path = std::fs::canonicalize(source).unwrap_or_else(|_| source.to_owned());
+    let mut bytes: [u8; 32] = Sha256::digest(path.as_os_str().as_bytes()).into();
+    bytes[6] = bytes[6] & 0x0f | 0x80;
+    bytes[8] = bytes[8] & 0x3f | 0x80;
+    let digits: String = bytes[..16].iter().map(|byte| format!("{byte:02x}")).collect();
+    let parts = [&digits[..8], &digits[8..12], &digits[12..16], &digits[16..20], &digits[20..]];
+    Ok(VolumeId::parse(&parts.join("-"))?)
+}
+
 fn summary_json(created: &Created, seconds: f64) -> Value {
     json!({
         "backup_id": created.id.as_str(),
@@ -264,7 +262,7 @@ fn summary_json(created: &Created, seconds: f64) -> Value {
     })
 }
 
-fn summary(created: &Created, seconds: f64, source: &Path, snapshot: Option<&str>) -> String {
+fn summary(created: &Created, seconds: f64, source: &Path) -> String {
     let kind = match &created.parent_id {
         None => "full backup".to_owned(),
         Some(parent) => format!("incremental backup on {parent}"),
@@ -272,9 +270,8 @@ fn summary(created: &Created, seconds: f64, source: &Path, snapshot: Option<&str
     let progress = created.progress;
     let rate = progress.total_bytes as f64 / seconds.max(0.001);
     format!(
-        "{kind} of {}{}, volume {}\n{} in {seconds:.1} s ({}/s): {} stored as {} in {} object(s)\n",
+        "{kind} of {}, volume {}\n{} in {seconds:.1} s ({}/s): {} stored as {} in {} object(s)\n",
         render::visible(&source.to_string_lossy()),
-        snapshot.map_or_else(String::new, |snapshot| format!(" ({})", render::visible(snapshot))),
         created.volume_id,
         BinaryBytes(progress.total_bytes),
         BinaryBytes(rate as u64),
@@ -296,5 +293,15 @@ mod tests {
         for bad in ["", "K", "-1", "1.5M", "1X", "99999999T", "1 K"] {
             assert!(bytes(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_cinder_path_tells_the_volume() {
+        let id = "52e81dfa-802a-41bb-a91f-68f01522f6d7";
+        let of = |path: &str| identity(Path::new(path)).unwrap().to_string();
+        assert_eq!(of(&format!("/dev/vg/volume-{id}")), id);
+        assert_eq!(of(&format!("volume-{id}.img")), id);
+        assert_eq!(of("/srv/disk.img"), of("/srv/disk.img"));
+        assert_ne!(of("/srv/disk.img"), of("/srv/disk2.img"));
     }
 }

@@ -16,7 +16,6 @@ use super::encode::Encoder;
 pub use super::pipeline::Progress;
 use super::pipeline::{self, Plan};
 use super::source::Source;
-use super::source::changed::Changed;
 use super::staging::Staging;
 use crate::backup::{Backup, BlockHashTable, DigestFile};
 use crate::catalog::{Catalog, Entry, Snapshot};
@@ -76,11 +75,6 @@ pub struct NewBackup {
     pub object_bytes: Option<u64>,
     /// Bytes of a block.
     pub block_bytes: u64,
-    /// What changed since the parent, as somebody else tells; the rest has the parent's digests and is not read. Only with a
-    /// parent.
-    pub changed: Option<Arc<Changed>>,
-    /// All is read and compared nevertheless, and what changed beside the list is stored as well.
-    pub paranoid: bool,
     /// Threads that work at it; fewer where they would take too much memory.
     pub threads: usize,
 }
@@ -100,8 +94,6 @@ impl NewBackup {
             level: None,
             object_bytes: None,
             block_bytes: BLOCK_BYTES,
-            changed: None,
-            paranoid: false,
             threads: std::thread::available_parallelism().map_or(1, usize::from),
         }
     }
@@ -167,11 +159,6 @@ pub fn create(
         );
         return Err(Error::new(ErrorKind::Usage, message));
     }
-    if new.changed.is_some() && new.base == Base::Nothing {
-        let message =
-            "a list of changes says nothing without the backup that they changed: make an incremental";
-        return Err(Error::new(ErrorKind::Usage, message));
-    }
     let snapshot = catalog.refresh()?;
     let parent = find_parent(catalog, &snapshot, new)?;
     let digests =
@@ -204,8 +191,6 @@ pub fn create(
         staging: &staging,
         head: &head,
         parent: digests.as_ref(),
-        changed: new.changed.as_deref(),
-        paranoid: new.paranoid,
         object_bytes,
         block_bytes,
         threads: new.threads,

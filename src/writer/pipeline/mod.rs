@@ -36,7 +36,6 @@ use self::window::Window;
 use super::encode::Encoder;
 use super::ranges::Ranges;
 use super::source::Source;
-use super::source::changed::Changed;
 use super::staging::Staging;
 use crate::backup::BlockHashTable;
 use crate::error::{Error, ErrorKind, Result};
@@ -61,8 +60,6 @@ pub(super) struct Plan<'a> {
     pub(super) staging: &'a Staging,
     pub(super) head: &'a MetadataHead,
     pub(super) parent: Option<&'a BlockHashTable>,
-    pub(super) changed: Option<&'a Changed>,
-    pub(super) paranoid: bool,
     pub(super) object_bytes: u64,
     pub(super) block_bytes: u64,
     pub(super) threads: usize,
@@ -110,8 +107,6 @@ pub(super) fn run(plan: &Plan<'_>) -> Result<(Progress, u64)> {
         ranges: Ranges::new(plan.source),
         encoder: plan.encoder,
         parent: plan.parent,
-        changed: plan.changed,
-        paranoid: plan.paranoid,
         digests: &digests,
         block_bytes: plan.block_bytes,
         encode_bytes,

@@ -16,7 +16,7 @@ use crate::writer::staging::{FileName, StagedFile, Staging};
 const WRITE_BYTES: usize = 256 << 10;
 
 /// What zeros are made of, for md5.
-static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// How many lengths of zeros have their md5 remembered: an object's, and that of the volume's last one.
 const ZERO_LENGTHS_MAX: usize = 4;

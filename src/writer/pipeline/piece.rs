@@ -12,7 +12,6 @@ use crate::types::BlockHash;
 use crate::writer::encode::{EncodedPiece, Encoder};
 use crate::writer::ranges::Ranges;
 use crate::writer::source::Source;
-use crate::writer::source::changed::Changed;
 
 /// What blocks are compared with to see whether they are zeros.
 static ZEROS: [u8; 4096] = [0; 4096];
@@ -26,10 +25,6 @@ pub(super) struct PieceMaker<'a> {
     pub(super) ranges: Ranges<'a>,
     pub(super) encoder: &'a Encoder,
     pub(super) parent: Option<&'a BlockHashTable>,
-    /// Elsewhere blocks are as the parent has them.
-    pub(super) changed: Option<&'a Changed>,
-    /// Are they?
-    pub(super) paranoid: bool,
     pub(super) digests: &'a Digests,
     pub(super) block_bytes: u64,
     /// Longest piece that is compressed at once.
@@ -44,29 +39,16 @@ impl PieceMaker<'_> {
         if is_known_hole || self.ranges.is_hole(&range)? {
             return self.make_zeros(range);
         }
-        let first = range.start / self.block_bytes;
-        let block_bytes = self.block_bytes as usize;
-        let kept = self.kept(&range)?;
-        if !self.paranoid && !kept.is_empty() && kept.iter().all(Option::is_some) {
-            let digests: Vec<BlockHash> = kept.into_iter().flatten().collect();
-            self.digests.put(first, &digests)?;
-            return Ok(Done { offset: range.start, plain: Vec::new(), runs: Vec::new() });
-        }
         let mut plain = lock(&self.idle).pop().unwrap_or_default();
         plain.resize((range.end - range.start) as usize, 0);
-        self.read(&mut plain, range.start, &kept)?;
-        let digest = |(i, block): (usize, &[u8])| match kept.get(i).copied().flatten() {
-            Some(kept) if !self.paranoid => kept,
-            _ if block.len() == block_bytes && is_zeros(block) => self.digests.of_zeros,
+        self.source.read_exact_at(&mut plain, range.start)?;
+        let first = range.start / self.block_bytes;
+        let block_bytes = self.block_bytes as usize;
+        let digest = |block: &[u8]| match is_zeros(block) {
+            true if block.len() == block_bytes => self.digests.of_zeros,
             _ => hash_of(block),
         };
-        let digests: Vec<BlockHash> = plain.chunks(block_bytes).enumerate().map(digest).collect();
-        if let Some(i) = (0..kept.len()).find(|&i| kept[i].is_some_and(|kept| kept != digests[i])) {
-            tracing::warn!(
-                offset = range.start + i as u64 * self.block_bytes,
-                "the volume changed here, and the list of changes does not say so; it is stored"
-            );
-        }
+        let digests: Vec<BlockHash> = plain.chunks(block_bytes).map(digest).collect();
         self.digests.put(first, &digests)?;
         let mut runs = Vec::new();
         for blocks in self.changed(first, &digests)? {
@@ -79,43 +61,6 @@ impl PieceMaker<'_> {
             self.give_back(std::mem::take(&mut plain));
         }
         Ok(Done { offset: range.start, plain, runs })
-    }
-
-    /// The parent's digests of those blocks of a piece that the list of changes leaves out; nothing without a list.
-    fn kept(&self, range: &Range<u64>) -> Result<Vec<Option<BlockHash>>> {
-        let (Some(changed), Some(parent)) = (self.changed, self.parent) else { return Ok(Vec::new()) };
-        let blocks = range.start / self.block_bytes..range.end.div_ceil(self.block_bytes);
-        let mut kept = Vec::new();
-        for (block, old) in blocks.clone().zip(parent.get(blocks)) {
-            let start = block * self.block_bytes;
-            let end = (start + self.block_bytes).min(self.source.len_bytes());
-            // The parent's last block may have been longer or shorter than ours, whatever the list says.
-            let is_whole = end - start == self.block_bytes && block + 1 < parent.count();
-            kept.push(match old {
-                _ if !is_whole || changed.touches(start..end) => None,
-                Ok(old) => Some(old),
-                Err(error) if error.kind() == ErrorKind::Malformed => None,
-                Err(error) => return Err(error.context("while comparing with the parent backup")),
-            });
-        }
-        Ok(kept)
-    }
-
-    /// Reads a piece, but for the blocks whose digests are kept.
-    fn read(&self, plain: &mut [u8], offset: u64, kept: &[Option<BlockHash>]) -> Result<()> {
-        if kept.is_empty() || self.paranoid {
-            return self.source.read_exact_at(plain, offset);
-        }
-        let block_bytes = self.block_bytes as usize;
-        let mut at = 0;
-        for run in kept.chunk_by(|one, next| one.is_some() == next.is_some()) {
-            let bytes = at * block_bytes..plain.len().min((at + run.len()) * block_bytes);
-            at += run.len();
-            if run[0].is_none() {
-                self.source.read_exact_at(&mut plain[bytes.clone()], offset + bytes.start as u64)?;
-            }
-        }
-        Ok(())
     }
 
     /// A buffer is free again.
@@ -194,7 +139,7 @@ impl PieceMaker<'_> {
         if len_bytes >= most {
             pieces = vec![self.encoder.encode_zeros(self.encode_bytes)?; (len_bytes / most) as usize];
         }
-        if !len_bytes.is_multiple_of(most) {
+        if len_bytes % most > 0 {
             pieces.push(self.encoder.encode_zeros((len_bytes % most) as usize)?);
         }
         Ok(pieces)

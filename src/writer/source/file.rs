@@ -25,29 +25,25 @@ impl FileSource {
     /// Opens the file or device at `path` for reading. [`ErrorKind::Usage`] when it is neither, or empty;
     /// [`ErrorKind::Source`] when it cannot be opened.
     pub fn open(path: &Path) -> Result<Self> {
-        Self::open_as(path, &path.to_string_lossy())
-    }
-
-    /// The same; messages call it `name`.
-    pub fn open_as(path: &Path, name: &str) -> Result<Self> {
+        let name = path.to_string_lossy().into_owned();
         let failed =
-            |error| Error::caused_by(ErrorKind::Source, format!("cannot open the source {name:?}"), error);
+            |error| Error::caused_by(ErrorKind::Source, format!("cannot open the source {path:?}"), error);
         // Looked at before it is opened: a pipe would wait for its writer, and some devices act when they are opened.
         let kind = fs::metadata(path).map_err(failed)?.file_type();
         if !kind.is_file() && !kind.is_block_device() {
-            let message = format!("the source {name:?} is neither a file nor a block device");
+            let message = format!("the source {path:?} is neither a file nor a block device");
             return Err(Error::new(ErrorKind::Usage, message));
         }
         let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(failed)?;
         let opened = file.metadata().map_err(failed)?.file_type();
         if !opened.is_file() && !opened.is_block_device() {
-            let message = format!("the source {name:?} is neither a file nor a block device");
+            let message = format!("the source {path:?} is neither a file nor a block device");
             return Err(Error::new(ErrorKind::Usage, message));
         }
-        let mut source = Self { file, name: name.to_owned(), len_bytes: 0, knows_holes: opened.is_file() };
+        let mut source = Self { file, name, len_bytes: 0, knows_holes: opened.is_file() };
         source.len_bytes = source.len_now()?;
         if source.len_bytes == 0 {
-            return Err(Error::new(ErrorKind::Usage, format!("the source {name:?} is empty")));
+            return Err(Error::new(ErrorKind::Usage, format!("the source {path:?} is empty")));
         }
         Ok(source)
     }
@@ -97,7 +93,7 @@ impl Source for FileSource {
     }
 
     fn next_data(&self, offset: u64) -> Result<Option<Range<u64>>> {
-        let rest = (offset < self.len_bytes).then_some(offset..self.len_bytes);
+        let rest = (offset < self.len_bytes).then(|| offset..self.len_bytes);
         if !self.knows_holes || rest.is_none() {
             return Ok(rest);
         }

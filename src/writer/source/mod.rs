@@ -15,13 +15,10 @@ pub mod identity;
 pub mod in_use;
 mod lease;
 mod file;
-// A source that holds still.
-mod held;
 
 use std::ops::Range;
 
 pub use self::file::FileSource;
-pub use self::held::HeldSource;
 use crate::error::Result;
 
 /// A volume to be read, from any thread.
