@@ -47,8 +47,12 @@ const MEMORY_BYTES_MAX: u64 = 144 << 20;
 /// Pieces begun and not in order, for each thread: the one it works at, and one that waits.
 const PIECES_PER_THREAD: usize = 2;
 
-/// How far windows may be ahead of the first unfinished one, for each thread. What they hold is listed in order.
-const WINDOWS_AHEAD_PER_THREAD: u64 = 4;
+/// How far windows may be ahead of the first unfinished one. Between windows with data lie many without, which take no time;
+/// and md5 of what has data keeps one core busy for each window.
+const WINDOWS_AHEAD_MAX: u64 = 4096;
+
+/// How many objects may wait for those of earlier windows to be listed: about 10 MiB.
+const OBJECTS_WAITING_MAX: u64 = 50_000;
 
 /// Most restart points in one backup. Each takes some five bytes of the metadata, which Cinder and we read whole.
 const POINTS_MAX: u64 = 2_000_000;
@@ -172,6 +176,8 @@ struct Schedule<'a> {
     next_window: u64,
     /// Windows that are listed, from the volume's beginning on.
     listed: u64,
+    /// Objects of later ones, which wait to be listed.
+    waiting: u64,
     /// Windows that somebody looks at for holes, or ends.
     between: usize,
     in_progress: Vec<Lane<'a>>,
@@ -238,9 +244,10 @@ impl<'a> Pipeline<'a, '_> {
         if schedule.outstanding >= PIECES_PER_THREAD * self.threads {
             return None;
         }
-        let ahead_max = WINDOWS_AHEAD_PER_THREAD * self.threads as u64;
+        let is_first = schedule.next_window == schedule.listed;
         let may_open = schedule.next_window < self.windows
-            && schedule.next_window < schedule.listed + ahead_max
+            && schedule.next_window < schedule.listed + WINDOWS_AHEAD_MAX
+            && (is_first || schedule.waiting < OBJECTS_WAITING_MAX)
             && schedule.in_progress.len() + schedule.between < self.threads;
         let lanes = schedule.in_progress.iter_mut().filter(|lane| !self.is_given_out(lane));
         let idlest = lanes.min_by_key(|lane| lane.outstanding);
@@ -330,10 +337,12 @@ impl<'a> Pipeline<'a, '_> {
         let objects = window.finish()?;
         let stored = objects.iter().map(|object| object.stored_bytes).sum();
         self.counters.stored.fetch_add(stored, Ordering::Relaxed);
-        let listed = self.listing.put(window.index, objects)?;
+        let (listed, waiting) = self.listing.put(window.index, objects)?;
         let mut schedule = self.lock();
         schedule.between -= 1;
-        schedule.listed = schedule.listed.max(listed);
+        if listed >= schedule.listed {
+            (schedule.listed, schedule.waiting) = (listed, waiting);
+        }
         drop(schedule);
         self.changed.notify_all();
         Ok(())
