@@ -16,7 +16,7 @@ use crate::writer::staging::{FileName, StagedFile, Staging};
 const WRITE_BYTES: usize = 256 << 10;
 
 /// What zeros are made of, for md5.
-const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// Between states of md5 over zeros that are remembered, in bytes.
 const STATE_BYTES: u64 = 1 << 20;

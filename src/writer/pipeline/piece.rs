@@ -139,7 +139,7 @@ impl PieceMaker<'_> {
         if len_bytes >= most {
             pieces = vec![self.encoder.encode_zeros(self.encode_bytes)?; (len_bytes / most) as usize];
         }
-        if len_bytes % most > 0 {
+        if !len_bytes.is_multiple_of(most) {
             pieces.push(self.encoder.encode_zeros((len_bytes % most) as usize)?);
         }
         Ok(pieces)

@@ -93,7 +93,7 @@ impl Source for FileSource {
     }
 
     fn next_data(&self, offset: u64) -> Result<Option<Range<u64>>> {
-        let rest = (offset < self.len_bytes).then(|| offset..self.len_bytes);
+        let rest = (offset < self.len_bytes).then_some(offset..self.len_bytes);
         if !self.knows_holes || rest.is_none() {
             return Ok(rest);
         }
