@@ -19,6 +19,7 @@ use cinderfs::codec::Codec;
 use cinderfs::format::points;
 use cinderfs::types::{BackupId, ObjectName, VolumeId};
 use cinderfs::writer::create::{Base, NewBackup, create};
+use cinderfs::writer::source::changed::Changed;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -255,6 +256,53 @@ fn at_each_restart_point_a_decoder_may_begin() {
         }
     }
     assert!(checked > 20, "{checked}");
+}
+
+#[test]
+fn a_list_of_changes_spares_reading_and_is_checked_when_asked() {
+    let store = tempfile::tempdir().unwrap();
+    let old = mixed(9_000_123);
+    let full = make(store.path(), &MemorySource::new(old.clone()), &small()).unwrap();
+    let mut bytes = old.clone();
+    bytes[4_000_000] ^= 1;
+    bytes[7_000_000] ^= 1;
+    let list = |text: &str| Some(Changed::parse(text.as_bytes(), 9_000_123).unwrap());
+    let both = r#"[{"offset":3999744,"length":4096,"exists":"true"},{"offset":6999000,"length":4096,"exists":"true"}]"#;
+    let one = r#"[{"offset":3999744,"length":4096,"exists":"true"}]"#;
+
+    let source = MemorySource::new(bytes.clone());
+    let new = NewBackup { changed: list(both), ..on(&full.id) };
+    let made = make(store.path(), &source, &new).unwrap();
+    check(store.path(), &made, &new, &bytes, Some(&old));
+    // What is listed, and the last piece of a window of 64 KiB, of which the length may have changed.
+    let windows = [3_999_744, 4_003_839, 6_999_000, 7_003_095, 9_000_122u64].map(|at| at >> 16);
+    let windows = std::collections::BTreeSet::from(windows);
+    let read: u64 = windows.iter().map(|window| (9_000_123 - (window << 16)).min(64 << 10)).sum();
+    assert_eq!(source.read.load(Ordering::Relaxed), read);
+    assert_eq!(made.progress.unlisted_bytes, 0);
+
+    let new = NewBackup { changed: list(one), paranoid: true, ..on(&full.id) };
+    let made = make(store.path(), &MemorySource::new(bytes.clone()), &new).unwrap();
+    check(store.path(), &made, &new, &bytes, Some(&old));
+    assert_eq!(made.progress.unlisted_bytes, 4096);
+
+    let new = NewBackup { changed: list(one), ..small() };
+    refused(store.path(), bytes, &new, ErrorKind::Usage, "give --incremental or --parent");
+}
+
+#[test]
+fn a_source_in_use_is_refused_unless_forced() {
+    let (_folder, store, image) = world(&mixed(300_000));
+    let writer = fs::OpenOptions::new().write(true).open(&image).unwrap();
+    let failed = run(create_command(&store, &image, &["--snapshot", "none"]), 1);
+    assert!(stderr(&failed).contains("is in use"), "{}", stderr(&failed));
+    assert_eq!(root_names(&store), Vec::<String>::new());
+    let forced = run(create_command(&store, &image, &["--snapshot", "none", "--force"]), 0);
+    assert!(stderr(&forced).contains("warning: source"), "{}", stderr(&forced));
+    drop(writer);
+    run(create_command(&store, &image, &["--snapshot", "none"]), 0);
+    run(create_command(&store, &image, &["--snapshot", "magic"]), 2);
+    run(create_command(&store, &image, &["--paranoid"]), 2);
 }
 
 fn create_command(store: &Path, source: &Path, words: &[&str]) -> Command {

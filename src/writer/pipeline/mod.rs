@@ -36,6 +36,7 @@ use self::window::Window;
 use super::encode::Encoder;
 use super::ranges::Ranges;
 use super::source::Source;
+use super::source::changed::Changed;
 use super::staging::Staging;
 use crate::backup::BlockHashTable;
 use crate::error::{Error, ErrorKind, Result};
@@ -64,6 +65,8 @@ pub(super) struct Plan<'a> {
     pub(super) staging: &'a Staging,
     pub(super) head: &'a MetadataHead,
     pub(super) parent: Option<&'a BlockHashTable>,
+    pub(super) changed: Option<&'a Changed>,
+    pub(super) paranoid: bool,
     pub(super) object_bytes: u64,
     pub(super) block_bytes: u64,
     pub(super) threads: usize,
@@ -82,6 +85,8 @@ pub struct Progress {
     pub changed_bytes: u64,
     /// Bytes that they take in objects; of objects that are complete.
     pub stored_bytes: u64,
+    /// Bytes of blocks that changed although the list of changes does not tell so.
+    pub unlisted_bytes: u64,
 }
 
 #[derive(Default)]
@@ -111,6 +116,10 @@ pub(super) fn run(plan: &Plan<'_>) -> Result<(Progress, u64)> {
         ranges: Ranges::new(plan.source),
         encoder: plan.encoder,
         parent: plan.parent,
+        changed: plan.changed,
+        paranoid: plan.paranoid,
+        len_bytes,
+        unlisted: AtomicU64::new(0),
         digests: &digests,
         block_bytes: plan.block_bytes,
         encode_bytes,
@@ -286,7 +295,8 @@ impl<'a> Pipeline<'a, '_> {
             Job::Open(index) => {
                 let start = index * self.plan.object_bytes;
                 let range = start..self.len_bytes.min(start.saturating_add(self.plan.object_bytes));
-                let is_hole = self.maker.ranges.is_hole(&range)?;
+                // A list of changes asks for piece after piece.
+                let is_hole = self.plan.changed.is_none() && self.maker.ranges.is_hole(&range)?;
                 let window = Arc::new(Window::new(index, range, self.objects));
                 let next_offset = window.range.start;
                 let lane = Lane { window, is_hole, next_piece: 0, next_offset, outstanding: 0 };
@@ -354,6 +364,7 @@ impl<'a> Pipeline<'a, '_> {
             total_bytes: self.len_bytes,
             changed_bytes: self.counters.changed.load(Ordering::Relaxed),
             stored_bytes: self.counters.stored.load(Ordering::Relaxed),
+            unlisted_bytes: self.maker.unlisted.load(Ordering::Relaxed),
         }
     }
 

@@ -25,7 +25,11 @@ impl FileSource {
     /// Opens the file or device at `path` for reading. [`ErrorKind::Usage`] when it is neither, or empty;
     /// [`ErrorKind::Source`] when it cannot be opened.
     pub fn open(path: &Path) -> Result<Self> {
-        let name = path.to_string_lossy().into_owned();
+        Self::open_as(path, path.to_string_lossy().into_owned())
+    }
+
+    /// The same, called `name`: for a snapshot that people know by its original.
+    pub fn open_as(path: &Path, name: String) -> Result<Self> {
         let failed =
             |error| Error::caused_by(ErrorKind::Source, format!("cannot open the source {path:?}"), error);
         // Looked at before it is opened: a pipe would wait for its writer, and some devices act when they are opened.
