@@ -31,7 +31,7 @@ use crate::writer::source::{FileSource, Source, identity};
 const EXAMPLES: &str = "\
 Examples:
   cinderfs create /backup_mount disk.img --name monday
-  cinderfs create /backup_mount /dev/vg/data --snapshot lvm
+  cinderfs create /backup_mount /dev/vg/db --snapshot lvm --compression zstd
   cinderfs create /backup_mount disk.img --incremental --name tuesday
 
 The id of the new backup goes to stdout, all else to stderr. Until the backup is whole, nothing of it can be seen in the store.";
