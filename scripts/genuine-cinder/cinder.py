@@ -14,7 +14,8 @@ takes 1.5 s, and answers each with one line as soon as it is done:
     {"command": "backup", "image": "vol.img", "container": "team/one", "compression": "zstd"}
     {"command": "restore", "backup_id": "...", "output": "out.img", "bytes": 3000000}
 
-The keys are the parameters of Cinder.backup and Cinder.restore below; the single commands take them as --options.
+The keys are the parameters of Cinder.backup, restore, read and delete below; the single commands take them as
+--options. What Cinder's code logs as a warning or worse meanwhile comes with the answer, as `warnings`.
 """
 import argparse
 import json
@@ -47,7 +48,8 @@ sqlite_synchronous = false
 def load_cinder(configuration):
     """Import Cinder and start it as far as the cinder-backup process would, without a message queue."""
     warnings.simplefilter('ignore')
-    logging.basicConfig(level=logging.ERROR)
+    logging.basicConfig(level=logging.WARNING)
+    logging.getLogger().handlers[0].setLevel(logging.ERROR)
     sys.path.remove(os.path.dirname(os.path.realpath(__file__)))  # else `cinder` would be this file
     os.environ['OS_CINDER_DISABLE_EVENTLET_PATCHING'] = '1'
     from cinder import monkey_patch
@@ -61,6 +63,22 @@ def load_cinder(configuration):
     api.configure(config.CONF)
     models.BASE.metadata.create_all(api.get_engine())
     return config.CONF
+
+
+class Warnings(logging.Handler):
+    """Collects what Cinder warns of."""
+
+    def __init__(self):
+        super().__init__(logging.WARNING)
+        self.texts = []
+        logging.getLogger().addHandler(self)
+
+    def emit(self, record):
+        self.texts.append(f'{record.name}: {record.getMessage()}')
+
+    def take(self):
+        taken, self.texts = self.texts, []
+        return taken
 
 
 class Cinder:
@@ -78,23 +96,27 @@ class Cinder:
         self.context = context.RequestContext(user_id=USER, project_id=PROJECT, is_admin=True)
 
     def backup(self, image, backup_id=None, volume_id=None, parent=None, compression='zlib', object_size=None,
-               hash_block=None, container=None, name=None, description=None, volume_name=None, created_at=None):
+               hash_block=None, container=None, name=None, description=None, volume_name=None, created_at=None,
+               properties=None):
         """Back `image` up: in full, or the changes since the backup `parent`.
 
         `object_size` and `hash_block` are bytes and default to Cinder's own; `created_at` (ISO 8601, UTC) is also what
-        Cinder takes the time to be.
+        Cinder takes the time to be; `properties` are the volume's own metadata.
         """
         from oslo_utils import timeutils
         backup_id = backup_id or str(uuid.uuid4())
         image_bytes = os.path.getsize(image)
         size_gib = max(1, -(-image_bytes // GIB))
         if parent:
-            volume_id = volume_id or self.known(parent).volume_id
+            parent_row = self.known(parent)  # in any case: Cinder finds the parent by its row
+            volume_id = volume_id or parent_row.volume_id
         volume_id = volume_id or str(uuid.uuid4())
         when = timeutils.normalize_time(timeutils.parse_isotime(created_at)) if created_at else timeutils.utcnow()
         timeutils.set_time_override(when)
         try:
             self.put_volume(volume_id, size_gib, volume_name)
+            if properties:
+                self.db.volume_metadata_update(self.context, volume_id, properties, True)
             backup = self.put_backup(
                 id=backup_id, volume_id=volume_id, parent_id=parent, container=container, status='creating',
                 size=size_gib, display_name=name, display_description=description, created_at=when,
@@ -108,27 +130,37 @@ class Cinder:
         return {'backup_id': backup_id, 'volume_id': volume_id, 'parent_id': parent, 'container': backup.container,
                 'prefix': backup.service_metadata, 'objects': backup.object_count, 'bytes': image_bytes}
 
-    def restore(self, backup_id, output, bytes=0, imported=False):
-        """Restore a backup into `output`, which stands for an existing volume of `bytes` bytes full of old data.
+    def restore(self, backup_id, output, bytes=0, imported=False, new=False):
+        """Restore a backup into `output`, which stands for an existing volume of `bytes` bytes full of old data, or for
+        a `new` one, which reads as zeros.
 
-        The file ends up longer where the chain's objects reach further. With `imported` only by what the database holds.
+        The file ends up longer where the chain's objects reach further. The answer tells what the volume is called then
+        and which properties it has. With `imported` only what the database holds is looked at.
         """
         from cinder import objects
         backup = objects.Backup.get_by_id(self.context, backup_id) if imported else self.known(backup_id)
         target = str(uuid.uuid4())
         self.put_volume(target, max(1, -(-bytes // GIB)), None)
         with open(output, 'wb') as device:
-            for at in range(0, bytes, MIB):
+            for at in range(0, 0 if new else bytes, MIB):
                 device.write(OLD_DATA * min(MIB, bytes - at))
+            device.truncate(bytes)
         backup.status = 'restoring'
         backup.save()
         try:
             with open(output, 'r+b') as device:
-                self.driver().restore(backup, target, device, volume_is_new=False)
+                self.driver().restore(backup, target, device, volume_is_new=new)
         finally:
             backup.status = 'available'
             backup.save()
-        return {'backup_id': backup_id, 'bytes': os.path.getsize(output)}
+        return {'backup_id': backup_id, 'bytes': os.path.getsize(output),
+                'volume_name': self.db.volume_get(self.context, target)['display_name'],
+                'properties': self.db.volume_metadata_get(self.context, target)}
+
+    def read(self, backup_id):
+        """Both documents of a backup, as Cinder's driver reads them."""
+        backup, driver = self.known(backup_id), self.driver()
+        return {'metadata': driver._read_metadata(backup), 'sha256file': driver._read_sha256file(backup)}
 
     def export(self, backup_id):
         """The record of a backup, as `cinder backup-export` prints it."""
@@ -152,9 +184,8 @@ class Cinder:
             backup.encode_record(driver_info={}))}
 
     def delete(self, backup_id):
-        """Delete a backup of which the database has the row."""
-        from cinder import objects
-        backup = objects.Backup.get_by_id(self.context, backup_id)
+        """Delete a backup, files and row."""
+        backup = self.known(backup_id)
         self.driver().delete_backup(backup)
         backup.destroy()
         return {'backup_id': backup_id}
@@ -245,8 +276,9 @@ def parse_arguments():
     record = commands.add_parser('import', help='take a record into the database')
     record.add_argument('backup_service')
     record.add_argument('backup_url')
-    delete = commands.add_parser('delete', help='delete a backup that the database holds')
-    delete.add_argument('backup_id')
+    restore.add_argument('--new', action='store_true', help='as into a new volume')
+    commands.add_parser('read', help='print both documents').add_argument('backup_id')
+    commands.add_parser('delete', help='delete a backup').add_argument('backup_id')
     commands.add_parser('batch', help='run jobs from stdin, one JSON object a line')
     return {key: value for key, value in vars(parser.parse_args()).items() if value is not None}
 
@@ -255,14 +287,17 @@ def main():
     job = parse_arguments()
     failed = False
     with tempfile.TemporaryDirectory(prefix='genuine-cinder-') as scratch:
-        cinder = Cinder(job.pop('store'), scratch)
-        commands = {'backup': cinder.backup, 'restore': cinder.restore, 'export': cinder.export,
-                    'import': cinder.import_record, 'delete': cinder.delete}
+        cinder, listener = Cinder(job.pop('store'), scratch), Warnings()
+        commands = {name: getattr(cinder, name) for name in ('backup', 'restore', 'read', 'export', 'delete')}
+        commands['import'] = cinder.import_record
         for job in map(json.loads, sys.stdin) if job['command'] == 'batch' else [job]:
             try:
                 answer = commands[job.pop('command')](**job)
             except Exception as error:  # whatever Cinder raises is the answer to this job, and ends no other
                 answer, failed = {'error': f'{type(error).__name__}: {error}'}, True
+            warned = listener.take()
+            if warned:
+                answer['warnings'] = warned
             print(json.dumps(answer), flush=True)
     return 1 if failed else 0
 
