@@ -26,6 +26,7 @@ Examples:
   cinderfs show /backup_mount 52e81dfa -f json       one backup, for scripts
   cinderfs restore /backup_mount db@latest disk.img  one backup to a file
   cinderfs create /backup_mount disk.img             a new backup
+  cinderfs consolidate /backup_mount db@latest       a full one of a chain
   cinderfs index /backup_mount                       makes first reads quick
   cinderfs hydrate /backup_mount db@latest           a whole image, kept here
 
@@ -49,7 +50,7 @@ Environment:
 /// Every OpenStack Cinder volume backup as a verified, read-only disk image
 ///
 /// Reads the backups that Cinder's POSIX, NFS and GlusterFS drivers wrote, full and incremental, without OpenStack.
-/// Every block is compared with its digest before a byte of it is handed out. The store is only read, but by create.
+/// Every block is compared with its digest before a byte of it is handed out. The store is only read, but by create and consolidate.
 #[derive(Parser, Debug)]
 #[command(name = "cinderfs", version, after_long_help = EXAMPLES)]
 pub struct Cli {
@@ -90,6 +91,7 @@ pub(crate) enum Verb {
     List(super::list::ListArgs),
     Show(super::show::ShowArgs),
     Create(super::create::CreateArgs),
+    Consolidate(super::consolidate::ConsolidateArgs),
     Restore(super::restore::RestoreArgs),
     Hydrate(super::hydrate::HydrateArgs),
 }
@@ -106,6 +108,7 @@ impl Verb {
             | Self::List(_)
             | Self::Show(_)
             | Self::Create(_)
+            | Self::Consolidate(_)
             | Self::Restore(_)
             | Self::Hydrate(_) => false,
         }

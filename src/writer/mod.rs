@@ -19,3 +19,5 @@ mod ranges;
 mod pipeline;
 // One new backup: its parent, its names, its pipeline, its publishing.
 pub mod create;
+// A full backup out of a chain, which needs its ancestors no more.
+pub mod consolidate;
