@@ -9,7 +9,7 @@ const VOLUME: &str = "11111111-2222-4333-8444-555555555555";
 /// Backups `b0`, `b1`, … of one volume made at these times, `None` for `None`, and one of another volume in 2024.
 fn snapshot(times: &[&str]) -> Arc<Snapshot> {
     let store = MemoryStore::new();
-    let mut put = |id: &str, volume: &str, time: &str| {
+    let put = |id: &str, volume: &str, time: &str| {
         let text = format!(
             r#"{{"backup_id": "{id}", "created_at": "{time}", "objects": [], "version": "1.0.0", "volume_id": "{volume}"}}"#
         );
@@ -47,7 +47,9 @@ fn a_copy_is_dated_behind_what_it_shows_and_before_what_is_later() {
     dated(&[first, "2024-03-01 01:01:08+00:00"], "2024-03-01T01:01:07.5Z");
     dated(&[first, "2024-03-01 01:01:07.000002+00:00"], "2024-03-01T01:01:07.000001Z");
     dated(&[first, "2024-03-01 01:01:07.000001+00:00"], "2024-03-01T01:01:07Z");
-    dated(&["9999-12-30 22:00:00+00:00", first], "9999-12-30T22:00:01Z");
+    // No time comes after the last one.
+    dated(&["9999-12-30 21:59:59+00:00", first], "9999-12-30T22:00:00Z");
+    dated(&["9999-12-30 22:00:00+00:00", first], "9999-12-30T22:00:00Z");
 }
 
 #[test]
