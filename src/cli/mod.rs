@@ -6,6 +6,7 @@ mod args;
 mod cache;
 mod consolidate;
 mod create;
+mod delete;
 mod exit;
 mod hydrate;
 mod index;
@@ -15,6 +16,7 @@ mod memory;
 #[cfg(feature = "fuse")]
 mod mount;
 mod progress;
+mod record;
 mod render;
 mod restore;
 mod select;
@@ -64,6 +66,8 @@ fn run(cli: Cli) -> Result<Outcome, Failure> {
         Verb::Consolidate(args) => consolidate::run(&args, verbosity < 0),
         Verb::Restore(args) => restore::run(&args, verbosity < 0),
         Verb::Hydrate(args) => hydrate::run(&args, verbosity < 0),
+        Verb::Delete(args) => delete::run(&args, verbosity < 0),
+        Verb::Record(args) => record::run(&args),
     }
 }
 

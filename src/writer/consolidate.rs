@@ -145,6 +145,8 @@ pub fn consolidate(
         staging: &staging,
         head: &head,
         parent: None,
+        changed: None,
+        paranoid: false,
         object_bytes,
         block_bytes,
         threads: wanted.threads,

@@ -21,3 +21,9 @@ mod pipeline;
 pub mod create;
 // A full backup out of a chain, which needs its ancestors no more.
 pub mod consolidate;
+// A source that holds still while it is read.
+pub mod snapshot;
+// Backups leave a store, children before parents.
+pub mod delete;
+// A backup's row in Cinder's database, made from the store alone.
+pub mod records;
