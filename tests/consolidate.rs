@@ -358,6 +358,20 @@ fn the_chain_goes_on_from_the_new_backup_where_it_is_the_newest() {
 }
 
 #[test]
+fn the_ancestors_can_be_deleted() {
+    let chain = Chain::new(MIB + 7, 3, ZLIB);
+    let output = chain.run(&["consolidate", chain.tip()]);
+    let id = text(&output.stdout).trim_end();
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let output = chain.run(&["delete", &chain.specs[0].id, "--cascade"]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let catalog = open(&chain.store());
+    let left: Vec<_> = catalog.snapshot().entries().map(|entry| entry.id.to_string()).collect();
+    assert_eq!(left, [id]);
+    assert!(image_bytes(&chain.store(), id) == chain.images[2]);
+}
+
+#[test]
 fn old_data_does_not_become_the_latest() {
     let chain = Chain::new(MIB, 3, ZLIB);
     let (store, volume) = (chain.store(), chain.specs[0].volume_id.clone());
