@@ -201,9 +201,7 @@ fn choice() -> impl Strategy<Value = Choice> {
 #[test]
 fn a_consolidated_backup_is_the_image_of_its_chain_and_needs_none_of_it() {
     let strategy = (histories(&[512, 1000, 4096, 32768], 1..=200_000, 6), [choice(), choice()]);
-    let (mut whole, mut refused) = (0, 0);
-    let (count, lost) = (&mut whole, &mut refused);
-    let counts = std::cell::RefCell::new((count, lost));
+    let counts = std::cell::RefCell::new((0, 0));
     runner(80, 0xc0_5011)
         .run(&strategy, |(history, choices)| {
             let _watchdog = Watchdog::new();
@@ -232,7 +230,7 @@ fn a_consolidated_backup_is_the_image_of_its_chain_and_needs_none_of_it() {
                     let error = result.unwrap_err();
                     assert_eq!(error.kind(), ErrorKind::NoData, "{error}");
                     check_same(&tree(store), &before);
-                    *counts.borrow_mut().1 += 1;
+                    counts.borrow_mut().1 += 1;
                 } else {
                     let result = result.unwrap();
                     let now = tree(store);
@@ -242,7 +240,7 @@ fn a_consolidated_backup_is_the_image_of_its_chain_and_needs_none_of_it() {
                     );
                     check(store, &result, expected, spec, &wanted);
                     made.push((result, expected, spec, wanted));
-                    *counts.borrow_mut().0 += 1;
+                    counts.borrow_mut().0 += 1;
                 }
             }
             let kept: Vec<_> = made.iter().map(|(made, ..)| made.created.id.as_str()).collect();
@@ -251,7 +249,7 @@ fn a_consolidated_backup_is_the_image_of_its_chain_and_needs_none_of_it() {
             Ok(())
         })
         .unwrap();
-    drop(counts);
+    let (whole, refused) = counts.into_inner();
     assert!(
         std::env::var_os("PROPTEST_CASES").is_some() || (whole > 100 && refused > 0),
         "{whole} {refused}"
