@@ -114,7 +114,7 @@ fn snapshot_kind() -> impl TypedValueParser<Value = Kind> {
 
 /// How to compress, as Cinder's `backup_compression_algorithm` spells it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
-enum Compression {
+pub(super) enum Compression {
     Zlib,
     Bz2,
     Zstd,
@@ -122,7 +122,7 @@ enum Compression {
 }
 
 impl Compression {
-    fn codec(self) -> Codec {
+    pub(super) fn codec(self) -> Codec {
         match self {
             Self::Zlib => Codec::Zlib,
             Self::Bz2 => Codec::Bz2,
@@ -132,7 +132,7 @@ impl Compression {
     }
 }
 
-fn container(word: &str) -> Result<ObjectName, String> {
+pub(super) fn container(word: &str) -> Result<ObjectName, String> {
     ObjectName::parse(word).map_err(|error| error.to_string())
 }
 
@@ -148,7 +148,7 @@ fn property(word: &str) -> Result<(String, String), String> {
 }
 
 /// A number of bytes: `131072`, `128K`, `128KiB`.
-fn bytes(word: &str) -> Result<u64, String> {
+pub(super) fn bytes(word: &str) -> Result<u64, String> {
     let digits = word.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let shift = match &word[digits.len()..] {
         "" | "B" => 0,
@@ -295,7 +295,7 @@ impl Source for Ready<'_> {
     }
 }
 
-fn summary_json(created: &Created, seconds: f64) -> Value {
+pub(super) fn summary_json(created: &Created, seconds: f64) -> Value {
     json!({
         "backup_id": created.id.as_str(),
         "parent_id": created.parent_id.as_ref().map(|id| id.as_str()),
