@@ -34,8 +34,7 @@ Examples:
   cinderfs create /backup_mount /dev/vg/db --snapshot lvm --compression zstd
   cinderfs create /backup_mount disk.img --incremental --name tuesday
 
-The id of the new backup goes to stdout, all else to stderr. Until the backup is
-whole, nothing of it can be seen in the store.";
+The id of the new backup goes to stdout, all else to stderr. Until the backup is whole, nothing of it can be seen in the store.";
 
 /// Make a backup of a file or block device, as Cinder would
 ///
