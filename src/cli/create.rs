@@ -31,7 +31,7 @@ use crate::writer::source::{FileSource, Source, identity};
 const EXAMPLES: &str = "\
 Examples:
   cinderfs create /backup_mount disk.img --name monday
-  cinderfs create /backup_mount /dev/vg/volume-52e81dfa-802a-41bb-a91f-68f01522f6d7
+  cinderfs create /backup_mount /dev/vg/db --snapshot lvm --compression zstd
   cinderfs create /backup_mount disk.img --incremental --name tuesday
 
 The id of the new backup goes to stdout, all else to stderr. Until the backup is
