@@ -25,8 +25,8 @@ Examples:
   cinderfs consolidate /backup_mount db@latest
   cinderfs consolidate /backup_mount 52e81dfa --compression zstd --name monthly
 
-The id of the new backup goes to stdout, all else to stderr. Until the backup is
-whole, nothing of it can be seen in the store.";
+The id of the new backup goes to stdout, all else to stderr. Until the backup
+is whole, nothing of it can be seen in the store.";
 
 /// Make a full backup out of an incremental one and all that it builds on
 ///
