@@ -42,7 +42,10 @@ release() { cargo build --locked --release; }
 
 quickstart() { CINDERFS=$target/release/cinderfs scripts/quickstart.sh; }
 
-cinder() { CINDERFS=$target/release/cinderfs scripts/genuine-cinder/gate.sh; }
+cinder() {
+    CINDERFS=$target/release/cinderfs scripts/genuine-cinder/gate.sh &&
+        CINDERFS=$target/release/cinderfs scripts/genuine-cinder/records.sh
+}
 
 bench() { scripts/bench.sh --quick; }
 

@@ -19,6 +19,7 @@ use cinderfs::codec::Codec;
 use cinderfs::format::points;
 use cinderfs::types::{BackupId, ObjectName, VolumeId};
 use cinderfs::writer::create::{Base, NewBackup, create};
+use cinderfs::writer::source::changed::Changed;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -97,12 +98,14 @@ fn a_volume_that_grew_in_gib_is_refused_by_its_size() {
     // The parent claims a GiB; its digests alone would allow it.
     let store = tempfile::tempdir().unwrap();
     let image = store.path().join("image");
-    let file = File::create(&image).unwrap();
-    file.set_len(1 << 30).unwrap();
+    // Closed each time: an image that is open for writing is in use.
+    let set_len =
+        |len| fs::OpenOptions::new().append(true).create(true).open(&image).unwrap().set_len(len).unwrap();
+    set_len(1 << 30);
     let folder = store.path().join("store");
     fs::create_dir(&folder).unwrap();
     run(create_command(&folder, &image, &["--volume-id", VOLUME, "--compression", "zstd"]), 0);
-    file.set_len((1 << 30) + 1).unwrap();
+    set_len((1 << 30) + 1);
     let failed = run(create_command(&folder, &image, &["--volume-id", VOLUME, "--incremental"]), 2);
     assert!(stderr(&failed).contains("the volume has grown from 1 to 2 GiB since"), "{}", stderr(&failed));
 }
@@ -257,6 +260,53 @@ fn at_each_restart_point_a_decoder_may_begin() {
     assert!(checked > 20, "{checked}");
 }
 
+#[test]
+fn a_list_of_changes_spares_reading_and_is_checked_when_asked() {
+    let store = tempfile::tempdir().unwrap();
+    let old = mixed(9_000_123);
+    let full = make(store.path(), &MemorySource::new(old.clone()), &small()).unwrap();
+    let mut bytes = old.clone();
+    bytes[4_000_000] ^= 1;
+    bytes[7_000_000] ^= 1;
+    let list = |text: &str| Some(Changed::parse(text.as_bytes(), 9_000_123).unwrap());
+    let both = r#"[{"offset":3999744,"length":4096,"exists":"true"},{"offset":6999000,"length":4096,"exists":"true"}]"#;
+    let one = r#"[{"offset":3999744,"length":4096,"exists":"true"}]"#;
+
+    let source = MemorySource::new(bytes.clone());
+    let new = NewBackup { changed: list(both), ..on(&full.id) };
+    let made = make(store.path(), &source, &new).unwrap();
+    check(store.path(), &made, &new, &bytes, Some(&old));
+    // What is listed, and the last piece of a window of 64 KiB, of which the length may have changed.
+    let windows = [3_999_744, 4_003_839, 6_999_000, 7_003_095, 9_000_122u64].map(|at| at >> 16);
+    let windows = std::collections::BTreeSet::from(windows);
+    let read: u64 = windows.iter().map(|window| (9_000_123 - (window << 16)).min(64 << 10)).sum();
+    assert_eq!(source.read.load(Ordering::Relaxed), read);
+    assert_eq!(made.progress.unlisted_bytes, 0);
+
+    let new = NewBackup { changed: list(one), paranoid: true, ..on(&full.id) };
+    let made = make(store.path(), &MemorySource::new(bytes.clone()), &new).unwrap();
+    check(store.path(), &made, &new, &bytes, Some(&old));
+    assert_eq!(made.progress.unlisted_bytes, 4096);
+
+    let new = NewBackup { changed: list(one), ..small() };
+    refused(store.path(), bytes, &new, ErrorKind::Usage, "give --incremental or --parent");
+}
+
+#[test]
+fn a_source_in_use_is_refused_unless_forced() {
+    let (_folder, store, image) = world(&mixed(300_000));
+    let writer = fs::OpenOptions::new().write(true).open(&image).unwrap();
+    let failed = run(create_command(&store, &image, &["--snapshot", "none"]), 1);
+    assert!(stderr(&failed).contains("is in use"), "{}", stderr(&failed));
+    assert_eq!(root_names(&store), Vec::<String>::new());
+    let forced = run(create_command(&store, &image, &["--snapshot", "none", "--force"]), 0);
+    assert!(stderr(&forced).contains("warning: source"), "{}", stderr(&forced));
+    drop(writer);
+    run(create_command(&store, &image, &["--snapshot", "none"]), 0);
+    run(create_command(&store, &image, &["--snapshot", "magic"]), 2);
+    run(create_command(&store, &image, &["--paranoid"]), 2);
+}
+
 fn create_command(store: &Path, source: &Path, words: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_cinderfs"));
     command.arg("create").arg(store).arg(source).args(words);
@@ -316,7 +366,7 @@ fn exit_codes_are_those_of_the_readme() {
     let (folder, store, image) = world(&mixed(1000));
     let gone = folder.path().join("gone");
     run(create_command(&gone, &image, &[]), 10);
-    run(create_command(&store, &gone, &[]), 1);
+    run(create_command(&store, &gone, &[]), 2);
     run(create_command(&store, &image, &["--incremental"]), 1);
     for words in [
         ["--object-size", "1000"],
@@ -342,6 +392,7 @@ fn long_run(store: &Path, folder: &Path) -> Child {
     for i in 0..16 {
         file.write_all_at(&noise, i * (noise.len() as u64 + 12345)).unwrap();
     }
+    drop(file);
     let mut command = create_command(store, &image, &["--compression", "bz2", "--object-size", "4M"]);
     command.arg("--threads=2").spawn().unwrap()
 }
@@ -441,6 +492,7 @@ fn memory_is_bounded_whatever_the_size_of_volume_and_object() {
     for at in [0, 5 << 30, (32 << 30) - data.len() as u64] {
         file.write_all_at(&data, at).unwrap();
     }
+    drop(file);
     for words in [
         &["--compression", "zstd", "--object-size", "8G"][..],
         &["--compression", "zlib"],

@@ -116,10 +116,13 @@ fn apply(bytes: &mut Vec<u8>, edit: &Edit) {
     }
 }
 
+/// A backup, what it was to be, the volume then, and as of the parent.
+type Made = (Created, NewBackup, Vec<u8>, Option<Vec<u8>>);
+
 fn tell(story: &Story) {
     let _watchdog = Watchdog::new();
     let store = tempfile::tempdir().unwrap();
-    let mut made: Vec<(Created, NewBackup, Vec<u8>, Option<Vec<u8>>)> = Vec::new();
+    let mut made: Vec<Made> = Vec::new();
     for step in &story.steps {
         let parent = step.parent.filter(|_| !made.is_empty()).map(|parent| parent.index(made.len()));
         let old = parent.map(|parent| made[parent].2.clone());

@@ -59,6 +59,7 @@ fn without_objects(store: &Path, id: &str) {
     }
 }
 
+// > The size of a disk cache in use stays: a later mount that asks for another one shares it, and says both.
 #[test]
 fn the_size_in_use_wins_and_the_later_mount_says_both() {
     let folder = open_folder();
@@ -228,6 +229,7 @@ impl Drop for Unmounted {
     }
 }
 
+// > A disk cache larger than its file system has room for is told of at the mount, and the mount works.
 #[test]
 fn a_cache_larger_than_its_disk_warns_at_mount_and_fails_no_read() {
     let folder = open_folder();

@@ -26,7 +26,14 @@ fn promises() -> Vec<String> {
 fn quotes() -> BTreeMap<String, Vec<String>> {
     let mut files: Vec<_> =
         fs::read_dir(root().join("tests")).unwrap().map(|entry| entry.unwrap().path()).collect();
-    let others = ["disk_cache.rs", "hydrate.rs", "readahead.rs", "restart_points.rs", "seek_index_store.rs"];
+    let others = [
+        "disk_cache.rs",
+        "disk_cache_size.rs",
+        "hydrate.rs",
+        "readahead.rs",
+        "restart_points.rs",
+        "seek_index_store.rs",
+    ];
     files.retain(|path| {
         let name = path.file_name().unwrap().to_string_lossy();
         name.starts_with("semantics_") || others.contains(&&*name)

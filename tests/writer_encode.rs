@@ -330,7 +330,7 @@ fn decoding_begins_at_each_entry_point() {
     plain.extend(content(Content::Zeros, 7, MIB));
     plain.extend(content(Content::Period(5), 8, 500_000));
     let poison = content(Content::Period(11), 9, 200_000);
-    for (codec, at_least) in [(Codec::Zlib, 15), (Codec::Bz2, 3), (Codec::Zstd, 10)] {
+    for (codec, at_least) in [(Codec::Zlib, 9), (Codec::Bz2, 3), (Codec::Zstd, 20)] {
         let encoder = Encoder::new(codec, None).unwrap();
         let object = object(&encoder, &plain);
         assert!(object.entries.len() >= at_least, "{codec}: {}", object.entries.len());
@@ -355,7 +355,7 @@ fn entry_points_are_close_where_decoding_is_slow() {
         places.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap()
     };
     for kind in [Content::Words, Content::Random, Content::Mixed] {
-        assert_eq!(spacing(Codec::Zlib, kind), 128 * KIB, "{kind:?}");
+        assert_eq!(spacing(Codec::Zlib, kind), 256 * KIB, "{kind:?}");
     }
     // What compresses a hundredfold decodes in no time.
     assert_eq!(spacing(Codec::Zlib, Content::Dense), MIB);

@@ -28,6 +28,8 @@ Examples:
   cinderfs create /backup_mount disk.img             a new backup
   cinderfs index /backup_mount                       makes first reads quick
   cinderfs hydrate /backup_mount db@latest           a whole image, kept here
+  cinderfs delete /backup_mount 52e81dfa --dry-run   what would go
+  cinderfs record export /backup_mount --command     for Cinder's lost database
 
 Exit codes:
   0         done
@@ -49,7 +51,7 @@ Environment:
 /// Every OpenStack Cinder volume backup as a verified, read-only disk image
 ///
 /// Reads the backups that Cinder's POSIX, NFS and GlusterFS drivers wrote, full and incremental, without OpenStack.
-/// Every block is compared with its digest before a byte of it is handed out. The store is only read, but by create.
+/// Every block is compared with its digest before a byte of it is handed out. Reading never changes the store.
 #[derive(Parser, Debug)]
 #[command(name = "cinderfs", version, after_long_help = EXAMPLES)]
 pub struct Cli {
@@ -92,6 +94,8 @@ pub(crate) enum Verb {
     Create(super::create::CreateArgs),
     Restore(super::restore::RestoreArgs),
     Hydrate(super::hydrate::HydrateArgs),
+    Delete(super::delete::DeleteArgs),
+    Record(super::record::RecordArgs),
 }
 
 impl Verb {
@@ -108,6 +112,7 @@ impl Verb {
             | Self::Create(_)
             | Self::Restore(_)
             | Self::Hydrate(_) => false,
+            Self::Delete(_) | Self::Record(_) => false,
         }
     }
 }

@@ -2,10 +2,12 @@
 //!
 //! The engine is [`crate::writer::create`]; here are the words, the signals, the progress and the summary.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Instant;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{ArgAction, Args, ValueEnum};
 use indicatif::BinaryBytes;
 use jiff::Timestamp;
@@ -18,15 +20,18 @@ use super::restore::{Signals, THREADS_MAX};
 use super::{print, render, select};
 use crate::catalog::{Catalog, Entry};
 use crate::codec::Codec;
-use crate::error::ErrorKind;
+use crate::error::{Error, ErrorKind};
 use crate::types::{ObjectName, VolumeId};
 use crate::writer::create::{self as engine, Base, Created, NewBackup};
-use crate::writer::source::FileSource;
+use crate::writer::snapshot::{self, Prepared, SnapshotKind};
+use crate::writer::source::changed::Changed;
+use crate::writer::source::host::Host;
+use crate::writer::source::{FileSource, Source, identity};
 
 const EXAMPLES: &str = "\
 Examples:
   cinderfs create /backup_mount disk.img --name monday
-  cinderfs create /backup_mount /dev/vg/volume-52e81dfa-802a-41bb-a91f-68f01522f6d7
+  cinderfs create /backup_mount /dev/vg/db --snapshot lvm --compression zstd
   cinderfs create /backup_mount disk.img --incremental --name tuesday
 
 The id of the new backup goes to stdout, all else to stderr. Until the backup is
@@ -59,10 +64,19 @@ pub(crate) struct CreateArgs {
     /// Store only what changed since this backup: an id, a unique name, or a unique prefix of an id
     #[arg(long, value_name = "BACKUP")]
     parent: Option<String>,
-    /// Back up a source that is in use
+    /// Read only what this list tells: of nbdinfo, qemu-img or rbd diff (JSON), or of thin_delta (XML), made since the parent
+    #[arg(long, value_name = "FILE")]
+    changed_from: Option<PathBuf>,
+    /// With --changed-from, read all the same, store what changed, and tell what the list lacks
+    #[arg(long, requires = "changed_from")]
+    paranoid: bool,
+    /// What to read instead of a source that may change
+    #[arg(long, value_name = "KIND", default_value = "auto", value_parser = snapshot_kind())]
+    snapshot: Kind,
+    /// Back up a source that is in use, as it is
     #[arg(long)]
     force: bool,
-    /// Id of the volume; else that in the source's name (`volume-<id>`), the parent's, or one made of the source's path
+    /// Id of the volume; else the parent's, that in the source's name (`volume-<id>`), or one that follows from the device or path
     #[arg(long, value_name = "ID", value_parser = volume_id)]
     volume_id: Option<VolumeId>,
     /// Display name of the volume; the parent's, or the source's file name, unless told
@@ -86,6 +100,17 @@ pub(crate) struct CreateArgs {
     /// How to show progress, on stderr
     #[arg(long, value_enum, value_name = "HOW", default_value_t = Mode::Auto)]
     progress: Mode,
+}
+
+/// A kind of snapshot, as clap wants it.
+#[derive(Clone, Copy, Debug)]
+struct Kind(SnapshotKind);
+
+fn snapshot_kind() -> impl TypedValueParser<Value = Kind> {
+    PossibleValuesParser::new(SnapshotKind::ALL.map(SnapshotKind::name)).map(|name| {
+        let known = SnapshotKind::ALL.into_iter().find(|kind| kind.name() == name);
+        Kind(known.unwrap_or(SnapshotKind::Auto))
+    })
 }
 
 /// How to compress, as Cinder's `backup_compression_algorithm` spells it.
@@ -142,9 +167,18 @@ fn bytes(word: &str) -> Result<u64, String> {
 pub(crate) fn run(args: &CreateArgs, quiet: bool) -> Result<Outcome, Failure> {
     let store = args.store.path()?;
     let catalog = args.store.catalog()?;
-    let source = FileSource::open(&args.source)?;
-    let new = new_backup(args, &catalog)?;
+    // Before the snapshot, which a signal must not leave behind.
     let signals = Signals::watch()?;
+    let mut new = new_backup(args, &catalog)?;
+    let prepared = snapshot::prepare(&args.source, args.snapshot.0, args.force)?;
+    for warning in prepared.warnings() {
+        note(&format!("cinderfs: warning: {}\n", render::visible(warning)));
+    }
+    let name = args.source.to_string_lossy().into_owned();
+    let source = Ready { file: FileSource::open_as(prepared.path_to_read(), name)?, prepared: &prepared };
+    if let Some(list) = &args.changed_from {
+        new.changed = Some(Changed::read(list, source.len_bytes())?);
+    }
     let reporter = Reporter::new(args.progress, quiet, 0);
     let started = Instant::now();
     let result =
@@ -156,6 +190,11 @@ pub(crate) fn run(args: &CreateArgs, quiet: bool) -> Result<Outcome, Failure> {
             );
         });
     let seconds = started.elapsed().as_secs_f64();
+    drop(source);
+    // The backup is what it is; but a snapshot that stays fills its pool.
+    if let Err(error) = prepared.finish() {
+        note(&format!("cinderfs: warning: {}\n", render::visible(&error.to_string())));
+    }
     let created = match result {
         Ok(created) => created,
         Err(error) => {
@@ -191,19 +230,20 @@ fn new_backup(args: &CreateArgs, catalog: &Catalog) -> Result<NewBackup, Failure
             Some(entry)
         }
     };
+    let known = identity::identify(&Host::default(), &args.source)?;
     let volume_id = match (&args.volume_id, parent.as_ref().and_then(|parent| parent.volume_id.clone())) {
         (Some(told), _) => told.clone(),
         (None, Some(parents)) => parents,
-        (None, None) => identity(&args.source)?,
+        (None, None) => known.volume_id,
     };
     let base = match parent {
         Some(parent) => Base::Backup(parent.id.clone()),
         None if args.incremental => Base::Newest,
         None => Base::Nothing,
     };
-    let file_name = || Some(args.source.file_name()?.to_string_lossy().into_owned());
-    let volume_name = args.volume_name.clone().or_else(|| match base {
-        Base::Nothing => file_name(),
+    let display_name = Some(known.display_name).filter(|name| !name.is_empty());
+    let volume_name = args.volume_name.clone().or(match base {
+        Base::Nothing => display_name,
         Base::Newest | Base::Backup(_) => None,
     });
     let mut new = NewBackup {
@@ -216,6 +256,7 @@ fn new_backup(args: &CreateArgs, catalog: &Catalog) -> Result<NewBackup, Failure
         codec: args.compression.codec(),
         object_bytes: args.object_size,
         block_bytes: args.block_size,
+        paranoid: args.paranoid,
         ..NewBackup::full(volume_id)
     };
     if let Some(threads) = args.threads {
@@ -226,26 +267,33 @@ fn new_backup(args: &CreateArgs, catalog: &Catalog) -> Result<NewBackup, Failure
     Ok(new)
 }
 
-/// The volume id in a Cinder path, or one made of the source's canonical path.
-fn identity(source: &Path) -> Result<VolumeId, Failure> {
-    use sha2::{Digest, Sha256};
-    use std::os::unix::ffi::OsStrExt;
-    let name = source.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    if let Some(id) = name.strip_prefix("volume-").and_then(|rest| rest.get(..36))
-        && id.bytes().enumerate().all(|(i, byte)| match i {
-            8 | 13 | 18 | 23 => byte == b'-',
-            _ => byte.is_ascii_hexdigit(),
-        })
-    {
-        return Ok(VolumeId::parse(&id.to_ascii_lowercase())?);
+/// A source that was made ready, and must not change until it is read.
+struct Ready<'a> {
+    file: FileSource,
+    prepared: &'a Prepared,
+}
+
+impl Source for Ready<'_> {
+    fn name(&self) -> &str {
+        self.file.name()
     }
-    let path = std::fs::canonicalize(source).unwrap_or_else(|_| source.to_owned());
-    let mut bytes: [u8; 32] = Sha256::digest(path.as_os_str().as_bytes()).into();
-    bytes[6] = bytes[6] & 0x0f | 0x80;
-    bytes[8] = bytes[8] & 0x3f | 0x80;
-    let digits: String = bytes[..16].iter().map(|byte| format!("{byte:02x}")).collect();
-    let parts = [&digits[..8], &digits[8..12], &digits[12..16], &digits[16..20], &digits[20..]];
-    Ok(VolumeId::parse(&parts.join("-"))?)
+
+    fn len_bytes(&self) -> u64 {
+        self.file.len_bytes()
+    }
+
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> Result<(), Error> {
+        self.file.read_exact_at(buf, offset)
+    }
+
+    fn next_data(&self, offset: u64) -> Result<Option<Range<u64>>, Error> {
+        self.file.next_data(offset)
+    }
+
+    fn check_len(&self) -> Result<(), Error> {
+        self.file.check_len()?;
+        self.prepared.check_unchanged()
+    }
 }
 
 fn summary_json(created: &Created, seconds: f64) -> Value {
@@ -257,6 +305,7 @@ fn summary_json(created: &Created, seconds: f64) -> Value {
         "volume_bytes": created.progress.total_bytes,
         "changed_bytes": created.progress.changed_bytes,
         "stored_bytes": created.progress.stored_bytes,
+        "unlisted_bytes": created.progress.unlisted_bytes,
         "objects": created.objects,
         "seconds": (seconds * 1000.0).round() / 1000.0,
     })
@@ -269,7 +318,7 @@ fn summary(created: &Created, seconds: f64, source: &Path) -> String {
     };
     let progress = created.progress;
     let rate = progress.total_bytes as f64 / seconds.max(0.001);
-    format!(
+    let mut text = format!(
         "{kind} of {}, volume {}\n{} in {seconds:.1} s ({}/s): {} stored as {} in {} object(s)\n",
         render::visible(&source.to_string_lossy()),
         created.volume_id,
@@ -278,7 +327,14 @@ fn summary(created: &Created, seconds: f64, source: &Path) -> String {
         BinaryBytes(progress.changed_bytes),
         BinaryBytes(progress.stored_bytes),
         created.objects,
-    )
+    );
+    if progress.unlisted_bytes > 0 {
+        text.push_str(&format!(
+            "cinderfs: warning: {} changed that the list does not tell; they are stored, but the list is not to be trusted\n",
+            BinaryBytes(progress.unlisted_bytes)
+        ));
+    }
+    text
 }
 
 #[cfg(test)]
@@ -293,15 +349,5 @@ mod tests {
         for bad in ["", "K", "-1", "1.5M", "1X", "99999999T", "1 K"] {
             assert!(bytes(bad).is_err(), "{bad}");
         }
-    }
-
-    #[test]
-    fn a_cinder_path_tells_the_volume() {
-        let id = "52e81dfa-802a-41bb-a91f-68f01522f6d7";
-        let of = |path: &str| identity(Path::new(path)).unwrap().to_string();
-        assert_eq!(of(&format!("/dev/vg/volume-{id}")), id);
-        assert_eq!(of(&format!("volume-{id}.img")), id);
-        assert_eq!(of("/srv/disk.img"), of("/srv/disk.img"));
-        assert_ne!(of("/srv/disk.img"), of("/srv/disk2.img"));
     }
 }

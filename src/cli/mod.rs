@@ -5,6 +5,7 @@
 mod args;
 mod cache;
 mod create;
+mod delete;
 mod exit;
 mod hydrate;
 mod index;
@@ -14,6 +15,7 @@ mod memory;
 #[cfg(feature = "fuse")]
 mod mount;
 mod progress;
+mod record;
 mod render;
 mod restore;
 mod select;
@@ -62,6 +64,8 @@ fn run(cli: Cli) -> Result<Outcome, Failure> {
         Verb::Create(args) => create::run(&args, verbosity < 0),
         Verb::Restore(args) => restore::run(&args, verbosity < 0),
         Verb::Hydrate(args) => hydrate::run(&args, verbosity < 0),
+        Verb::Delete(args) => delete::run(&args, verbosity < 0),
+        Verb::Record(args) => record::run(&args),
     }
 }
 

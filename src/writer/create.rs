@@ -16,6 +16,7 @@ use super::encode::Encoder;
 pub use super::pipeline::Progress;
 use super::pipeline::{self, Plan};
 use super::source::Source;
+use super::source::changed::Changed;
 use super::staging::Staging;
 use crate::backup::{Backup, BlockHashTable, DigestFile};
 use crate::catalog::{Catalog, Entry, Snapshot};
@@ -75,6 +76,10 @@ pub struct NewBackup {
     pub object_bytes: Option<u64>,
     /// Bytes of a block.
     pub block_bytes: u64,
+    /// Where the source may differ from the parent, if somebody else knows; all else is taken from the parent unread.
+    pub changed: Option<Changed>,
+    /// Whether to read all the same, and to see whether what `changed` tells is right.
+    pub paranoid: bool,
     /// Threads that work at it; fewer where they would take too much memory.
     pub threads: usize,
 }
@@ -94,6 +99,8 @@ impl NewBackup {
             level: None,
             object_bytes: None,
             block_bytes: BLOCK_BYTES,
+            changed: None,
+            paranoid: false,
             threads: std::thread::available_parallelism().map_or(1, usize::from),
         }
     }
@@ -151,6 +158,11 @@ pub fn create(
     on_progress: &(dyn Fn(&Progress) + Sync),
 ) -> Result<Created> {
     let (object_bytes, block_bytes) = new.sizes()?;
+    if new.changed.is_some() && new.base == Base::Nothing {
+        let message =
+            "what changed since a backup says nothing to a full one: give --incremental or --parent";
+        return Err(Error::new(ErrorKind::Usage, message));
+    }
     let len_bytes = source.len_bytes();
     let windows = len_bytes.div_ceil(object_bytes);
     if windows > OBJECTS_MAX {
@@ -191,6 +203,8 @@ pub fn create(
         staging: &staging,
         head: &head,
         parent: digests.as_ref(),
+        changed: new.changed.as_ref(),
+        paranoid: new.paranoid,
         object_bytes,
         block_bytes,
         threads: new.threads,

@@ -19,3 +19,9 @@ mod ranges;
 mod pipeline;
 // One new backup: its parent, its names, its pipeline, its publishing.
 pub mod create;
+// A source that holds still while it is read.
+pub mod snapshot;
+// Backups leave a store, children before parents.
+pub mod delete;
+// A backup's row in Cinder's database, made from the store alone.
+pub mod records;

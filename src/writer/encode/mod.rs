@@ -95,13 +95,13 @@ enum Context {
 }
 
 impl Encoder {
-    /// For objects of `codec`; `None` is the level that Cinder has: 6 of zlib, 9 of bz2, 3 of zstd.
+    /// For objects of `codec`; `None` is the usual one: 7 of zlib (see [`zlib`]), and those that Cinder has, 9 of bz2 and 3 of zstd.
     ///
     /// Fails with [`ErrorKind::Usage`] when the codec has no such level: 1 to 12 of zlib, 1 to 9 of bz2, 1 to 19 of zstd.
     pub fn new(codec: Codec, level: Option<i32>) -> Result<Self> {
         let (usual, levels) = match codec {
             Codec::None => (0, 0..=0),
-            Codec::Zlib => (6, 1..=12),
+            Codec::Zlib => (7, 1..=12),
             Codec::Bz2 => (9, 1..=9),
             // Higher ones want windows that no job here fills.
             Codec::Zstd => (3, 1..=19),

@@ -1,36 +1,42 @@
 //! Pieces of a zlib stream.
 //!
-//! Problem: Cinder's restore reads one zlib stream and no more, so pieces must become one; readers want to begin every
-//! 128 KiB; and nothing may be larger than what Cinder itself stores. Idea: chunks that do not look back, each closed by an
+//! Problem: Cinder's restore reads one zlib stream and no more, so pieces must become one; readers want to begin every few
+//! hundred KiB; and nothing may be larger than what Cinder itself stores. Idea: chunks that do not look back, each closed by an
 //! empty stored block as zlib's `Z_FULL_FLUSH` does it. The Adler-32 of the whole is computed from those of the pieces.
 //!
 //! # libdeflate, not zlib
 //!
-//! A chunk that does not look back loses 1 to 3 %, which the compressor must win back. Against Python's zlib at level 6 in one
-//! stream, on 48 MiB of the files of `/usr` (one thread at real-time priority; the speed is the compressor's alone):
+//! A chunk that does not look back loses 1 to 3 %, which the compressor must win back. Stored bytes against Python's zlib at level 6
+//! in one stream, for files of `/usr` at random, programs and shared libraries, and source code; speed of the first on one
+//! thread, of the compressor alone. One run each, of 64 MiB; of the files 48 MiB, and 112 MiB in the last line but one:
 //!
-//! | compressor | chunk | stored bytes | MB/s |
-//! | --- | --- | --- | --- |
-//! | zlib, one stream | - | 100 % | 49 |
-//! | zlib-rs 6 | 128 KiB | 103.0 % | 99 |
-//! | zlib-rs 9 | 128 KiB | 100.6 % | 33 |
-//! | libdeflate 6 | 64 KiB | 101.2 % | 128 |
-//! | **libdeflate 6** | **128 KiB** | **99.8 %** | **126** |
-//! | libdeflate 7 | 128 KiB | 99.4 % | 95 |
-//! | libdeflate 6 | 1 MiB | 98.6 % | 128 |
+//! | compressor | chunk | files | programs | source | MB/s |
+//! | --- | --- | --- | --- | --- | --- |
+//! | zlib 6, one stream | - | 100 % | 100 % | 100 % | 49 |
+//! | zlib-rs 6 | 128 KiB | 103.0 % | - | - | 99 |
+//! | zlib-rs 9 | 128 KiB | 100.6 % | - | - | 33 |
+//! | libdeflate 6 | 64 KiB | 101.2 % | - | - | 128 |
+//! | libdeflate 6 | 128 KiB | 99.8 % | 100.7 % | 101.5 % | 126 |
+//! | libdeflate 6 | 256 KiB | 99.0 % | 100.0 % | 100.5 % | 132 |
+//! | libdeflate 7 | 128 KiB | 99.4 % | 100.3 % | 101.0 % | 95 |
+//! | **libdeflate 7** | **256 KiB** | **98.7 %** | **99.6 %** | **99.8 %** | - |
+//! | libdeflate 8 | 128 KiB | 99.0 % | 100.1 % | 100.3 % | 62 |
 //!
-//! So zlib-rs cannot do it at any level, and libdeflate can from 128 KiB on. All in all, with what is below, 107 MB/s against 49 on
-//! one core; on a mix with 30 % random bytes and 30 % zeros 155 against 68, 613 with four threads, and 99.9 % of the stored
-//! bytes. A random block of 32 KiB of these files is decoded in 105 us (p50) when the reader begins at the chunk, of the mix in 11.
+//! So zlib-rs cannot do it at any level, and libdeflate can for all three from level 7 and 256 KiB on. With the check below it makes
+//! 89 MB/s of the files on one core (zlib 49), 68 of programs (33), 91 of source (58); 548 MB/s of a mix with 30 % random bytes and 30 %
+//! zeros with four threads (zlib 72 with its one), at 99.6 % of the stored bytes.
 //!
-//! Where bytes compress tenfold and more, chunks of 128 KiB would lose 10 %. Such bytes decode several times as fast, so their chunks are
-//! longer, up to [`STORED_BYTES_MIN`] of stored bytes: JSON that compresses to 2.5 % takes 101.5 % of one stream's bytes, p50 33 us.
+//! A reader that begins at the chunk decodes a random block of 32 KiB of that mix in 16 to 40 us (p50; mean 85 to 107), of the
+//! files in 166. Chunks of 128 KiB would take 95 for the files: whoever prefers that to the bytes changes [`CHUNK_BYTES`].
+//!
+//! Where bytes compress tenfold and more, the loss would be larger. Such bytes decode several times as fast, so their chunks are
+//! longer, up to [`STORED_BYTES_MIN`] of stored bytes: JSON that compresses to 2.5 % takes 100.5 % of one stream's bytes, p50 33 us.
 //!
 //! # Opening a block
 //!
 //! libdeflate makes whole streams only: its last block carries the final bit, which must be cleared for more to follow. Where
 //! that block begins only decoding tells. So every chunk is decoded, block by block, with the inflater that readers use, and
-//! compared with its plain bytes. It costs some 15 % and is worth it: no piece leaves this module that does not decode to
+//! compared with its plain bytes. It took 107 MB/s where the compressor alone had 126 (level 6, 128 KiB), and is worth it: no piece leaves this module that does not decode to
 //! what it was made of, even if the compressor or this machine's memory is at fault. It is sane: RFC 1951 puts nothing but that bit
 //! between a last block and another one, and a stored block of length zero may follow any block.
 
@@ -50,10 +56,10 @@ pub(super) const LAST_BLOCK: [u8; 2] = [0x03, 0x00];
 pub(super) const ADLER_OF_NOTHING: u32 = 1;
 
 /// Plain bytes of a chunk: what a reader decodes at most to get at any byte, at least what pays for a new window.
-const CHUNK_BYTES: usize = 128 * 1024;
+const CHUNK_BYTES: usize = 256 * 1024;
 
-/// Stored bytes of a chunk for which it may be longer. A chunk costs about a hundred bytes of code tables, and half of
-/// what its first 32 KiB compress to: below this, that is more than libdeflate wins.
+/// Stored bytes of a chunk for which it may be longer. A chosen number, not a tuned one: the
+/// fewer bytes a chunk has, the larger a part of them is what its empty window costs.
 const STORED_BYTES_MIN: usize = 16 * 1024;
 
 /// What follows a chunk's last block: the lengths of an empty stored block.

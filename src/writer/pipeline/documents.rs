@@ -90,6 +90,7 @@ struct ListingState<'a> {
     objects: u64,
     next_window: u64,
     waiting: BTreeMap<u64, Vec<ObjectRecord>>,
+    waiting_objects: u64,
 }
 
 impl<'a> Listing<'a> {
@@ -97,18 +98,27 @@ impl<'a> Listing<'a> {
         let file = staging.create_file(FileName::Metadata)?;
         let mut gathered = Vec::new();
         let writer = MetadataWriter::begin(head, &mut gathered);
-        let state =
-            ListingState { writer, file, gathered, objects: 0, next_window: 0, waiting: BTreeMap::new() };
+        let state = ListingState {
+            writer,
+            file,
+            gathered,
+            objects: 0,
+            next_window: 0,
+            waiting: BTreeMap::new(),
+            waiting_objects: 0,
+        };
         Ok(Self { prefix: staging.prefix(), state: Mutex::new(state) })
     }
 
-    /// A window is done; returns how many windows from the volume's beginning on are.
-    pub(super) fn put(&self, window: u64, objects: Vec<ObjectRecord>) -> Result<u64> {
+    /// A window is done; returns how many windows from the volume's beginning on are, and how many objects wait for others.
+    pub(super) fn put(&self, window: u64, objects: Vec<ObjectRecord>) -> Result<(u64, u64)> {
         let mut state = self.lock();
+        state.waiting_objects += objects.len() as u64;
         state.waiting.insert(window, objects);
         loop {
             let next = state.next_window;
-            let Some(objects) = state.waiting.remove(&next) else { return Ok(next) };
+            let Some(objects) = state.waiting.remove(&next) else { return Ok((next, state.waiting_objects)) };
+            state.waiting_objects -= objects.len() as u64;
             objects.iter().try_for_each(|object| state.list(self.prefix, object))?;
             state.next_window += 1;
         }

@@ -36,6 +36,7 @@ use self::window::Window;
 use super::encode::Encoder;
 use super::ranges::Ranges;
 use super::source::Source;
+use super::source::changed::Changed;
 use super::staging::Staging;
 use crate::backup::BlockHashTable;
 use crate::error::{Error, ErrorKind, Result};
@@ -47,8 +48,12 @@ const MEMORY_BYTES_MAX: u64 = 144 << 20;
 /// Pieces begun and not in order, for each thread: the one it works at, and one that waits.
 const PIECES_PER_THREAD: usize = 2;
 
-/// How far windows may be ahead of the first unfinished one, for each thread. What they hold is listed in order.
-const WINDOWS_AHEAD_PER_THREAD: u64 = 4;
+/// How far windows may be ahead of the first unfinished one. Between windows with data lie many without, which take no time;
+/// and md5 of what has data keeps one core busy for each window.
+const WINDOWS_AHEAD_MAX: u64 = 4096;
+
+/// How many objects may wait for those of earlier windows to be listed: about 10 MiB.
+const OBJECTS_WAITING_MAX: u64 = 50_000;
 
 /// Most restart points in one backup. Each takes some five bytes of the metadata, which Cinder and we read whole.
 const POINTS_MAX: u64 = 2_000_000;
@@ -60,6 +65,8 @@ pub(super) struct Plan<'a> {
     pub(super) staging: &'a Staging,
     pub(super) head: &'a MetadataHead,
     pub(super) parent: Option<&'a BlockHashTable>,
+    pub(super) changed: Option<&'a Changed>,
+    pub(super) paranoid: bool,
     pub(super) object_bytes: u64,
     pub(super) block_bytes: u64,
     pub(super) threads: usize,
@@ -78,6 +85,8 @@ pub struct Progress {
     pub changed_bytes: u64,
     /// Bytes that they take in objects; of objects that are complete.
     pub stored_bytes: u64,
+    /// Bytes of blocks that changed although the list of changes does not tell so.
+    pub unlisted_bytes: u64,
 }
 
 #[derive(Default)]
@@ -107,6 +116,10 @@ pub(super) fn run(plan: &Plan<'_>) -> Result<(Progress, u64)> {
         ranges: Ranges::new(plan.source),
         encoder: plan.encoder,
         parent: plan.parent,
+        changed: plan.changed,
+        paranoid: plan.paranoid,
+        len_bytes,
+        unlisted: AtomicU64::new(0),
         digests: &digests,
         block_bytes: plan.block_bytes,
         encode_bytes,
@@ -172,6 +185,8 @@ struct Schedule<'a> {
     next_window: u64,
     /// Windows that are listed, from the volume's beginning on.
     listed: u64,
+    /// Objects of later ones, which wait to be listed.
+    waiting: u64,
     /// Windows that somebody looks at for holes, or ends.
     between: usize,
     in_progress: Vec<Lane<'a>>,
@@ -238,9 +253,10 @@ impl<'a> Pipeline<'a, '_> {
         if schedule.outstanding >= PIECES_PER_THREAD * self.threads {
             return None;
         }
-        let ahead_max = WINDOWS_AHEAD_PER_THREAD * self.threads as u64;
+        let is_first = schedule.next_window == schedule.listed;
         let may_open = schedule.next_window < self.windows
-            && schedule.next_window < schedule.listed + ahead_max
+            && schedule.next_window < schedule.listed + WINDOWS_AHEAD_MAX
+            && (is_first || schedule.waiting < OBJECTS_WAITING_MAX)
             && schedule.in_progress.len() + schedule.between < self.threads;
         let lanes = schedule.in_progress.iter_mut().filter(|lane| !self.is_given_out(lane));
         let idlest = lanes.min_by_key(|lane| lane.outstanding);
@@ -279,7 +295,8 @@ impl<'a> Pipeline<'a, '_> {
             Job::Open(index) => {
                 let start = index * self.plan.object_bytes;
                 let range = start..self.len_bytes.min(start.saturating_add(self.plan.object_bytes));
-                let is_hole = self.maker.ranges.is_hole(&range)?;
+                // A list of changes asks for piece after piece.
+                let is_hole = self.plan.changed.is_none() && self.maker.ranges.is_hole(&range)?;
                 let window = Arc::new(Window::new(index, range, self.objects));
                 let next_offset = window.range.start;
                 let lane = Lane { window, is_hole, next_piece: 0, next_offset, outstanding: 0 };
@@ -330,10 +347,12 @@ impl<'a> Pipeline<'a, '_> {
         let objects = window.finish()?;
         let stored = objects.iter().map(|object| object.stored_bytes).sum();
         self.counters.stored.fetch_add(stored, Ordering::Relaxed);
-        let listed = self.listing.put(window.index, objects)?;
+        let (listed, waiting) = self.listing.put(window.index, objects)?;
         let mut schedule = self.lock();
         schedule.between -= 1;
-        schedule.listed = schedule.listed.max(listed);
+        if listed >= schedule.listed {
+            (schedule.listed, schedule.waiting) = (listed, waiting);
+        }
         drop(schedule);
         self.changed.notify_all();
         Ok(())
@@ -345,6 +364,7 @@ impl<'a> Pipeline<'a, '_> {
             total_bytes: self.len_bytes,
             changed_bytes: self.counters.changed.load(Ordering::Relaxed),
             stored_bytes: self.counters.stored.load(Ordering::Relaxed),
+            unlisted_bytes: self.maker.unlisted.load(Ordering::Relaxed),
         }
     }
 

@@ -16,10 +16,13 @@ use crate::writer::staging::{FileName, StagedFile, Staging};
 const WRITE_BYTES: usize = 256 << 10;
 
 /// What zeros are made of, for md5.
-const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
-/// How many lengths of zeros have their md5 remembered: an object's, and that of the volume's last one.
-const ZERO_LENGTHS_MAX: usize = 4;
+/// Between states of md5 over zeros that are remembered, in bytes.
+const STATE_BYTES: u64 = 1 << 20;
+
+/// How many such states are remembered, at most: those of an object of 4 GiB, in 400 KiB.
+const STATES_MAX: u64 = 4096;
 
 /// What all objects of a backup share.
 pub(super) struct Objects<'a> {
@@ -32,25 +35,26 @@ pub(super) struct Objects<'a> {
     pub(super) zeros: ZeroDigests,
 }
 
-/// The md5 of runs of zeros; there may be thousands of objects of nothing else.
+/// md5 over zeros. There may be thousands of objects that hold nothing else, or begin with nothing else, and md5 is slow.
 #[derive(Default)]
-pub(super) struct ZeroDigests(Mutex<Vec<(u64, Md5)>>);
+pub(super) struct ZeroDigests(Mutex<Vec<Md5Hasher>>);
 
 impl ZeroDigests {
-    fn get(&self, len_bytes: u64) -> Md5 {
-        let known = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(&(_, md5)) = known().iter().find(|&&(len, _)| len == len_bytes) {
-            return md5;
+    /// The state after so many zeros.
+    fn after(&self, len_bytes: u64) -> Md5Hasher {
+        let wanted = (len_bytes / STATE_BYTES).min(STATES_MAX);
+        let mut states = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // Whoever else wants one waits for what it would otherwise compute itself.
+        while (states.len() as u64) < wanted {
+            let mut state = states.last().cloned().unwrap_or_default();
+            update_with_zeros(&mut state, STATE_BYTES);
+            states.push(state);
         }
-        let mut hasher = Md5Hasher::new();
-        update_with_zeros(&mut hasher, len_bytes);
-        let md5 = Md5(hasher.finalize().into());
-        let mut known = known();
-        if known.len() >= ZERO_LENGTHS_MAX {
-            known.remove(0);
-        }
-        known.push((len_bytes, md5));
-        md5
+        let state = wanted.checked_sub(1).and_then(|last| states.get(last as usize)).cloned();
+        drop(states);
+        let mut state = state.unwrap_or_default();
+        update_with_zeros(&mut state, len_bytes - wanted * STATE_BYTES);
+        state
     }
 }
 
@@ -117,8 +121,7 @@ impl<'a> ObjectWriter<'a> {
             (Plain::Zeros(len_bytes), Some(md5)) => update_with_zeros(md5, len_bytes),
             (Plain::Bytes(bytes), Some(md5)) => md5.update(bytes),
             (Plain::Bytes(bytes), none) => {
-                let md5 = none.insert(Md5Hasher::new());
-                update_with_zeros(md5, self.assembler.plain_bytes());
+                let md5 = none.insert(self.objects.zeros.after(self.assembler.plain_bytes()));
                 md5.update(bytes);
             }
         }
@@ -144,10 +147,8 @@ impl<'a> ObjectWriter<'a> {
     pub(super) fn finish(self) -> Result<ObjectRecord> {
         let Self { objects, offset, mut file, assembler, md5, points, .. } = self;
         let finished = assembler.finish(|stored| file.put(stored))?;
-        let md5 = match md5 {
-            Some(md5) => Md5(md5.finalize().into()),
-            None => objects.zeros.get(finished.plain_bytes),
-        };
+        let md5 = md5.unwrap_or_else(|| objects.zeros.after(finished.plain_bytes));
+        let md5 = Md5(md5.finalize().into());
         file.flush()?;
         let mut record = ObjectRecord {
             codec: finished.codec,

@@ -1,6 +1,7 @@
 //! One piece of the volume: read, hashed, compared with the parent, compressed. On any thread, in any order.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::documents::Digests;
@@ -12,6 +13,7 @@ use crate::types::BlockHash;
 use crate::writer::encode::{EncodedPiece, Encoder};
 use crate::writer::ranges::Ranges;
 use crate::writer::source::Source;
+use crate::writer::source::changed::Changed;
 
 /// What blocks are compared with to see whether they are zeros.
 static ZEROS: [u8; 4096] = [0; 4096];
@@ -25,6 +27,13 @@ pub(super) struct PieceMaker<'a> {
     pub(super) ranges: Ranges<'a>,
     pub(super) encoder: &'a Encoder,
     pub(super) parent: Option<&'a BlockHashTable>,
+    /// Where the source may differ from the parent.
+    pub(super) changed: Option<&'a Changed>,
+    /// Whether that is only compared with what is read.
+    pub(super) paranoid: bool,
+    /// Bytes that changed where they should not.
+    pub(super) unlisted: AtomicU64,
+    pub(super) len_bytes: u64,
     pub(super) digests: &'a Digests,
     pub(super) block_bytes: u64,
     /// Longest piece that is compressed at once.
@@ -36,6 +45,44 @@ pub(super) struct PieceMaker<'a> {
 impl PieceMaker<'_> {
     /// Makes the piece `range`, which begins at a block and ends at one or at the volume's end.
     pub(super) fn make(&self, range: Range<u64>, is_known_hole: bool) -> Result<Done> {
+        if !self.paranoid && self.is_as_in_parent(&range)? {
+            return Ok(Done { offset: range.start, plain: Vec::new(), runs: Vec::new() });
+        }
+        let done = self.read(range, is_known_hole)?;
+        if let Some(listed) = self.changed {
+            for run in &done.runs {
+                let end = done.offset + run.range.end;
+                let blocks = (done.offset + run.range.start..end).step_by(self.block_bytes as usize);
+                let blocks = blocks.map(|start| start..end.min(start + self.block_bytes));
+                let unlisted = blocks.filter(|block| !listed.touches(block.clone()));
+                let bytes = unlisted.map(|block| block.end - block.start).sum();
+                self.unlisted.fetch_add(bytes, Ordering::Relaxed);
+            }
+        }
+        Ok(done)
+    }
+
+    /// Takes the parent's digests for a piece that did not change since; `false` when it must be read.
+    fn is_as_in_parent(&self, range: &Range<u64>) -> Result<bool> {
+        let (Some(listed), Some(parent)) = (self.changed, self.parent) else { return Ok(false) };
+        // The last block may have become longer or shorter, which no list tells.
+        if range.end == self.len_bytes || listed.touches(range.clone()) {
+            return Ok(false);
+        }
+        let first = range.start / self.block_bytes;
+        let mut digests = Vec::new();
+        for digest in parent.get(first..range.end / self.block_bytes) {
+            match digest {
+                Ok(digest) => digests.push(digest),
+                Err(error) if error.kind() == ErrorKind::Malformed => return Ok(false),
+                Err(error) => return Err(error.context("while taking digests from the parent backup")),
+            }
+        }
+        self.digests.put(first, &digests)?;
+        Ok(true)
+    }
+
+    fn read(&self, range: Range<u64>, is_known_hole: bool) -> Result<Done> {
         if is_known_hole || self.ranges.is_hole(&range)? {
             return self.make_zeros(range);
         }
@@ -139,7 +186,7 @@ impl PieceMaker<'_> {
         if len_bytes >= most {
             pieces = vec![self.encoder.encode_zeros(self.encode_bytes)?; (len_bytes / most) as usize];
         }
-        if len_bytes % most > 0 {
+        if !len_bytes.is_multiple_of(most) {
             pieces.push(self.encoder.encode_zeros((len_bytes % most) as usize)?);
         }
         Ok(pieces)

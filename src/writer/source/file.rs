@@ -10,6 +10,7 @@ use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
 use super::Source;
+use super::in_use::cannot_open;
 use crate::error::{Error, ErrorKind, Result};
 
 /// A regular file, of which holes are not read, or a block device.
@@ -22,12 +23,15 @@ pub struct FileSource {
 }
 
 impl FileSource {
-    /// Opens the file or device at `path` for reading. [`ErrorKind::Usage`] when it is neither, or empty;
+    /// Opens the file or device at `path` for reading. [`ErrorKind::Usage`] when it is neither, is empty, or is not there;
     /// [`ErrorKind::Source`] when it cannot be opened.
     pub fn open(path: &Path) -> Result<Self> {
-        let name = path.to_string_lossy().into_owned();
-        let failed =
-            |error| Error::caused_by(ErrorKind::Source, format!("cannot open the source {path:?}"), error);
+        Self::open_as(path, path.to_string_lossy().into_owned())
+    }
+
+    /// The same, called `name`: for a snapshot that people know by its original.
+    pub fn open_as(path: &Path, name: String) -> Result<Self> {
+        let failed = |error| cannot_open(path, error);
         // Looked at before it is opened: a pipe would wait for its writer, and some devices act when they are opened.
         let kind = fs::metadata(path).map_err(failed)?.file_type();
         if !kind.is_file() && !kind.is_block_device() {
@@ -93,7 +97,7 @@ impl Source for FileSource {
     }
 
     fn next_data(&self, offset: u64) -> Result<Option<Range<u64>>> {
-        let rest = (offset < self.len_bytes).then(|| offset..self.len_bytes);
+        let rest = (offset < self.len_bytes).then_some(offset..self.len_bytes);
         if !self.knows_holes || rest.is_none() {
             return Ok(rest);
         }
@@ -155,7 +159,7 @@ mod tests {
             (folder.path(), ErrorKind::Usage),
             (&empty, ErrorKind::Usage),
             (Path::new("/dev/null"), ErrorKind::Usage),
-            (&folder.path().join("none"), ErrorKind::Source),
+            (&folder.path().join("none"), ErrorKind::Usage),
         ] {
             assert_eq!(FileSource::open(path).unwrap_err().kind(), kind, "{path:?}");
         }

@@ -5,6 +5,15 @@
 //!
 //! Invariant: bytes that the source did not deliver are never made up.
 
+// What changed since the parent, as somebody else tells it.
+pub mod changed;
+// Where the machine tells about itself.
+pub mod host;
+// Which volume it is.
+pub mod identity;
+// Who else uses it.
+pub mod in_use;
+mod lease;
 mod file;
 
 use std::ops::Range;

@@ -6,6 +6,7 @@
 //!            parts/                   files being written, under numbers
 //!            tree/<container>/        the files under their names, for the moment of publishing
 //!            journal                  what is given its name file by file
+//!            deletion                 what is removed file by file, while the backup of this id is deleted
 //! ```
 //!
 //! Problem: a killed run cannot clean up, and nobody else knows whether a folder's run is dead or slow. Idea: the kernel
@@ -29,7 +30,7 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::disk::{Disk, failed, is_folder, is_same, look_at, open_folder};
-use super::{journal, store::StoreRoot};
+use super::{journal, removal, store::StoreRoot};
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::posix::HIDDEN_FOLDER_PREFIX;
 use crate::types::BackupId;
@@ -38,6 +39,7 @@ const LOCK: &str = "lock";
 pub(super) const PARTS: &str = "parts";
 pub(super) const TREE: &str = "tree";
 pub(super) const JOURNAL: &str = "journal";
+pub(super) const DELETION: &str = "deletion";
 
 /// How often a folder is made anew that another removes at the same moment, or whose lock another has for a moment, to
 /// find out whether its run is dead.
@@ -173,13 +175,18 @@ impl Hidden {
         &self.name
     }
 
+    fn id(&self) -> &str {
+        self.name.strip_prefix(HIDDEN_FOLDER_PREFIX).unwrap_or_default()
+    }
+
     pub(super) fn folder(&self) -> &OwnedFd {
         &self.folder
     }
 
-    /// Takes back what a dead run had given its name, and removes the folder.
+    /// Takes back what a dead run had given its name, or goes on with what it removed, and removes the folder.
     pub(super) fn clean_up(self, store: &StoreRoot, disk: &Disk) -> Result<()> {
         journal::roll_back(store, disk, &self.folder)
+            .and_then(|()| removal::finish(store, disk, &self.folder, self.id()))
             .map_err(|error| error.context(format!("cannot clean up {:?} after a killed run", self.name)))?;
         self.remove(store, disk).map_err(|errno| failed(format!("cannot remove {:?}", self.name), errno))
     }
@@ -189,7 +196,9 @@ impl Hidden {
         for name in [PARTS, TREE] {
             remove_below(disk, &self.folder, name, NESTING_MAX)?;
         }
-        gone_is_fine(disk.remove_file(&self.folder, JOURNAL))?;
+        for name in [JOURNAL, DELETION] {
+            gone_is_fine(disk.remove_file(&self.folder, name))?;
+        }
         for entry in Dir::read_from(&self.folder)? {
             if !matches!(entry?.file_name().to_bytes(), b"." | b".." | b"lock") {
                 return Err(Errno::NOTEMPTY);

@@ -29,6 +29,7 @@ mod file;
 mod hidden;
 mod journal;
 mod publish;
+pub(in crate::writer) mod removal;
 mod store;
 
 use std::fmt;

@@ -1,0 +1,160 @@
+//! The names of snapshots, by which leftovers are known.
+//!
+//! Problem: a run that is killed leaves its snapshot behind, which slows the source down and fills its pool; but a snapshot of a
+//! run that still goes on must not be dropped. Idea: the name says who made it: machine, start of the machine, process and the
+//! process's start. The next run drops those whose maker is gone for sure.
+//!
+//! A process in another container of this machine cannot be seen, so its snapshots stay until the machine was started again.
+
+use std::fs;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use sha2::{Digest, Sha256};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::writer::source::host::Host;
+
+const PREFIX: &str = "cinderfs-snapshot";
+
+/// Counts the snapshots of this process.
+static COUNT: AtomicU32 = AtomicU32::new(0);
+
+/// Who made a snapshot.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Marker {
+    machine: u32,
+    boot: u32,
+    /// The namespace in which `pid` is a number.
+    pids: u64,
+    pid: u32,
+    /// When the process was started, in ticks since the machine was.
+    started: u64,
+    count: u32,
+}
+
+impl Marker {
+    /// A new one of this process.
+    pub(super) fn new(host: &Host) -> Result<Self> {
+        let ours = Self::of_this_process(host);
+        let mut ours = ours.ok_or_else(|| {
+            let message = "a snapshot cannot be marked as ours: /proc does not tell who we are";
+            Error::new(ErrorKind::Unsupported, message)
+        })?;
+        ours.count = COUNT.fetch_add(1, Ordering::Relaxed);
+        Ok(ours)
+    }
+
+    fn of_this_process(host: &Host) -> Option<Self> {
+        let pid = fs::read_link(host.proc.join("self")).ok()?.to_str()?.parse().ok()?;
+        let pids = fs::read_link(host.proc.join("self/ns/pid")).ok()?;
+        let pids = pids.to_str()?.strip_prefix("pid:[")?.strip_suffix(']')?.parse().ok()?;
+        let machine = Host::text(&host.etc.join("machine-id")).filter(|id| !id.is_empty());
+        let machine =
+            machine.unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned());
+        let boot = Host::text(&host.proc.join("sys/kernel/random/boot_id"))?;
+        Some(Self {
+            machine: short_hash(&machine),
+            boot: short_hash(&boot),
+            pids,
+            pid,
+            started: started(host, pid)?,
+            count: 0,
+        })
+    }
+
+    /// The snapshot's name; letters, digits and hyphens only.
+    pub(super) fn name(&self) -> String {
+        let Self { machine, boot, pids, pid, started, count } = self;
+        format!("{PREFIX}-{machine:08x}-{boot:08x}-{pids:x}-{pid:x}-{started:x}-{count:x}")
+    }
+
+    /// Reads a name; `None` for one that we would not have written exactly so.
+    pub(super) fn parse(name: &str) -> Option<Self> {
+        let mut parts = name.strip_prefix(PREFIX)?.strip_prefix('-')?.split('-');
+        let mut next = || u64::from_str_radix(parts.next()?, 16).ok();
+        let marker = Self {
+            machine: next()?.try_into().ok()?,
+            boot: next()?.try_into().ok()?,
+            pids: next()?,
+            pid: next()?.try_into().ok()?,
+            started: next()?,
+            count: next()?.try_into().ok()?,
+        };
+        (marker.name() == name).then_some(marker)
+    }
+
+    /// Whether its maker is gone for sure.
+    pub(super) fn is_abandoned(&self, host: &Host) -> bool {
+        let Some(us) = Self::of_this_process(host) else { return false };
+        if self.machine != us.machine {
+            return false;
+        }
+        if self.boot != us.boot {
+            return true;
+        }
+        self.pids == us.pids && is_gone(host, self)
+    }
+}
+
+fn is_gone(host: &Host, marker: &Marker) -> bool {
+    let folder = host.proc.join(marker.pid.to_string());
+    match folder.try_exists() {
+        Ok(false) => true,
+        // The number may be another process's by now.
+        Ok(true) => started(host, marker.pid).is_some_and(|started| started != marker.started),
+        Err(_) => false,
+    }
+}
+
+/// When a process was started: the 22nd word of its `stat`. The second is its name, in parentheses, and may hold anything.
+fn started(host: &Host, pid: u32) -> Option<u64> {
+    let text = Host::text(&host.proc.join(pid.to_string()).join("stat"))?;
+    text.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+}
+
+fn short_hash(text: &str) -> u32 {
+    let hash = Sha256::digest(text.as_bytes());
+    u32::from_be_bytes([hash[0], hash[1], hash[2], hash[3]])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_is_abandoned_when_its_maker_is_gone() {
+        let host = Host::default();
+        let ours = Marker::new(&host).unwrap();
+        assert_eq!(Marker::parse(&ours.name()).as_ref(), Some(&ours));
+        assert!(ours.name().len() < 100);
+        assert!(!ours.is_abandoned(&host));
+        let with = |change: fn(&mut Marker)| {
+            let mut marker = ours.clone();
+            change(&mut marker);
+            Marker::parse(&marker.name()).unwrap().is_abandoned(&host)
+        };
+        assert!(with(|m| m.started += 1), "the number is another process's");
+        assert!(with(|m| m.pid = u32::MAX / 2), "there is no such process");
+        assert!(with(|m| m.boot ^= 1), "the machine was started again");
+        assert!(!with(|m| m.machine ^= 1), "it is another machine's");
+        assert!(!with(|m| (m.pids, m.pid) = (1, u32::MAX / 2)), "it is another container's");
+    }
+
+    #[test]
+    fn foreign_names_are_no_markers() {
+        let name = Marker::new(&Host::default()).unwrap().name();
+        for foreign in [
+            "",
+            "cinderfs-snapshot",
+            "cinderfs-snapshot-of-mine",
+            "cinderfs-snapshot-1-2-3-4-5-6",
+            &format!("x{name}"),
+            &format!("{name}-1"),
+            &format!("{name} "),
+            &name.to_uppercase(),
+            &name[..name.len() - 2],
+        ] {
+            assert_eq!(Marker::parse(foreign), None, "{foreign}");
+        }
+    }
+}
