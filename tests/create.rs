@@ -214,6 +214,31 @@ fn holes_are_not_read() {
 }
 
 #[test]
+fn holes_before_between_and_behind_data_are_part_of_an_object() {
+    let store = tempfile::tempdir().unwrap();
+    // Windows of six pieces of a MiB; data begins at the first, the second, the fourth, and not at all.
+    let mut bytes = vec![0; (24 << 20) + 700];
+    for (at, byte) in [(0, 1), (7 << 20, 2), (9 << 20, 3), ((15 << 20) + 5, 4), (24 << 20, 5)] {
+        bytes[at..at + 600].fill(byte);
+    }
+    for codec in [Codec::Zlib, Codec::Bz2, Codec::Zstd, Codec::None] {
+        let new = NewBackup { object_bytes: Some(6 << 20), codec, ..small() };
+        let full = make(store.path(), &MemorySource::new(bytes.clone()), &new).unwrap();
+        check(store.path(), &full, &new, &bytes, None);
+        // Zeros where there was data, on both sides of a piece's border, and the other way round.
+        let mut edited = bytes.clone();
+        edited[7 << 20..(7 << 20) + 600].fill(0);
+        edited[(4 << 20) - 9000..(4 << 20) + 9000].fill(7);
+        let child = NewBackup { base: Base::Backup(full.id), ..new.clone() };
+        let made = make(store.path(), &MemorySource::new(edited.clone()), &child).unwrap();
+        check(store.path(), &made, &child, &edited, Some(&bytes));
+        let back = NewBackup { base: Base::Backup(made.id), ..new };
+        let made = make(store.path(), &MemorySource::new(bytes.clone()), &back).unwrap();
+        check(store.path(), &made, &back, &bytes, Some(&edited));
+    }
+}
+
+#[test]
 fn blocks_longer_than_a_piece_are_backed_up() {
     let store = tempfile::tempdir().unwrap();
     let bytes = mixed(9_500_000);

@@ -14,7 +14,8 @@ takes 1.5 s, and answers each with one line as soon as it is done:
     {"command": "backup", "image": "vol.img", "container": "team/one", "compression": "zstd"}
     {"command": "restore", "backup_id": "...", "output": "out.img", "bytes": 3000000}
 
-The keys are the parameters of Cinder's methods of these names below; the single commands take them as --options. What Cinder's code logs as a warning or worse meanwhile comes with the answer, as `warnings`.
+The keys are the parameters of Cinder.backup, restore, read and delete below; the single commands take them as
+--options. What Cinder's code logs as a warning or worse meanwhile comes with the answer, as `warnings`.
 """
 import argparse
 import json
@@ -129,12 +130,12 @@ class Cinder:
         return {'backup_id': backup_id, 'volume_id': volume_id, 'parent_id': parent, 'container': backup.container,
                 'prefix': backup.service_metadata, 'objects': backup.object_count, 'bytes': image_bytes}
 
-    def restore(self, backup_id, output, bytes=0, new=False, imported=False):
+    def restore(self, backup_id, output, bytes=0, imported=False, new=False):
         """Restore a backup into `output`, which stands for an existing volume of `bytes` bytes full of old data, or for
-        a `new` one, which reads as zeros. With `imported` only by what the database holds.
+        a `new` one, which reads as zeros.
 
         The file ends up longer where the chain's objects reach further. The answer tells what the volume is called then
-        and which properties it has.
+        and which properties it has. With `imported` only what the database holds is looked at.
         """
         from cinder import objects
         backup = objects.Backup.get_by_id(self.context, backup_id) if imported else self.known(backup_id)
@@ -183,7 +184,7 @@ class Cinder:
             backup.encode_record(driver_info={}))}
 
     def delete(self, backup_id):
-        """Delete a backup: its files and its row."""
+        """Delete a backup, files and row."""
         backup = self.known(backup_id)
         self.driver().delete_backup(backup)
         backup.destroy()
@@ -270,15 +271,14 @@ def parse_arguments():
     restore.add_argument('backup_id')
     restore.add_argument('output')
     restore.add_argument('--bytes', type=int, help="the volume's length")
-    restore.add_argument('--new', action='store_true', help='as into a new volume')
-    commands.add_parser('read', help='print both documents').add_argument('backup_id')
     export = commands.add_parser('export', help="print a backup's record")
     export.add_argument('backup_id')
     record = commands.add_parser('import', help='take a record into the database')
     record.add_argument('backup_service')
     record.add_argument('backup_url')
-    delete = commands.add_parser('delete', help='delete a backup')
-    delete.add_argument('backup_id')
+    restore.add_argument('--new', action='store_true', help='as into a new volume')
+    commands.add_parser('read', help='print both documents').add_argument('backup_id')
+    commands.add_parser('delete', help='delete a backup').add_argument('backup_id')
     commands.add_parser('batch', help='run jobs from stdin, one JSON object a line')
     return {key: value for key, value in vars(parser.parse_args()).items() if value is not None}
 
@@ -288,8 +288,8 @@ def main():
     failed = False
     with tempfile.TemporaryDirectory(prefix='genuine-cinder-') as scratch:
         cinder, listener = Cinder(job.pop('store'), scratch), Warnings()
-        commands = {'backup': cinder.backup, 'restore': cinder.restore, 'read': cinder.read, 'export': cinder.export,
-                    'import': cinder.import_record, 'delete': cinder.delete}
+        commands = {name: getattr(cinder, name) for name in ('backup', 'restore', 'read', 'export', 'delete')}
+        commands['import'] = cinder.import_record
         for job in map(json.loads, sys.stdin) if job['command'] == 'batch' else [job]:
             try:
                 answer = commands[job.pop('command')](**job)

@@ -26,6 +26,7 @@ Examples:
   cinderfs show /backup_mount 52e81dfa -f json       one backup, for scripts
   cinderfs restore /backup_mount db@latest disk.img  one backup to a file
   cinderfs create /backup_mount disk.img             a new backup
+  cinderfs consolidate /backup_mount db@latest       a full one of a chain
   cinderfs index /backup_mount                       makes first reads quick
   cinderfs hydrate /backup_mount db@latest           a whole image, kept here
   cinderfs delete /backup_mount 52e81dfa --dry-run   what would go
@@ -92,6 +93,7 @@ pub(crate) enum Verb {
     List(super::list::ListArgs),
     Show(super::show::ShowArgs),
     Create(super::create::CreateArgs),
+    Consolidate(super::consolidate::ConsolidateArgs),
     Restore(super::restore::RestoreArgs),
     Hydrate(super::hydrate::HydrateArgs),
     Delete(super::delete::DeleteArgs),
@@ -110,6 +112,7 @@ impl Verb {
             | Self::List(_)
             | Self::Show(_)
             | Self::Create(_)
+            | Self::Consolidate(_)
             | Self::Restore(_)
             | Self::Hydrate(_) => false,
             Self::Delete(_) | Self::Record(_) => false,

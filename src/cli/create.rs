@@ -34,8 +34,7 @@ Examples:
   cinderfs create /backup_mount /dev/vg/db --snapshot lvm --compression zstd
   cinderfs create /backup_mount disk.img --incremental --name tuesday
 
-The id of the new backup goes to stdout, all else to stderr. Until the backup is
-whole, nothing of it can be seen in the store.";
+The id of the new backup goes to stdout, all else to stderr. Until the backup is whole, nothing of it can be seen in the store.";
 
 /// Make a backup of a file or block device, as Cinder would
 ///
@@ -115,7 +114,7 @@ fn snapshot_kind() -> impl TypedValueParser<Value = Kind> {
 
 /// How to compress, as Cinder's `backup_compression_algorithm` spells it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
-enum Compression {
+pub(super) enum Compression {
     Zlib,
     Bz2,
     Zstd,
@@ -123,7 +122,7 @@ enum Compression {
 }
 
 impl Compression {
-    fn codec(self) -> Codec {
+    pub(super) fn codec(self) -> Codec {
         match self {
             Self::Zlib => Codec::Zlib,
             Self::Bz2 => Codec::Bz2,
@@ -133,7 +132,7 @@ impl Compression {
     }
 }
 
-fn container(word: &str) -> Result<ObjectName, String> {
+pub(super) fn container(word: &str) -> Result<ObjectName, String> {
     ObjectName::parse(word).map_err(|error| error.to_string())
 }
 
@@ -149,7 +148,7 @@ fn property(word: &str) -> Result<(String, String), String> {
 }
 
 /// A number of bytes: `131072`, `128K`, `128KiB`.
-fn bytes(word: &str) -> Result<u64, String> {
+pub(super) fn bytes(word: &str) -> Result<u64, String> {
     let digits = word.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let shift = match &word[digits.len()..] {
         "" | "B" => 0,
@@ -296,7 +295,7 @@ impl Source for Ready<'_> {
     }
 }
 
-fn summary_json(created: &Created, seconds: f64) -> Value {
+pub(super) fn summary_json(created: &Created, seconds: f64) -> Value {
     json!({
         "backup_id": created.id.as_str(),
         "parent_id": created.parent_id.as_ref().map(|id| id.as_str()),

@@ -4,6 +4,7 @@
 
 mod args;
 mod cache;
+mod consolidate;
 mod create;
 mod delete;
 mod exit;
@@ -62,6 +63,7 @@ fn run(cli: Cli) -> Result<Outcome, Failure> {
         Verb::Index(args) => index::run(&args, verbosity < 0),
         Verb::Show(args) => show::run(&args),
         Verb::Create(args) => create::run(&args, verbosity < 0),
+        Verb::Consolidate(args) => consolidate::run(&args, verbosity < 0),
         Verb::Restore(args) => restore::run(&args, verbosity < 0),
         Verb::Hydrate(args) => hydrate::run(&args, verbosity < 0),
         Verb::Delete(args) => delete::run(&args, verbosity < 0),

@@ -122,6 +122,19 @@ pub fn parse(
     }
 }
 
+/// The text of `volume_meta` as it stands in a document; `None` for null, for none, and for what is no text, which Cinder
+/// cannot restore. The rest of the document is not looked at: [`parse`] does that.
+pub fn volume_meta_text(reader: impl Read) -> Result<Option<String>> {
+    #[derive(Deserialize)]
+    struct Outer {
+        volume_meta: Option<Shown>,
+    }
+    let guard = Guard::new(reader, METADATA_BYTES_MAX);
+    let reader = io::BufReader::with_capacity(64 << 10, guard);
+    let outer: Outer = serde_json::from_reader(reader).map_err(parse_error)?;
+    Ok(outer.volume_meta.and_then(|Shown(text)| text))
+}
+
 /// `str(datetime)` of Python, always UTC: with or without microseconds, with or without an offset. A backup is not given
 /// up for a time that cannot be read.
 fn created_at(text: &str) -> Option<jiff::Timestamp> {

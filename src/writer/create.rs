@@ -36,7 +36,7 @@ pub const OBJECT_BYTES: u64 = 128 << 20;
 pub const BLOCK_BYTES: u64 = 32 << 10;
 
 /// Smallest block, in bytes: a sector. Its digest takes 72 bytes of the digest file.
-const BLOCK_BYTES_MIN: u64 = 512;
+pub(super) const BLOCK_BYTES_MIN: u64 = 512;
 
 const GIB: u64 = 1 << 30;
 
@@ -105,8 +105,9 @@ impl NewBackup {
         }
     }
 
-    /// The size of its objects and blocks in bytes, checked: [`ErrorKind::Usage`] when there can be no such ones.
-    fn sizes(&self) -> Result<(u64, u64)> {
+    /// The size of its objects and blocks in bytes, checked: [`ErrorKind::Usage`] when a volume of that length can have no
+    /// such ones.
+    pub(super) fn sizes(&self, len_bytes: u64) -> Result<(u64, u64)> {
         let refuse = |message: String| Err(Error::new(ErrorKind::Usage, message));
         let block_bytes = self.block_bytes;
         if !(BLOCK_BYTES_MIN..=BLOCK_BYTES_MAX).contains(&block_bytes) {
@@ -118,6 +119,12 @@ impl NewBackup {
         if object_bytes == 0 || !object_bytes.is_multiple_of(block_bytes) || object_bytes > PLAIN_BYTES_MAX {
             return refuse(format!(
                 "the object size is {object_bytes} bytes, expected a multiple of the block size of {block_bytes}, at most {PLAIN_BYTES_MAX}"
+            ));
+        }
+        let windows = len_bytes.div_ceil(object_bytes);
+        if windows > OBJECTS_MAX {
+            return refuse(format!(
+                "objects of {object_bytes} bytes would be {windows}, at most {OBJECTS_MAX} can be read again"
             ));
         }
         Ok((object_bytes, block_bytes))
@@ -157,20 +164,13 @@ pub fn create(
     cancel: &AtomicBool,
     on_progress: &(dyn Fn(&Progress) + Sync),
 ) -> Result<Created> {
-    let (object_bytes, block_bytes) = new.sizes()?;
     if new.changed.is_some() && new.base == Base::Nothing {
         let message =
             "what changed since a backup says nothing to a full one: give --incremental or --parent";
         return Err(Error::new(ErrorKind::Usage, message));
     }
     let len_bytes = source.len_bytes();
-    let windows = len_bytes.div_ceil(object_bytes);
-    if windows > OBJECTS_MAX {
-        let message = format!(
-            "objects of {object_bytes} bytes would be {windows}, at most {OBJECTS_MAX} can be read again"
-        );
-        return Err(Error::new(ErrorKind::Usage, message));
-    }
+    let (object_bytes, block_bytes) = new.sizes(len_bytes)?;
     let snapshot = catalog.refresh()?;
     let parent = find_parent(catalog, &snapshot, new)?;
     let digests =
@@ -332,7 +332,7 @@ fn creation_time(snapshot: &Snapshot, volume: &VolumeId, now: Timestamp) -> Resu
 }
 
 /// A random UUID, version 4: unlike the parent's, and unlike what any other machine makes.
-fn new_id() -> Result<BackupId> {
+pub(super) fn new_id() -> Result<BackupId> {
     let mut bytes = [0; 16];
     getrandom::fill(&mut bytes)
         .map_err(|error| Error::caused_by(ErrorKind::Target, "the system gives no random numbers", error))?;

@@ -19,6 +19,8 @@ mod ranges;
 mod pipeline;
 // One new backup: its parent, its names, its pipeline, its publishing.
 pub mod create;
+// A full backup out of a chain, which needs its ancestors no more.
+pub mod consolidate;
 // A source that holds still while it is read.
 pub mod snapshot;
 // Backups leave a store, children before parents.
