@@ -8,8 +8,8 @@ Every backup, whoever made it, is then looked at in four ways, and each must giv
     restore      cinderfs restore
     mount        cinderfs mount
 
-A fifth look, `documents`, is at the bytes. For each backup, a second Cinder makes its twin in a second store: of the same image,
-on the twin of the parent, with the same ids, times and sizes. documents.py says what may differ.
+A fifth look, `documents`, is at the bytes. For each backup, a second Cinder makes its twin in a second store: of the same
+image, on the twin of the parent, with the same ids, times and sizes. documents.py says what may differ.
 """
 import datetime
 import json
@@ -53,7 +53,7 @@ class Volume:
         image = self.images / f'{volumes.new_id(rng)}.img'
         if self.has_defaults:
             settings |= {'container': None, 'name': None, 'description': None}
-            image = self.images / image.stem / f'volume-{self.id}.img'
+            image = self.images / image.stem / f'volume-{self.id}'  # Cinder's name of a device
             image.parent.mkdir()
         story = f'{story} by {maker}' + (f' on {self.backups.index(parent)} by {parent.maker}' if parent else '')
         backup = volumes.Backup(image, data, parent, story, settings)

@@ -23,6 +23,7 @@ import sys
 import tempfile
 
 import gate
+import kit
 import volumes
 
 # Columns in which a record made from the store must be as Cinder's own.
@@ -31,7 +32,7 @@ COLUMNS = ['id', 'volume_id', 'parent_id', 'data_timestamp', 'created_at', 'cont
 
 
 def cinderfs_json(cinderfs, *words):
-    done = subprocess.run([cinderfs, *map(str, words), '-f', 'json'], capture_output=True, timeout=gate.TIMEOUT_S,
+    done = subprocess.run([cinderfs, *map(str, words), '-f', 'json'], capture_output=True, timeout=kit.TIMEOUT_S,
                           stdin=subprocess.DEVNULL)
     if done.returncode:
         raise RuntimeError(f'{words[:2]}: exit status {done.returncode}: {done.stderr.decode(errors="replace")}')
@@ -72,24 +73,24 @@ def check_import(cinderfs, cinder, store, planned, records, work, checks):
     checks.check('all', planned[0], seen == set(by_id))
     for backup in planned:
         got = restored(cinder, backup, work / 'restored.img', imported=True)
-        checks.check('restore', backup, got == backup.image.read_bytes(), gate.difference(got, backup.image.read_bytes()))
+        checks.check('restore', backup, got == backup.image.read_bytes(), kit.difference(got, backup.image.read_bytes()))
 
 
 def check_delete(cinderfs, importer, store, planned, rng, work, checks):
     gone = set()
     for backup in planned[::2]:
         if backup.id not in gone:
-            subprocess.run([cinderfs, '-q', 'delete', store, backup.id, '--cascade'], check=True, timeout=gate.TIMEOUT_S)
+            subprocess.run([cinderfs, '-q', 'delete', store, backup.id, '--cascade'], check=True, timeout=kit.TIMEOUT_S)
             gone |= {other.id for other in planned if backup in other.chain()}
     for backup_id in gone:
-        importer.do(command='delete', backup_id=backup_id)
+        importer.do(may_warn=True, command='delete', backup_id=backup_id)  # of a folder that is gone
     left = [backup for backup in planned if backup.id not in gone]
     files = [path.name for path in store.rglob('*') if not path.is_dir()]
     for backup in planned:
         checks.check('delete', backup, any(backup.id in name for name in files) == (backup.id not in gone))
     listed = {row['ID'] for row in cinderfs_json(cinderfs, 'list', store)}
     checks.check('list', planned[0], listed == {backup.id for backup in left}, f'{len(gone)} deleted')
-    cinder = gate.Cinder(store)
+    cinder = kit.Cinder(store)
     try:
         for backup in left:
             got = restored(cinder, backup, work / 'restored.img')
@@ -106,14 +107,14 @@ def run(cinderfs, work, rng, count, checks):
     store, images = work / 'store', work / 'images'
     images.mkdir()
     planned = [backup for _ in range(count) for backup in volumes.random_volume(rng, images)]
-    cinder = gate.Cinder(store)
+    cinder = kit.Cinder(store)
     try:
         gate.write_store(cinder, planned)
         exported = {backup.id: cinder.do(command='export', backup_id=backup.id) for backup in planned}
         records = {key: json.loads(base64.b64decode(row['backup_url'])) for key, row in exported.items()}
     finally:
         cinder.close()
-    importer = gate.Cinder(store)
+    importer = kit.Cinder(store)
     try:
         check_import(cinderfs, importer, store, planned, records, work, checks)
         return check_store(cinderfs, importer, store, planned, exported, rng, work, checks)
