@@ -2,7 +2,7 @@
 //!
 //! Cinder writes a volume backup as a *container* of compressed *objects* with two JSON documents beside them.
 //! This library resolves a chain of such backups on read, decompresses only what is asked for, compares every block
-//! with its sha256 and hands out nothing else.
+//! with its sha256 and hands out nothing else. The [`writer`] goes the other way: it makes backups that Cinder restores.
 //!
 //! ```text
 //!   front-ends        mount (FUSE)      restore      index, hydrate      list, show
