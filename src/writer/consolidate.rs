@@ -16,7 +16,7 @@
 
 use std::ops::Range;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::{SignedDuration, Timestamp};
@@ -24,15 +24,14 @@ use serde::de::IgnoredAny;
 
 use super::create::{BLOCK_BYTES, BLOCK_BYTES_MIN, Created, NewBackup, Progress, new_id};
 use super::encode::Encoder;
-use super::pipeline::{self, Plan};
+use super::files::{Files, Written};
 use super::source::Source;
-use super::staging::Staging;
 use crate::catalog::{Catalog, Entry, Snapshot};
 use crate::codec::Codec;
 use crate::error::{Error, ErrorKind, Result, ResultExt};
 use crate::format::metadata::volume_meta_text;
 use crate::format::sha256file::BLOCK_BYTES_MAX;
-use crate::format::write::{MetadataHead, created_at_text, default_container, object_prefix};
+use crate::format::write::{MetadataHead, created_at_text};
 use crate::image::{Image, Part, Verification};
 use crate::store::SourceReader;
 use crate::types::{BackupId, ObjectName};
@@ -131,19 +130,16 @@ pub fn consolidate(
         volume_id: volume_id.to_string(),
         volume_meta: volume_meta(catalog, entry).context(in_backup)?,
     };
-    let container = match &wanted.container {
-        Some(container) => container.clone(),
-        None => default_container(&id)?,
-    };
     let encoder = Encoder::new(wanted.codec, wanted.level)?;
-    let prefix = object_prefix(&volume_id, created_at, &id);
-    let staging = Staging::begin(store_root, &id, &container, &prefix)?;
     let source = ImageSource::new(image.clone());
-    let (progress, objects) = pipeline::run(&Plan {
+    let files = Files {
+        id: &id,
+        volume_id: &volume_id,
+        created_at,
+        container: wanted.container.as_ref(),
+        head: &head,
         source: &source,
         encoder: &encoder,
-        staging: &staging,
-        head: &head,
         parent: None,
         changed: None,
         paranoid: false,
@@ -152,12 +148,8 @@ pub fn consolidate(
         threads: wanted.threads,
         cancel,
         on_progress,
-    })?;
-    staging.renumber_objects()?;
-    if cancel.load(Ordering::Relaxed) {
-        return Err(Error::new(ErrorKind::Interrupted, "the consolidation was interrupted"));
-    }
-    let metadata_name = staging.publish()?;
+    };
+    let Written { metadata_name, progress, objects } = files.write(store_root, || Ok(()))?;
     let healed_blocks = image.damage().healed_blocks;
     let created = Created { id, parent_id: None, volume_id, created_at, metadata_name, progress, objects };
     Ok(Consolidated { created, chain: image.chain().to_vec(), healed_blocks })

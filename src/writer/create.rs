@@ -8,23 +8,22 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 use jiff::{Timestamp, ToSpan};
 
 use super::encode::Encoder;
+use super::files::{Files, Written};
 pub use super::pipeline::Progress;
-use super::pipeline::{self, Plan};
 use super::source::Source;
 use super::source::changed::Changed;
-use super::staging::Staging;
 use crate::backup::{Backup, BlockHashTable, DigestFile};
 use crate::catalog::{Catalog, Entry, Snapshot};
 use crate::codec::Codec;
 use crate::error::{Error, ErrorKind, Result, ResultExt};
 use crate::format::metadata::{OBJECTS_MAX, PLAIN_BYTES_MAX};
 use crate::format::sha256file::BLOCK_BYTES_MAX;
-use crate::format::write::{MetadataHead, VolumeMeta, created_at_text, default_container, object_prefix};
+use crate::format::write::{MetadataHead, VolumeMeta, created_at_text};
 use crate::types::{BackupId, ObjectName, VolumeId};
 
 /// Plain bytes of an object unless told. Cinder holds an object several times over when it restores: some 0.3 GB with
@@ -190,18 +189,15 @@ pub fn create(
         volume_id: new.volume_id.to_string(),
         volume_meta: Some(volume.to_text()),
     };
-    let container = match &new.container {
-        Some(container) => container.clone(),
-        None => default_container(&id)?,
-    };
-    let prefix = object_prefix(&new.volume_id, created_at, &id);
     let encoder = Encoder::new(new.codec, new.level)?;
-    let staging = Staging::begin(store_root, &id, &container, &prefix)?;
-    let (progress, objects) = pipeline::run(&Plan {
+    let files = Files {
+        id: &id,
+        volume_id: &new.volume_id,
+        created_at,
+        container: new.container.as_ref(),
+        head: &head,
         source,
         encoder: &encoder,
-        staging: &staging,
-        head: &head,
         parent: digests.as_ref(),
         changed: new.changed.as_ref(),
         paranoid: new.paranoid,
@@ -210,17 +206,13 @@ pub fn create(
         threads: new.threads,
         cancel,
         on_progress,
-    })?;
-    staging.renumber_objects()?;
-    if let Some(parent) = &parent {
+    };
+    let Written { metadata_name, progress, objects } = files.write(store_root, || {
+        let Some(parent) = &parent else { return Ok(()) };
         // A backup without its parent is worth nothing; it may have been deleted in the hours since.
         let message = || format!("the parent backup {} is gone", parent.id);
-        catalog.store().open(&parent.metadata_name).context(message)?;
-    }
-    if cancel.load(Ordering::Relaxed) {
-        return Err(Error::new(ErrorKind::Interrupted, "the backup was interrupted"));
-    }
-    let metadata_name = staging.publish()?;
+        catalog.store().open(&parent.metadata_name).map(drop).context(message)
+    })?;
     let parent_id = parent.map(|parent| parent.id.clone());
     Ok(Created {
         id,

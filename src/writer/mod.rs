@@ -17,6 +17,8 @@ pub mod source;
 mod ranges;
 // All cores on one volume, its objects in order.
 mod pipeline;
+// All files of one backup, written and published.
+mod files;
 // One new backup: its parent, its names, its pipeline, its publishing.
 pub mod create;
 // A full backup out of a chain, which needs its ancestors no more.
