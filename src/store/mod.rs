@@ -12,6 +12,7 @@
 pub mod posix;
 pub mod memory;
 pub mod fault;
+pub mod share;
 
 use std::io;
 use std::sync::Arc;

@@ -1,0 +1,320 @@
+//! NFS and GlusterFS shares: the mount that exists, or one of our own.
+//!
+//! Problem: Cinder's NFS and GlusterFS drivers mount a share before they back up, and whoever wants to read what they wrote may
+//! stand on a machine where nobody has. Idea: look into the kernel's table of mounts ([`table`]) first, because the share is
+//! mounted wherever cinder-backup runs; else mount it with mount(8) beneath a folder of our own, and take it away when the last
+//! of our processes is done with it.
+//!
+//! Invariants: nothing is mounted over what another program uses; a mount of ours is in use while anybody holds a shared lock on the
+//! file `.used` beside its mountpoint, and taken away by who finds himself the last, so a killed process leaves a mount that
+//! the next one uses and takes away; nothing is executed from a share (`nosuid,nodev,noexec`).
+
+mod table;
+
+use std::fmt;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use md5::{Digest, Md5};
+use rustix::fs::{FlockOperation, flock};
+
+use crate::error::{Error, ErrorKind, Result};
+use table::Table;
+
+/// Where shares are mounted by us. Root's, gone after a reboot, as the mounts are.
+const FOLDER: &str = "/run/cinderfs/shares";
+
+/// Options of every mount of ours: a share holds data, whatever its files claim to be.
+const SAFE_OPTIONS: &str = "nosuid,nodev,noexec";
+
+/// Most bytes of mount(8)'s own message that are repeated.
+const MESSAGE_BYTES_MAX: usize = 1000;
+
+/// What kind of server a share is on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ShareKind {
+    /// `host:/path`.
+    Nfs,
+    /// `host:volume`, also `host:/volume`.
+    Glusterfs,
+}
+
+impl ShareKind {
+    /// The type that mount(8) takes.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Nfs => "nfs",
+            Self::Glusterfs => "glusterfs",
+        }
+    }
+
+    /// The types that the kernel's table shows.
+    fn shown_as(self) -> &'static [&'static str] {
+        match self {
+            Self::Nfs => &["nfs", "nfs4"],
+            Self::Glusterfs => &["fuse.glusterfs"],
+        }
+    }
+
+    /// What has to be installed on Debian, Ubuntu, and on RHEL.
+    fn packages(self) -> &'static str {
+        match self {
+            Self::Nfs => "nfs-common or nfs-utils",
+            Self::Glusterfs => "glusterfs-client or glusterfs-fuse",
+        }
+    }
+}
+
+/// A share that a store lies on.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Share {
+    kind: ShareKind,
+    source: String,
+    options: Option<String>,
+    attempts: u64,
+    /// The types that the kernel's table shows it under.
+    shown_as: &'static [&'static str],
+}
+
+impl Share {
+    /// A share by its kind and source. [`ErrorKind::Usage`] when the source has not the form `HOST:PATH`.
+    pub fn new(kind: ShareKind, source: &str) -> Result<Self> {
+        let host = source.rsplit_once(':').map(|(host, path)| (host, !path.is_empty()));
+        let plain =
+            !source.contains(|c: char| c.is_control() || c.is_whitespace()) && !source.starts_with('-');
+        match host {
+            Some((host, true)) if !host.is_empty() && plain => Ok(Self {
+                kind,
+                source: source.to_owned(),
+                options: None,
+                attempts: 1,
+                shown_as: kind.shown_as(),
+            }),
+            _ => Err(Error::new(
+                ErrorKind::Usage,
+                format!("{source:?} is no {} share, expected HOST:PATH", kind.name()),
+            )),
+        }
+    }
+
+    /// The same, mounted with these options, as for mount(8) behind `-o`; a leading `-o` is taken off, as
+    /// `backup_mount_options` may have it.
+    #[must_use]
+    pub fn with_options(self, options: Option<&str>) -> Self {
+        let options = options.map(|text| text.trim().trim_start_matches("-o").trim().to_owned());
+        Self { options: options.filter(|text| !text.is_empty()), ..self }
+    }
+
+    /// The same, tried so often.
+    #[must_use]
+    pub fn with_attempts(self, attempts: u64) -> Self {
+        Self { attempts: attempts.max(1), ..self }
+    }
+
+    /// The share's directory: where it is mounted already, else a mount of ours. [`ErrorKind::AccessDenied`] when this user may
+    /// not mount, with the command that root would run; [`ErrorKind::StoreNotFound`] when mount(8) does not succeed.
+    pub fn attach(&self) -> Result<Attached> {
+        self.attach_in(Path::new(FOLDER), "mount".as_ref())
+    }
+
+    fn attach_in(&self, folder: &Path, program: &Path) -> Result<Attached> {
+        let own = folder.join(hex(&Md5::digest(self.source.as_bytes())));
+        // A mount of ours is shared with others of us, not taken for somebody else's.
+        if let Some(path) = self.mounted()?.into_iter().find(|path| *path != own) {
+            return Ok(Attached { path, ours: None });
+        }
+        if !rustix::process::geteuid().is_root() {
+            return Err(Error::new(
+                ErrorKind::AccessDenied,
+                format!(
+                    "the share {self} is not mounted, and only root may mount it; let root run: {}; then give that directory",
+                    self.command_line(Path::new("DIRECTORY"))
+                ),
+            ));
+        }
+        prepare(folder)?;
+        let gate = Gate::close(&own)?;
+        if !self.mounted()?.contains(&own) {
+            self.mount(&own, program)?;
+        }
+        let used = open_lock(&own.with_extension("used"))?;
+        flock(&used, FlockOperation::LockShared).map_err(|errno| cannot(&own, "lock", errno.into()))?;
+        drop(gate);
+        Ok(Attached { path: own.clone(), ours: Some(Ours { mountpoint: own, used }) })
+    }
+
+    /// Where it is mounted.
+    fn mounted(&self) -> Result<Vec<PathBuf>> {
+        let table = Table::read().map_err(|error| cannot(Path::new(table::FILE), "read", error))?;
+        Ok(table.mountpoints(self.shown_as, |source| same_source(self.kind, source, &self.source)))
+    }
+
+    fn mount(&self, mountpoint: &Path, program: &Path) -> Result<()> {
+        match DirBuilder::new().mode(0o700).create(mountpoint) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(cannot(mountpoint, "make", error));
+            }
+            _ => {}
+        }
+        let mut last = String::new();
+        for _ in 0..self.attempts {
+            let output = Command::new(program)
+                .args(["-t", self.kind.name(), "-o", &self.all_options(), "--", &self.source])
+                .arg(mountpoint)
+                .stdin(Stdio::null())
+                .output()
+                .map_err(|error| Error::caused_by(ErrorKind::StoreIo, "cannot run mount(8)", error))?;
+            if output.status.success() {
+                return Ok(());
+            }
+            let message = String::from_utf8_lossy(&output.stderr);
+            last = message.trim().chars().take(MESSAGE_BYTES_MAX).collect();
+        }
+        let _ = fs::remove_dir(mountpoint);
+        let hint = if last.contains("helper program") || last.contains("unknown filesystem type") {
+            format!("; install {}", self.kind.packages())
+        } else {
+            String::new()
+        };
+        Err(Error::new(
+            ErrorKind::StoreNotFound,
+            format!("cannot mount the share {self}: mount(8) says {last:?}{hint}"),
+        ))
+    }
+
+    fn all_options(&self) -> String {
+        match &self.options {
+            // Ours last: of two that contradict each other the last one wins.
+            Some(options) => format!("{options},{SAFE_OPTIONS}"),
+            None => SAFE_OPTIONS.to_owned(),
+        }
+    }
+
+    fn command_line(&self, mountpoint: &Path) -> String {
+        format!(
+            "mount -t {} -o {} {} {}",
+            self.kind.name(),
+            self.all_options(),
+            self.source,
+            mountpoint.display()
+        )
+    }
+}
+
+impl fmt::Display for Share {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.source)
+    }
+}
+
+/// A share's directory, for as long as this lives.
+#[derive(Debug)]
+pub struct Attached {
+    path: PathBuf,
+    ours: Option<Ours>,
+}
+
+impl Attached {
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether it is mounted only for us.
+    pub fn is_ours(&self) -> bool {
+        self.ours.is_some()
+    }
+}
+
+#[derive(Debug)]
+struct Ours {
+    mountpoint: PathBuf,
+    /// Locked shared.
+    used: File,
+}
+
+impl Drop for Ours {
+    fn drop(&mut self) {
+        let gate = Gate::close(&self.mountpoint);
+        // Only the last one of us gets it.
+        if gate.is_err() || flock(&self.used, FlockOperation::NonBlockingLockExclusive).is_err() {
+            return;
+        }
+        // Detached: a descriptor that is still being closed must not keep it.
+        match rustix::mount::unmount(&self.mountpoint, rustix::mount::UnmountFlags::DETACH) {
+            Ok(()) => {
+                let _ = fs::remove_dir(&self.mountpoint);
+            }
+            Err(errno) => tracing::warn!(mountpoint = ?self.mountpoint, "cannot unmount: {errno}"),
+        }
+    }
+}
+
+/// Held while a mount of ours is made or taken away, and while its users change: one process at a time.
+struct Gate(#[expect(dead_code, reason = "closing the file opens the gate")] File);
+
+impl Gate {
+    fn close(mountpoint: &Path) -> Result<Self> {
+        let file = open_lock(&mountpoint.with_extension("lock"))?;
+        flock(&file, FlockOperation::LockExclusive)
+            .map_err(|errno| cannot(mountpoint, "lock", errno.into()))?;
+        Ok(Self(file))
+    }
+}
+
+/// Makes `folder`, which only its owner may write to.
+fn prepare(folder: &Path) -> Result<()> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)
+        .map_err(|error| cannot(folder, "make", error))?;
+    let stat = fs::symlink_metadata(folder).map_err(|error| cannot(folder, "look at", error))?;
+    if !stat.is_dir() || stat.uid() != rustix::process::geteuid().as_raw() || stat.mode() & 0o022 != 0 {
+        return Err(Error::new(
+            ErrorKind::Usage,
+            format!("{folder:?} must be a directory of this user's that nobody else may write to"),
+        ));
+    }
+    Ok(())
+}
+
+fn open_lock(path: &Path) -> Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(path)
+        .map_err(|error| cannot(path, "open", error))
+}
+
+fn cannot(path: &Path, what: &str, error: io::Error) -> Error {
+    Error::caused_by(ErrorKind::StoreIo, format!("cannot {what} {path:?}"), error)
+}
+
+/// Whether two words name the same share: slashes at the end do not count, and for GlusterFS the one behind the colon.
+fn same_source(kind: ShareKind, one: &str, other: &str) -> bool {
+    fn parts(kind: ShareKind, source: &str) -> Option<(String, &str)> {
+        let (host, path) = source.rsplit_once(':')?;
+        let path = match kind {
+            ShareKind::Nfs if path.trim_end_matches('/').is_empty() => "/",
+            ShareKind::Nfs => path.trim_end_matches('/'),
+            ShareKind::Glusterfs => path.trim_matches('/'),
+        };
+        Some((host.trim_matches(['[', ']']).to_lowercase(), path))
+    }
+    parts(kind, one).is_some_and(|one| Some(one) == parts(kind, other))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests;

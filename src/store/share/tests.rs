@@ -1,0 +1,132 @@
+//! Shares with a stand-in for mount(8) that mounts memory under the share's name; the real servers are in scripts.
+
+use super::*;
+use std::os::unix::fs::PermissionsExt;
+
+/// A folder for mounts, gone with all of them whatever happens.
+struct Place(tempfile::TempDir);
+
+impl Place {
+    fn new() -> Self {
+        assert!(rustix::process::geteuid().is_root(), "this test mounts: run it as root");
+        let place = tempfile::tempdir().unwrap();
+        fs::set_permissions(place.path(), fs::Permissions::from_mode(0o700)).unwrap();
+        Self(place)
+    }
+
+    fn folder(&self) -> PathBuf {
+        self.0.path().join("shares")
+    }
+
+    /// A program that takes mount(8)'s arguments.
+    fn program(&self, body: &str) -> PathBuf {
+        let path = self.0.path().join("mount");
+        fs::write(&path, format!("#!/bin/sh\n{body}\n")).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        path
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        for entry in fs::read_dir(self.folder()).into_iter().flatten().flatten() {
+            let _ = rustix::mount::unmount(entry.path(), rustix::mount::UnmountFlags::DETACH);
+        }
+    }
+}
+
+#[test]
+fn the_same_share_by_other_words() {
+    let nfs = |one, other| same_source(ShareKind::Nfs, one, other);
+    assert!(nfs("h:/a", "H:/a/") && nfs("[fe80::1]:/a", "fe80::1:/a") && nfs("h:/", "h://"));
+    assert!(!nfs("h:/a", "h:/ab") && !nfs("h:/a", "g:/a") && !nfs("h:/", "h:/a") && !nfs("h", "h"));
+    assert!(same_source(ShareKind::Glusterfs, "h:vol", "h:/vol"));
+}
+
+#[test]
+fn words_that_are_no_share_are_refused() {
+    for word in ["", "host", ":/x", "host:", "h:/a b", "-o:/x", "h:/a\nb"] {
+        assert_eq!(Share::new(ShareKind::Nfs, word).unwrap_err().kind(), ErrorKind::Usage, "{word:?}");
+    }
+    let share = Share::new(ShareKind::Nfs, "h:/x").unwrap();
+    assert_eq!(
+        share.clone().with_options(Some(" -o vers=4,ro ")).all_options(),
+        "vers=4,ro,nosuid,nodev,noexec"
+    );
+    assert_eq!(share.with_options(Some("")).all_options(), SAFE_OPTIONS);
+}
+
+#[test]
+fn a_failed_mount_says_what_mount_says_and_leaves_nothing() {
+    let place = Place::new();
+    let program =
+        place.program("echo \"mount: $6: bad option; you might need a helper program\" >&2; exit 32");
+    let share = Share::new(ShareKind::Nfs, "h:/x").unwrap().with_attempts(3);
+    let error = share.attach_in(&place.folder(), &program).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::StoreNotFound);
+    let text = error.to_string();
+    assert!(
+        text.contains("h:/x") && text.contains("bad option") && text.contains("install nfs-common"),
+        "{text}"
+    );
+    let left: Vec<_> = fs::read_dir(place.folder()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert!(left.iter().all(|name| name.to_string_lossy().ends_with(".lock")), "{left:?}");
+}
+
+/// A share whose mounts are memory.
+fn in_memory(source: &str) -> Share {
+    Share { shown_as: &["tmpfs"], ..Share::new(ShareKind::Nfs, source).unwrap() }
+}
+
+const MOUNTS_MEMORY: &str = "exec mount -t tmpfs -o \"$4\" \"$6\" \"$7\"";
+
+#[test]
+fn a_share_is_mounted_once_for_all_and_taken_away_by_the_last() {
+    let place = Place::new();
+    let program = place.program(MOUNTS_MEMORY);
+    let share = in_memory(&format!("h:/{}", std::process::id()));
+    let first = share.attach_in(&place.folder(), &program).unwrap();
+    let second = share.attach_in(&place.folder(), &program).unwrap();
+    assert!(first.is_ours() && second.is_ours());
+    assert_eq!(first.path(), second.path());
+    assert_eq!(share.mounted().unwrap(), [first.path()]);
+    fs::write(first.path().join("x"), "1").unwrap();
+    let path = first.path().to_owned();
+    drop(first);
+    assert_eq!(fs::read(path.join("x")).unwrap(), b"1", "the second one goes on");
+    drop(second);
+    assert!(share.mounted().unwrap().is_empty());
+    assert!(!path.exists());
+}
+
+#[test]
+fn a_mount_that_exists_is_used_and_left_alone() {
+    let place = Place::new();
+    let share = in_memory(&format!("h:/existing-{}", std::process::id()));
+    fs::create_dir(place.folder()).unwrap();
+    let elsewhere = place.folder().join("elsewhere");
+    fs::create_dir(&elsewhere).unwrap();
+    let status = Command::new("mount").args(["-t", "tmpfs", &share.source]).arg(&elsewhere).status().unwrap();
+    assert!(status.success());
+    let attached = share.attach_in(&place.folder(), Path::new("/bin/false")).unwrap();
+    assert!(!attached.is_ours());
+    assert_eq!(attached.path(), elsewhere);
+    drop(attached);
+    assert_eq!(share.mounted().unwrap(), [elsewhere]);
+}
+
+#[test]
+fn what_a_killed_process_left_is_used_and_taken_away() {
+    let place = Place::new();
+    let program = place.program(MOUNTS_MEMORY);
+    let share = in_memory(&format!("h:/left-{}", std::process::id()));
+    let left = share.attach_in(&place.folder(), &program).unwrap();
+    // As when its process is killed: the lock goes, the mount stays.
+    let Some(Ours { used, .. }) = &left.ours else { panic!("not ours") };
+    flock(used, FlockOperation::Unlock).unwrap();
+    std::mem::forget(left);
+    let next = share.attach_in(&place.folder(), Path::new("/bin/false")).unwrap();
+    assert!(next.is_ours());
+    drop(next);
+    assert!(share.mounted().unwrap().is_empty());
+}
