@@ -87,9 +87,9 @@ pub(crate) struct CreateArgs {
     /// Plain bytes of an object, a multiple of the block size; K, M, G and T are accepted [default: 128M]
     #[arg(long, value_name = "BYTES", value_parser = bytes)]
     object_size: Option<u64>,
-    /// Bytes that have a digest; the same along a chain
-    #[arg(long, value_name = "BYTES", value_parser = bytes, default_value = "32768")]
-    block_size: u64,
+    /// Bytes that have a digest each; a chain has one size, so with a parent its own [default: the parent's, else 32K]
+    #[arg(long, value_name = "BYTES", value_parser = bytes)]
+    block_size: Option<u64>,
     /// A property of the volume, kept with the backup; may be repeated
     #[arg(long, value_name = "KEY=VALUE", action = ArgAction::Append, value_parser = property)]
     property: Vec<(String, String)>,
@@ -254,7 +254,8 @@ fn new_backup(args: &CreateArgs, catalog: &Catalog) -> Result<NewBackup, Failure
         container: args.container.clone(),
         codec: args.compression.codec(),
         object_bytes: args.object_size,
-        block_bytes: args.block_size,
+        block_bytes: args.block_size.unwrap_or(engine::BLOCK_BYTES),
+        adopts_blocks: args.block_size.is_none(),
         paranoid: args.paranoid,
         ..NewBackup::full(volume_id)
     };
