@@ -26,7 +26,7 @@ use crate::writer::create::{self as engine, Base, Created, NewBackup};
 use crate::writer::snapshot::{self, Prepared, SnapshotKind};
 use crate::writer::source::changed::Changed;
 use crate::writer::source::host::Host;
-use crate::writer::source::{FileSource, Source, identity};
+use crate::writer::source::{FileSource, Source, identity, image_format};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -45,7 +45,7 @@ The id of the new backup goes to stdout, all else to stderr. Until the backup is
 pub(crate) struct CreateArgs {
     #[command(flatten)]
     store: StoreArg,
-    /// What to back up: an image file or a block device
+    /// What to back up: a raw image file or a block device
     #[arg(value_name = "SOURCE")]
     source: PathBuf,
     /// Name of the backup
@@ -72,10 +72,10 @@ pub(crate) struct CreateArgs {
     /// What to read instead of a source that may change
     #[arg(long, value_name = "KIND", default_value = "auto", value_parser = snapshot_kind())]
     snapshot: Kind,
-    /// Back up a source that is in use, as it is
+    /// Back up a source that is in use, or an image of another format than raw, as it is
     #[arg(long)]
     force: bool,
-    /// Id of the volume; else the parent's, that in the source's name (`volume-<id>`), or one that follows from the device or path
+    /// Id of the volume; else the parent's, that in the source's name (`volume-<id>`, `volume-<id>.img`), or one that follows from the device or path
     #[arg(long, value_name = "ID", value_parser = volume_id)]
     volume_id: Option<VolumeId>,
     /// Display name of the volume; the parent's, or the source's file name, unless told
@@ -169,6 +169,7 @@ pub(crate) fn run(args: &CreateArgs, quiet: bool) -> Result<Outcome, Failure> {
     // Before the snapshot, which a signal must not leave behind.
     let signals = Signals::watch()?;
     let mut new = new_backup(args, &catalog)?;
+    refuse_odd_source(args, &store)?;
     let prepared = snapshot::prepare(&args.source, args.snapshot.0, args.force)?;
     for warning in prepared.warnings() {
         note(&format!("cinderfs: warning: {}\n", render::visible(warning)));
@@ -207,6 +208,24 @@ pub(crate) fn run(args: &CreateArgs, quiet: bool) -> Result<Outcome, Failure> {
     }
     print(|out| writeln!(out, "{}", created.id))?;
     Ok(Outcome::Done)
+}
+
+/// Refuses what could be backed up, but hardly is what somebody wants.
+fn refuse_odd_source(args: &CreateArgs, store: &Path) -> Result<(), Failure> {
+    let shown = &args.source;
+    if let (Ok(source), Ok(store)) = (shown.canonicalize(), store.canonicalize())
+        && source.starts_with(&store)
+    {
+        let message = format!("source {shown:?} lies in the store itself");
+        return Err(Failure::new(ErrorKind::Usage, message).hint(
+            "a store holds backups, and a backup of one of their files restores no volume; keep images elsewhere",
+        ));
+    }
+    let Some(format) = image_format::look(shown).filter(|_| !args.force) else { return Ok(()) };
+    let message = format!("source {shown:?} is a {format} image, whose bytes are not those of a volume");
+    Err(Failure::new(ErrorKind::Usage, message).hint(format!(
+        "`qemu-img convert -f {format} -O raw` makes a raw one of it; --force backs it up as it is"
+    )))
 }
 
 fn new_backup(args: &CreateArgs, catalog: &Catalog) -> Result<NewBackup, Failure> {
