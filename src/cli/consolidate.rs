@@ -94,11 +94,7 @@ pub(crate) fn run(args: &ConsolidateArgs, quiet: bool) -> Result<Outcome, Failur
     let reporter = Reporter::new(args.progress, quiet, 0);
     let started = Instant::now();
     let result = engine::consolidate(&store, &catalog, &entry, &wanted, &signals.cancel, &|progress| {
-        reporter.update_with(
-            progress.done_bytes,
-            progress.total_bytes,
-            || json!({ "bytes_changed": progress.changed_bytes, "bytes_stored": progress.stored_bytes }),
-        );
+        reporter.update_backup(progress);
     });
     let seconds = started.elapsed().as_secs_f64();
     let consolidated = match result {
@@ -106,7 +102,7 @@ pub(crate) fn run(args: &ConsolidateArgs, quiet: bool) -> Result<Outcome, Failur
         Err(error) => {
             drop(reporter);
             let is_lost = error.kind().is_damage();
-            let failure = signals.blame(error.into());
+            let failure = signals.blame(create::advised(error));
             return Err(if is_lost {
                 failure.hint("nothing was written; the backup and those it builds on must stay as they are")
             } else {

@@ -183,11 +183,7 @@ pub(crate) fn run(args: &CreateArgs, quiet: bool) -> Result<Outcome, Failure> {
     let started = Instant::now();
     let result =
         engine::create(&store, &catalog, &source, &new, Timestamp::now(), &signals.cancel, &|progress| {
-            reporter.update_with(
-                progress.done_bytes,
-                progress.total_bytes,
-                || json!({ "bytes_changed": progress.changed_bytes, "bytes_stored": progress.stored_bytes }),
-            );
+            reporter.update_backup(progress);
         });
     let seconds = started.elapsed().as_secs_f64();
     drop(source);
@@ -199,7 +195,7 @@ pub(crate) fn run(args: &CreateArgs, quiet: bool) -> Result<Outcome, Failure> {
         Ok(created) => created,
         Err(error) => {
             drop(reporter);
-            return Err(signals.blame(error.into()));
+            return Err(signals.blame(advised(error)));
         }
     };
     reporter.finish(|| summary_json(&created, seconds));
@@ -284,6 +280,19 @@ fn new_backup(args: &CreateArgs, catalog: &Catalog) -> Result<NewBackup, Failure
         new.threads = thread::available_parallelism().map_or(1, usize::from);
     }
     Ok(new)
+}
+
+/// Why there is no backup, and what to do about it where that does not say so itself.
+pub(super) fn advised(error: Error) -> Failure {
+    let kind = error.kind();
+    let failure = Failure::from(error);
+    match kind {
+        ErrorKind::Target => failure.hint(
+            "no backup was made; make room in the store, or make it writable, and run this again, which removes what may be left",
+        ),
+        ErrorKind::Source => failure.hint("no backup was made; those before it are as they were"),
+        _ => failure,
+    }
 }
 
 /// A source that was made ready, and must not change until it is read.

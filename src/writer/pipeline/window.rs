@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::object::{ObjectRecord, ObjectWriter, Objects, Plain};
-use crate::error::Result;
+use crate::error::{Result, ResultExt};
 use crate::writer::encode::EncodedPiece;
 
 /// What of a piece is to be stored.
@@ -95,6 +95,7 @@ impl<'a> Window<'a> {
 
 impl InOrder<'_> {
     fn append(&mut self, done: &Done) -> Result<()> {
+        let objects = self.objects;
         for run in &done.runs {
             let offset = done.offset + run.range.start;
             if self.current.as_ref().is_some_and(|object| object.end() != offset) {
@@ -102,20 +103,25 @@ impl InOrder<'_> {
             }
             let object = match &mut self.current {
                 Some(object) => object,
-                none => none.insert(ObjectWriter::begin(self.objects, offset)?),
+                none => {
+                    let begun = ObjectWriter::begin(objects, offset);
+                    none.insert(begun.context(|| objects.called(offset))?)
+                }
             };
+            let begin = object.begin_offset();
             let plain = match done.plain.get(run.range.start as usize..run.range.end as usize) {
                 Some(bytes) if !bytes.is_empty() => Plain::Bytes(bytes),
                 _ => Plain::Zeros(run.range.end - run.range.start),
             };
-            object.append(plain, &run.encoded)?;
+            object.append(plain, &run.encoded).context(|| objects.called(begin))?;
         }
         Ok(())
     }
 
     fn end_object(&mut self) -> Result<()> {
         if let Some(object) = self.current.take() {
-            self.finished.push(object.finish()?);
+            let begin = object.begin_offset();
+            self.finished.push(object.finish().context(|| self.objects.called(begin))?);
         }
         Ok(())
     }
