@@ -150,6 +150,30 @@ impl OutputArgs {
     }
 }
 
+/// How to print what was made: its id and nothing else unless told.
+#[derive(Args, Debug)]
+pub(crate) struct MadeArgs {
+    /// Print more of the new backup than its id, and how
+    #[arg(short, long, value_enum, value_name = "FORMAT")]
+    format: Option<Format>,
+    /// Print this column only; may be repeated
+    #[arg(short, long = "column", value_name = "COLUMN")]
+    columns: Vec<String>,
+}
+
+impl MadeArgs {
+    /// What to print of something that will have these fields; to be asked before it is made. `None`: its id.
+    pub(crate) fn choose(&self, known: &[&str]) -> Result<Option<OutputArgs>, Failure> {
+        if self.format.is_none() && self.columns.is_empty() {
+            return Ok(None);
+        }
+        let format = self.format.unwrap_or(Format::Table);
+        let output = OutputArgs { format, columns: self.columns.clone() };
+        output.choose(known)?;
+        Ok(Some(output))
+    }
+}
+
 /// The column that a word names, whatever its case.
 pub(crate) fn column(known: &[&str], word: &str) -> Result<usize, Failure> {
     known.iter().position(|title| title.eq_ignore_ascii_case(word)).ok_or_else(|| {

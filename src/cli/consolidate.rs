@@ -10,12 +10,12 @@ use clap::Args;
 use indicatif::BinaryBytes;
 use serde_json::{Value, json};
 
-use super::args::StoreArg;
+use super::args::{MadeArgs, StoreArg};
 use super::create::{self, Compression};
 use super::exit::{Failure, Outcome, note};
 use super::progress::{Mode, Reporter};
 use super::restore::{Signals, THREADS_MAX, said};
-use super::{print, select};
+use super::select;
 use crate::catalog::Entry;
 use crate::types::ObjectName;
 use crate::writer::consolidate::{self as engine, Consolidated, Consolidation};
@@ -26,7 +26,11 @@ Examples:
   cinderfs consolidate /backup_mount 52e81dfa --compression zstd --name monthly
 
 The id of the new backup goes to stdout, all else to stderr. Until the backup
-is whole, nothing of it can be seen in the store.";
+is whole, nothing of it can be seen in the store. No backup is deleted: when
+nothing else builds on the old ones, `cinderfs delete` takes them away.
+
+Exit codes: 0 made; 1 failed, or a block is damaged or missing; 2 wrong usage;
+10 store not found; 12 the store may not be changed; 130, 143 interrupted.";
 
 /// Make a full backup out of an incremental one and all that it builds on
 ///
@@ -56,7 +60,7 @@ pub(crate) struct ConsolidateArgs {
     /// How to compress
     #[arg(long, value_enum, value_name = "CODEC", default_value_t = Compression::Zlib)]
     compression: Compression,
-    /// Plain bytes of an object, a multiple of the block size; K, M, G and T are accepted [default: 128M]
+    /// Plain bytes of an object, a multiple of the block size, with K, M, G or T for powers of 1024 [default: 128M]
     #[arg(long, value_name = "BYTES", value_parser = create::bytes)]
     object_size: Option<u64>,
     /// Bytes that have a digest; as in the backup, or 32768 where it has no digests, unless told
@@ -68,10 +72,13 @@ pub(crate) struct ConsolidateArgs {
     /// How to show progress, on stderr
     #[arg(long, value_enum, value_name = "HOW", default_value_t = Mode::Auto)]
     progress: Mode,
+    #[command(flatten)]
+    made: MadeArgs,
 }
 
 /// Runs `consolidate`. `quiet` takes away the bar and the summary.
 pub(crate) fn run(args: &ConsolidateArgs, quiet: bool) -> Result<Outcome, Failure> {
+    let output = args.made.choose(&create::FIELDS)?;
     let store = args.store.path()?;
     let catalog = args.store.catalog_to_read()?;
     let entries = select::newest_first(&catalog.snapshot());
@@ -114,7 +121,7 @@ pub(crate) fn run(args: &ConsolidateArgs, quiet: bool) -> Result<Outcome, Failur
     if !quiet && args.progress != Mode::Json {
         note(&summary(&consolidated, seconds, &entry));
     }
-    print(|out| writeln!(out, "{}", consolidated.created.id))?;
+    create::print_made(output.as_ref(), &consolidated.created, args.name.as_deref())?;
     Ok(Outcome::Done)
 }
 

@@ -11,9 +11,9 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{ArgAction, Args, ValueEnum};
 use indicatif::BinaryBytes;
 use jiff::Timestamp;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
-use super::args::StoreArg;
+use super::args::{MadeArgs, OutputArgs, StoreArg};
 use super::exit::{Failure, Outcome, note};
 use super::progress::{Mode, Reporter};
 use super::restore::{Signals, THREADS_MAX};
@@ -34,7 +34,14 @@ Examples:
   cinderfs create /backup_mount /dev/vg/db --snapshot lvm --compression zstd
   cinderfs create /backup_mount disk.img --incremental --name tuesday
 
-The id of the new backup goes to stdout, all else to stderr. Until the backup is whole, nothing of it can be seen in the store.";
+  id=$(cinderfs create /backup_mount disk.img)
+  cinderfs create /backup_mount disk.img -f json
+
+The id of the new backup goes to stdout, all else to stderr. Until the backup is whole, nothing of it can be seen in the store. \
+An incremental takes over the volume's id, and the size of blocks, but not the compression.
+
+Exit codes: 0 made; 1 failed, or there is no backup to build on; 2 wrong usage, or Cinder would refuse it; \
+10 store not found; 12 the store may not be changed; 130, 143 interrupted, and nothing is left.";
 
 /// Make a backup of a file or block device, as Cinder would
 ///
@@ -84,7 +91,7 @@ pub(crate) struct CreateArgs {
     /// How to compress
     #[arg(long, value_enum, value_name = "CODEC", default_value_t = Compression::Zlib)]
     compression: Compression,
-    /// Plain bytes of an object, a multiple of the block size; K, M, G and T are accepted [default: 128M]
+    /// Plain bytes of an object, a multiple of the block size, with K, M, G or T for powers of 1024 [default: 128M]
     #[arg(long, value_name = "BYTES", value_parser = bytes)]
     object_size: Option<u64>,
     /// Bytes that have a digest each; a chain has one size, so with a parent its own [default: the parent's, else 32K]
@@ -99,7 +106,22 @@ pub(crate) struct CreateArgs {
     /// How to show progress, on stderr
     #[arg(long, value_enum, value_name = "HOW", default_value_t = Mode::Auto)]
     progress: Mode,
+    #[command(flatten)]
+    made: MadeArgs,
 }
+
+/// What `-f` and `-c` print of a new backup, as `show` calls it; sorted.
+pub(super) const FIELDS: [&str; 9] = [
+    "changed_bytes",
+    "created_at",
+    "id",
+    "image_bytes",
+    "name",
+    "object_count",
+    "parent_id",
+    "stored_bytes",
+    "volume_id",
+];
 
 /// A kind of snapshot, as clap wants it.
 #[derive(Clone, Copy, Debug)]
@@ -147,24 +169,46 @@ fn property(word: &str) -> Result<(String, String), String> {
     }
 }
 
-/// A number of bytes: `131072`, `128K`, `128KiB`.
+/// A number of bytes as qemu-img takes it: `131072`, `128K`, `128k`, `0.5M`; and `128KiB`. All units are powers of 1024, so what
+/// others take for powers of 1000 (`KB`) is none.
 pub(super) fn bytes(word: &str) -> Result<u64, String> {
-    let digits = word.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let shift = match &word[digits.len()..] {
-        "" | "B" => 0,
-        "K" | "k" | "KiB" => 10,
-        "M" | "m" | "MiB" => 20,
-        "G" | "g" | "GiB" => 30,
-        "T" | "t" | "TiB" => 40,
-        _ => return Err("expected a number of bytes, with K, M, G or T behind it or nothing".to_owned()),
+    let number = word.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = word[number.len()..].to_ascii_lowercase();
+    let shift = match unit.strip_suffix("ib").unwrap_or(&unit) {
+        "" | "b" if unit != "ib" => 0,
+        "k" => 10,
+        "m" => 20,
+        "g" => 30,
+        "t" => 40,
+        "p" => 50,
+        "e" => 60,
+        _ => {
+            return Err(
+                "expected a number of bytes, or one of K, M, G or T behind it (powers of 1024)".into()
+            );
+        }
     };
-    let number: u64 = digits.parse().map_err(|_| "expected a whole number of bytes".to_owned())?;
-    number.checked_mul(1 << shift).ok_or_else(|| "that is more than there can be".to_owned())
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
+    let is_number = |digits: &str| !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
+    // Seventeen digits times 2^60 are within 128 bits.
+    if !is_number(whole) || !is_number(fraction) || fraction.len() > 17 {
+        return Err("expected a number, as in 128M or 1.5G".to_owned());
+    }
+    let too_many = || "that is more than there can be".to_owned();
+    let whole: u128 = whole.parse().map_err(|_| too_many())?;
+    let part: u128 = fraction.parse().map_err(|_| too_many())?;
+    let scale = 10u128.pow(fraction.len() as u32);
+    if !(part << shift).is_multiple_of(scale) {
+        return Err("expected a whole number of bytes".to_owned());
+    }
+    let bytes = whole.checked_mul(1 << shift).and_then(|bytes| bytes.checked_add((part << shift) / scale));
+    bytes.and_then(|bytes| u64::try_from(bytes).ok()).ok_or_else(too_many)
 }
 
 /// Runs `create`. `quiet` takes away the bar and the summary.
 pub(crate) fn run(args: &CreateArgs, quiet: bool) -> Result<Outcome, Failure> {
-    let store = args.store.path()?;
+    let output = args.made.choose(&FIELDS)?;
+    let store = store_to_fill(&args.store)?;
     let catalog = args.store.catalog()?;
     // Before the snapshot, which a signal must not leave behind.
     let signals = Signals::watch()?;
@@ -202,8 +246,42 @@ pub(crate) fn run(args: &CreateArgs, quiet: bool) -> Result<Outcome, Failure> {
     if !quiet && args.progress != Mode::Json {
         note(&summary(&created, seconds, &args.source));
     }
-    print(|out| writeln!(out, "{}", created.id))?;
+    print_made(output.as_ref(), &created, args.name.as_deref())?;
     Ok(Outcome::Done)
+}
+
+/// The store's directory. Who has none yet is told how to come by one.
+fn store_to_fill(store: &StoreArg) -> Result<PathBuf, Failure> {
+    store.path().map_err(|failure| match failure.kind() {
+        ErrorKind::StoreNotFound => {
+            failure.hint("is its share mounted? A new store is an empty directory, which `mkdir` makes")
+        }
+        _ => failure,
+    })
+}
+
+/// Prints the id of a new backup, or what else was asked for.
+pub(super) fn print_made(
+    output: Option<&OutputArgs>,
+    created: &Created,
+    name: Option<&str>,
+) -> Result<(), Failure> {
+    let Some(output) = output else { return print(|out| writeln!(out, "{}", created.id)) };
+    let document = json!({
+        "changed_bytes": created.progress.changed_bytes,
+        "created_at": created.created_at.to_string(),
+        "id": created.id.as_str(),
+        "image_bytes": created.progress.total_bytes,
+        "name": name,
+        "object_count": created.objects,
+        "parent_id": created.parent_id.as_ref().map(|id| id.as_str()),
+        "stored_bytes": created.progress.stored_bytes,
+        "volume_id": created.volume_id.as_str(),
+    });
+    let chosen = output.choose(&FIELDS)?;
+    let fields: Map<String, Value> =
+        chosen.iter().map(|&field| (FIELDS[field].to_owned(), document[FIELDS[field]].clone())).collect();
+    print(|out| render::one(out, output.format, &fields))
 }
 
 /// Refuses what could be backed up, but hardly is what somebody wants.
@@ -371,10 +449,45 @@ mod tests {
 
     #[test]
     fn sizes_have_units() {
-        assert_eq!(bytes("32768"), Ok(32768));
-        assert_eq!(bytes("128M"), Ok(128 << 20));
-        assert_eq!(bytes("4KiB"), Ok(4096));
-        for bad in ["", "K", "-1", "1.5M", "1X", "99999999T", "1 K"] {
+        for (word, number) in [
+            ("32768", 32768),
+            ("512b", 512),
+            ("512B", 512),
+            ("128M", 128 << 20),
+            ("128m", 128 << 20),
+            ("4KiB", 4096),
+            ("4kib", 4096),
+            ("1.5M", 3 << 19),
+            ("0.50K", 512),
+            ("2.0", 2),
+            ("1P", 1 << 50),
+            ("15E", 15 << 60),
+        ] {
+            assert_eq!(bytes(word), Ok(number), "{word}");
+        }
+        let endless = format!("{}M", "9".repeat(60));
+        for bad in [
+            "",
+            "K",
+            "-1",
+            "+1",
+            "1X",
+            "99999999T",
+            "16E",
+            "1 K",
+            "1KB",
+            "1iB",
+            ".5M",
+            "1.M",
+            "1.5",
+            "0.1M",
+            "1.2.3M",
+            "0x10",
+            "1e3",
+            "KiB",
+            "0.000000000000000001M",
+            &endless,
+        ] {
             assert!(bytes(bad).is_err(), "{bad}");
         }
     }

@@ -4,6 +4,7 @@
 
 use std::fmt;
 use std::io::{self, IsTerminal};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -34,6 +35,16 @@ const BAR_INTERVAL: Duration = Duration::from_millis(500);
 /// What the bar says. With all of it there are ten columns and more for the bar itself on a terminal of 80.
 const BAR: &str = "{wide_bar} {percent:>3}%  {done} of {total}  {rate}/s  ETA {eta}{msg}";
 
+/// The same on a terminal where there is no room for the bar itself: cut off at its edge, since a line that wraps is not found again
+/// when the terminal gets another width.
+const NARROW_BAR: &str = "{percent:>3}%  {done} of {total}  {rate}/s  ETA {eta}{wide_msg}";
+
+/// Columns that there must be for the bar itself.
+const COLUMNS_MIN: u16 = 74;
+
+/// Columns of a terminal that does not tell.
+const COLUMNS: u16 = 80;
+
 /// How much of the past the rate remembers, in seconds.
 const RATE_SECONDS: f64 = 8.0;
 
@@ -49,6 +60,8 @@ enum Shown {
     Bar {
         bar: ProgressBar,
         drawn: OnceLock<()>,
+        /// Whether it is [`NARROW_BAR`].
+        is_narrow: AtomicBool,
     },
     Json {
         started: Instant,
@@ -76,22 +89,26 @@ impl Reporter {
     /// The same of a backup that is being made, with how much of it changed and how much is stored.
     pub(crate) fn update_backup(&self, progress: &Progress) {
         let Progress { done_bytes, total_bytes, changed_bytes, stored_bytes, .. } = *progress;
-        if let Shown::Bar { bar, .. } = &self.shown {
-            let (changed, stored) = (short_bytes(changed_bytes), short_bytes(stored_bytes));
-            bar.set_message(format!("  {changed} changed, {stored} stored"));
-        }
         self.update_with(
             done_bytes,
             total_bytes,
             || json!({ "bytes_changed": changed_bytes, "bytes_stored": stored_bytes }),
         );
+        if let Shown::Bar { bar, .. } = &self.shown {
+            let (changed, stored) = (short_bytes(changed_bytes), short_bytes(stored_bytes));
+            bar.set_message(format!("  {changed} changed, {stored} stored"));
+        }
     }
 
     /// The same with more to tell in each JSON line: the keys of an object.
     fn update_with(&self, done_bytes: u64, total_bytes: u64, more: impl FnOnce() -> Value) {
         match &self.shown {
             Shown::Nothing => {}
-            Shown::Bar { bar, drawn } => {
+            Shown::Bar { bar, drawn, is_narrow } => {
+                let is_now = columns() < COLUMNS_MIN;
+                if is_narrow.swap(is_now, Ordering::Relaxed) != is_now {
+                    bar.set_style(style(is_now));
+                }
                 if bar.length() != Some(total_bytes) {
                     bar.set_length(total_bytes);
                 }
@@ -130,25 +147,35 @@ impl Drop for Reporter {
 
 impl Shown {
     fn bar(total_bytes: u64) -> Self {
-        let style = ProgressStyle::with_template(BAR).unwrap_or_else(|_| ProgressStyle::default_bar());
-        let style = style
-            .with_key("done", |state: &ProgressState, out: &mut dyn fmt::Write| {
-                let _ = out.write_str(&short_bytes(state.pos()));
-            })
-            .with_key("total", |state: &ProgressState, out: &mut dyn fmt::Write| {
-                let _ = out.write_str(&short_bytes(state.len().unwrap_or(0)));
-            })
-            .with_key("rate", |state: &ProgressState, out: &mut dyn fmt::Write| {
-                let _ = out.write_str(&short_bytes(state.per_sec() as u64));
-            });
-        let bar =
-            ProgressBar::with_draw_target(Some(total_bytes), ProgressDrawTarget::hidden()).with_style(style);
+        let is_narrow = columns() < COLUMNS_MIN;
+        let bar = ProgressBar::with_draw_target(Some(total_bytes), ProgressDrawTarget::hidden())
+            .with_style(style(is_narrow));
         let drawn = OnceLock::new();
         if total_bytes > 0 {
             drawn.get_or_init(|| draw(&bar));
         }
-        Self::Bar { bar, drawn }
+        Self::Bar { bar, drawn, is_narrow: AtomicBool::new(is_narrow) }
     }
+}
+
+fn columns() -> u16 {
+    let size = rustix::termios::tcgetwinsize(io::stderr()).map_or(0, |size| size.ws_col);
+    if size == 0 { COLUMNS } else { size }
+}
+
+fn style(is_narrow: bool) -> ProgressStyle {
+    let template = if is_narrow { NARROW_BAR } else { BAR };
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    style
+        .with_key("done", |state: &ProgressState, out: &mut dyn fmt::Write| {
+            let _ = out.write_str(&short_bytes(state.pos()));
+        })
+        .with_key("total", |state: &ProgressState, out: &mut dyn fmt::Write| {
+            let _ = out.write_str(&short_bytes(state.len().unwrap_or(0)));
+        })
+        .with_key("rate", |state: &ProgressState, out: &mut dyn fmt::Write| {
+            let _ = out.write_str(&short_bytes(state.per_sec() as u64));
+        })
 }
 
 /// A size in three digits and the letter that options take for its unit: `1.23G`.
