@@ -132,6 +132,11 @@ pub(crate) struct OutputArgs {
 }
 
 impl OutputArgs {
+    /// As if the call had said so.
+    pub(crate) fn new(format: Format, columns: Vec<String>) -> Self {
+        Self { format, columns }
+    }
+
     /// Which of the `known` columns to print, in their own order, as the OpenStack client does; all unless told.
     pub(crate) fn choose(&self, known: &[&str]) -> Result<Vec<usize>, Failure> {
         if self.columns.is_empty() {
@@ -147,30 +152,6 @@ impl OutputArgs {
     /// Whether the call says which columns it wants.
     pub(crate) fn names_columns(&self) -> bool {
         !self.columns.is_empty()
-    }
-}
-
-/// How to print what was made: its id and nothing else unless told.
-#[derive(Args, Debug)]
-pub(crate) struct MadeArgs {
-    /// Print more of the new backup than its id, and how
-    #[arg(short, long, value_enum, value_name = "FORMAT")]
-    format: Option<Format>,
-    /// Print this column only; may be repeated
-    #[arg(short, long = "column", value_name = "COLUMN")]
-    columns: Vec<String>,
-}
-
-impl MadeArgs {
-    /// What to print of something that will have these fields; to be asked before it is made. `None`: its id.
-    pub(crate) fn choose(&self, known: &[&str]) -> Result<Option<OutputArgs>, Failure> {
-        if self.format.is_none() && self.columns.is_empty() {
-            return Ok(None);
-        }
-        let format = self.format.unwrap_or(Format::Table);
-        let output = OutputArgs { format, columns: self.columns.clone() };
-        output.choose(known)?;
-        Ok(Some(output))
     }
 }
 

@@ -10,12 +10,13 @@ use clap::Args;
 use indicatif::BinaryBytes;
 use serde_json::{Value, json};
 
-use super::args::{MadeArgs, StoreArg};
+use super::args::StoreArg;
 use super::create::{self, Compression};
 use super::exit::{Failure, Outcome, note};
+use super::made::MadeArgs;
 use super::progress::{Mode, Reporter};
 use super::restore::{Signals, THREADS_MAX, said};
-use super::select;
+use super::{made, select, sizes};
 use crate::catalog::Entry;
 use crate::types::ObjectName;
 use crate::writer::consolidate::{self as engine, Consolidated, Consolidation};
@@ -61,10 +62,10 @@ pub(crate) struct ConsolidateArgs {
     #[arg(long, value_enum, value_name = "CODEC", default_value_t = Compression::Zlib)]
     compression: Compression,
     /// Plain bytes of an object, a multiple of the block size, with K, M, G or T for powers of 1024 [default: 128M]
-    #[arg(long, value_name = "BYTES", value_parser = create::bytes)]
+    #[arg(long, value_name = "BYTES", value_parser = sizes::bytes)]
     object_size: Option<u64>,
     /// Bytes that have a digest; as in the backup, or 32768 where it has no digests, unless told
-    #[arg(long, value_name = "BYTES", value_parser = create::bytes)]
+    #[arg(long, value_name = "BYTES", value_parser = sizes::bytes)]
     block_size: Option<u64>,
     /// Work on this many threads; one per processor unless told
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=THREADS_MAX))]
@@ -78,7 +79,7 @@ pub(crate) struct ConsolidateArgs {
 
 /// Runs `consolidate`. `quiet` takes away the bar and the summary.
 pub(crate) fn run(args: &ConsolidateArgs, quiet: bool) -> Result<Outcome, Failure> {
-    let output = args.made.choose(&create::FIELDS)?;
+    let output = args.made.choose()?;
     let store = args.store.path()?;
     let catalog = args.store.catalog_to_read()?;
     let entries = select::newest_first(&catalog.snapshot());
@@ -109,7 +110,7 @@ pub(crate) fn run(args: &ConsolidateArgs, quiet: bool) -> Result<Outcome, Failur
         Err(error) => {
             drop(reporter);
             let is_lost = error.kind().is_damage();
-            let failure = signals.blame(create::advised(error));
+            let failure = signals.blame(made::advised(error));
             return Err(if is_lost {
                 failure.hint("nothing was written; the backup and those it builds on must stay as they are")
             } else {
@@ -121,13 +122,13 @@ pub(crate) fn run(args: &ConsolidateArgs, quiet: bool) -> Result<Outcome, Failur
     if !quiet && args.progress != Mode::Json {
         note(&summary(&consolidated, seconds, &entry));
     }
-    create::print_made(output.as_ref(), &consolidated.created, args.name.as_deref())?;
+    made::print_made(output.as_ref(), &consolidated.created, args.name.as_deref())?;
     Ok(Outcome::Done)
 }
 
 /// As that of `create`, and what it was made of.
 fn summary_json(consolidated: &Consolidated, seconds: f64) -> Value {
-    let mut summary = create::summary_json(&consolidated.created, seconds);
+    let mut summary = made::summary_json(&consolidated.created, seconds);
     let chain: Vec<&str> = consolidated.chain.iter().map(|id| id.as_str()).collect();
     summary["consolidated_from"] = json!(chain);
     summary["healed_blocks"] = json!(consolidated.healed_blocks);

@@ -11,13 +11,13 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{ArgAction, Args, ValueEnum};
 use indicatif::BinaryBytes;
 use jiff::Timestamp;
-use serde_json::{Map, Value, json};
 
-use super::args::{MadeArgs, OutputArgs, StoreArg};
+use super::args::StoreArg;
 use super::exit::{Failure, Outcome, note};
+use super::made::MadeArgs;
 use super::progress::{Mode, Reporter};
 use super::restore::{Signals, THREADS_MAX};
-use super::{print, render, select};
+use super::{made, render, select, sizes};
 use crate::catalog::{Catalog, Entry};
 use crate::codec::Codec;
 use crate::error::{Error, ErrorKind};
@@ -92,10 +92,10 @@ pub(crate) struct CreateArgs {
     #[arg(long, value_enum, value_name = "CODEC", default_value_t = Compression::Zlib)]
     compression: Compression,
     /// Plain bytes of an object, a multiple of the block size, with K, M, G or T for powers of 1024 [default: 128M]
-    #[arg(long, value_name = "BYTES", value_parser = bytes)]
+    #[arg(long, value_name = "BYTES", value_parser = sizes::bytes)]
     object_size: Option<u64>,
     /// Bytes that have a digest each; a chain has one size, so with a parent its own [default: the parent's, else 32K]
-    #[arg(long, value_name = "BYTES", value_parser = bytes)]
+    #[arg(long, value_name = "BYTES", value_parser = sizes::bytes)]
     block_size: Option<u64>,
     /// A property of the volume, kept with the backup; may be repeated
     #[arg(long, value_name = "KEY=VALUE", action = ArgAction::Append, value_parser = property)]
@@ -109,19 +109,6 @@ pub(crate) struct CreateArgs {
     #[command(flatten)]
     made: MadeArgs,
 }
-
-/// What `-f` and `-c` print of a new backup, as `show` calls it; sorted.
-pub(super) const FIELDS: [&str; 9] = [
-    "changed_bytes",
-    "created_at",
-    "id",
-    "image_bytes",
-    "name",
-    "object_count",
-    "parent_id",
-    "stored_bytes",
-    "volume_id",
-];
 
 /// A kind of snapshot, as clap wants it.
 #[derive(Clone, Copy, Debug)]
@@ -169,45 +156,9 @@ fn property(word: &str) -> Result<(String, String), String> {
     }
 }
 
-/// A number of bytes as qemu-img takes it: `131072`, `128K`, `128k`, `0.5M`; and `128KiB`. All units are powers of 1024, so what
-/// others take for powers of 1000 (`KB`) is none.
-pub(super) fn bytes(word: &str) -> Result<u64, String> {
-    let number = word.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let unit = word[number.len()..].to_ascii_lowercase();
-    let shift = match unit.strip_suffix("ib").unwrap_or(&unit) {
-        "" | "b" if unit != "ib" => 0,
-        "k" => 10,
-        "m" => 20,
-        "g" => 30,
-        "t" => 40,
-        "p" => 50,
-        "e" => 60,
-        _ => {
-            return Err(
-                "expected a number of bytes, or one of K, M, G or T behind it (powers of 1024)".into()
-            );
-        }
-    };
-    let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
-    let is_number = |digits: &str| !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
-    // Seventeen digits times 2^60 are within 128 bits.
-    if !is_number(whole) || !is_number(fraction) || fraction.len() > 17 {
-        return Err("expected a number, as in 128M or 1.5G".to_owned());
-    }
-    let too_many = || "that is more than there can be".to_owned();
-    let whole: u128 = whole.parse().map_err(|_| too_many())?;
-    let part: u128 = fraction.parse().map_err(|_| too_many())?;
-    let scale = 10u128.pow(fraction.len() as u32);
-    if !(part << shift).is_multiple_of(scale) {
-        return Err("expected a whole number of bytes".to_owned());
-    }
-    let bytes = whole.checked_mul(1 << shift).and_then(|bytes| bytes.checked_add((part << shift) / scale));
-    bytes.and_then(|bytes| u64::try_from(bytes).ok()).ok_or_else(too_many)
-}
-
 /// Runs `create`. `quiet` takes away the bar and the summary.
 pub(crate) fn run(args: &CreateArgs, quiet: bool) -> Result<Outcome, Failure> {
-    let output = args.made.choose(&FIELDS)?;
+    let output = args.made.choose()?;
     let store = store_to_fill(&args.store)?;
     let catalog = args.store.catalog()?;
     // Before the snapshot, which a signal must not leave behind.
@@ -239,14 +190,14 @@ pub(crate) fn run(args: &CreateArgs, quiet: bool) -> Result<Outcome, Failure> {
         Ok(created) => created,
         Err(error) => {
             drop(reporter);
-            return Err(signals.blame(advised(error)));
+            return Err(signals.blame(made::advised(error)));
         }
     };
-    reporter.finish(|| summary_json(&created, seconds));
+    reporter.finish(|| made::summary_json(&created, seconds));
     if !quiet && args.progress != Mode::Json {
         note(&summary(&created, seconds, &args.source));
     }
-    print_made(output.as_ref(), &created, args.name.as_deref())?;
+    made::print_made(output.as_ref(), &created, args.name.as_deref())?;
     Ok(Outcome::Done)
 }
 
@@ -258,30 +209,6 @@ fn store_to_fill(store: &StoreArg) -> Result<PathBuf, Failure> {
         }
         _ => failure,
     })
-}
-
-/// Prints the id of a new backup, or what else was asked for.
-pub(super) fn print_made(
-    output: Option<&OutputArgs>,
-    created: &Created,
-    name: Option<&str>,
-) -> Result<(), Failure> {
-    let Some(output) = output else { return print(|out| writeln!(out, "{}", created.id)) };
-    let document = json!({
-        "changed_bytes": created.progress.changed_bytes,
-        "created_at": created.created_at.to_string(),
-        "id": created.id.as_str(),
-        "image_bytes": created.progress.total_bytes,
-        "name": name,
-        "object_count": created.objects,
-        "parent_id": created.parent_id.as_ref().map(|id| id.as_str()),
-        "stored_bytes": created.progress.stored_bytes,
-        "volume_id": created.volume_id.as_str(),
-    });
-    let chosen = output.choose(&FIELDS)?;
-    let fields: Map<String, Value> =
-        chosen.iter().map(|&field| (FIELDS[field].to_owned(), document[FIELDS[field]].clone())).collect();
-    print(|out| render::one(out, output.format, &fields))
 }
 
 /// Refuses what could be backed up, but hardly is what somebody wants.
@@ -360,19 +287,6 @@ fn new_backup(args: &CreateArgs, catalog: &Catalog) -> Result<NewBackup, Failure
     Ok(new)
 }
 
-/// Why there is no backup, and what to do about it where that does not say so itself.
-pub(super) fn advised(error: Error) -> Failure {
-    let kind = error.kind();
-    let failure = Failure::from(error);
-    match kind {
-        ErrorKind::Target => failure.hint(
-            "no backup was made; make room in the store, or make it writable, and run this again, which removes what may be left",
-        ),
-        ErrorKind::Source => failure.hint("no backup was made; those before it are as they were"),
-        _ => failure,
-    }
-}
-
 /// A source that was made ready, and must not change until it is read.
 struct Ready<'a> {
     file: FileSource,
@@ -402,21 +316,6 @@ impl Source for Ready<'_> {
     }
 }
 
-pub(super) fn summary_json(created: &Created, seconds: f64) -> Value {
-    json!({
-        "backup_id": created.id.as_str(),
-        "parent_id": created.parent_id.as_ref().map(|id| id.as_str()),
-        "volume_id": created.volume_id.as_str(),
-        "created_at": created.created_at.to_string(),
-        "volume_bytes": created.progress.total_bytes,
-        "changed_bytes": created.progress.changed_bytes,
-        "stored_bytes": created.progress.stored_bytes,
-        "unlisted_bytes": created.progress.unlisted_bytes,
-        "objects": created.objects,
-        "seconds": (seconds * 1000.0).round() / 1000.0,
-    })
-}
-
 fn summary(created: &Created, seconds: f64, source: &Path) -> String {
     let kind = match &created.parent_id {
         None => "full backup".to_owned(),
@@ -441,54 +340,4 @@ fn summary(created: &Created, seconds: f64, source: &Path) -> String {
         ));
     }
     text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes_have_units() {
-        for (word, number) in [
-            ("32768", 32768),
-            ("512b", 512),
-            ("512B", 512),
-            ("128M", 128 << 20),
-            ("128m", 128 << 20),
-            ("4KiB", 4096),
-            ("4kib", 4096),
-            ("1.5M", 3 << 19),
-            ("0.50K", 512),
-            ("2.0", 2),
-            ("1P", 1 << 50),
-            ("15E", 15 << 60),
-        ] {
-            assert_eq!(bytes(word), Ok(number), "{word}");
-        }
-        let endless = format!("{}M", "9".repeat(60));
-        for bad in [
-            "",
-            "K",
-            "-1",
-            "+1",
-            "1X",
-            "99999999T",
-            "16E",
-            "1 K",
-            "1KB",
-            "1iB",
-            ".5M",
-            "1.M",
-            "1.5",
-            "0.1M",
-            "1.2.3M",
-            "0x10",
-            "1e3",
-            "KiB",
-            "0.000000000000000001M",
-            &endless,
-        ] {
-            assert!(bytes(bad).is_err(), "{bad}");
-        }
-    }
 }

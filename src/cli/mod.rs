@@ -12,6 +12,7 @@ mod hydrate;
 mod index;
 mod list;
 mod logging;
+mod made;
 mod memory;
 #[cfg(feature = "fuse")]
 mod mount;
@@ -21,6 +22,7 @@ mod render;
 mod restore;
 mod select;
 mod show;
+mod sizes;
 #[cfg(feature = "fuse")]
 mod umount;
 
