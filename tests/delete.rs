@@ -770,7 +770,7 @@ fn leftovers_are_removed_alone() {
     }
     assert_eq!(hidden(root), [".cinderfs-cccc0000-3"]);
     ends(&["delete", store, "--leftovers"], 0, "finished the deletion of cccc0000-3");
-    ends(&["delete", store, "--leftovers"], 0, "removed what 0 killed run(s) had left");
+    ends(&["delete", store, "--leftovers"], 0, "there was nothing left of killed runs");
     ends(&["delete", store, "--leftovers", "aaaa"], 2, "cannot be used with");
     check_store(root, &[a, b, d], "leftovers");
     assert_eq!(files(root).len(), [a, b, d].iter().map(|made| made.file_names().len()).sum::<usize>());

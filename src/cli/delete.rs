@@ -83,7 +83,10 @@ pub(crate) fn run(args: &DeleteArgs, quiet: bool) -> Result<Outcome, Failure> {
         say(format!("finished the deletion of {id}, which a killed run had begun"));
     }
     if args.leftovers {
-        say(format!("removed what {} killed run(s) had left", leftovers.runs));
+        say(match leftovers.runs {
+            0 => "there was nothing left of killed runs".to_owned(),
+            runs => format!("removed what {runs} killed run(s) had left"),
+        });
         return Ok(Outcome::Done);
     }
     let signals = Signals::watch()?;
