@@ -16,7 +16,7 @@ use super::exit::{Failure, Outcome, note};
 use super::made::MadeArgs;
 use super::progress::{Mode, Reporter};
 use super::restore::{Signals, THREADS_MAX, said};
-use super::{made, select, sizes};
+use super::{made, perhaps_unseen, select, sizes};
 use crate::catalog::Entry;
 use crate::types::ObjectName;
 use crate::writer::consolidate::{self as engine, Consolidated, Consolidation};
@@ -82,9 +82,11 @@ pub(crate) fn run(args: &ConsolidateArgs, quiet: bool) -> Result<Outcome, Failur
     let output = args.made.choose()?;
     let store = args.store.path()?;
     let catalog = args.store.catalog_to_read()?;
-    let entries = select::newest_first(&catalog.snapshot());
+    let snapshot = catalog.snapshot();
+    let entries = select::newest_first(&snapshot);
     let usable = |entry: &Arc<Entry>| catalog.image(entry).is_ok();
-    let entry = select::backup(&entries, &args.backup, args.volume.as_deref(), &usable)?;
+    let entry = select::backup(&entries, &args.backup, args.volume.as_deref(), &usable)
+        .map_err(|failure| perhaps_unseen(failure, &snapshot))?;
     let wanted = Consolidation {
         name: args.name.clone(),
         description: args.description.clone(),

@@ -17,7 +17,7 @@ use super::exit::{Failure, Outcome, note};
 use super::made::MadeArgs;
 use super::progress::{Mode, Reporter};
 use super::restore::{Signals, THREADS_MAX};
-use super::{made, render, select, sizes};
+use super::{made, perhaps_unseen, render, select, sizes};
 use crate::catalog::{Catalog, Entry};
 use crate::codec::Codec;
 use crate::error::{Error, ErrorKind};
@@ -190,7 +190,8 @@ pub(crate) fn run(args: &CreateArgs, quiet: bool) -> Result<Outcome, Failure> {
         Ok(created) => created,
         Err(error) => {
             drop(reporter);
-            return Err(signals.blame(made::advised(error)));
+            let failure = perhaps_unseen(made::advised(error), &catalog.snapshot());
+            return Err(signals.blame(failure));
         }
     };
     reporter.finish(|| made::summary_json(&created, seconds));
@@ -237,7 +238,8 @@ fn new_backup(args: &CreateArgs, catalog: &Catalog) -> Result<NewBackup, Failure
             let volume = args.volume_id.as_ref().map(|id| id.as_str().to_owned());
             let entries = select::newest_first(&snapshot);
             let usable = |entry: &std::sync::Arc<Entry>| catalog.image(entry).is_ok();
-            let entry = select::backup(&entries, words, None, &usable)?;
+            let entry = select::backup(&entries, words, None, &usable)
+                .map_err(|failure| perhaps_unseen(failure, &snapshot))?;
             if let (Some(asked), Some(theirs)) = (volume, &entry.volume_id)
                 && asked != theirs.as_str()
             {

@@ -53,7 +53,11 @@ pub(super) fn print_made(
     created: &Created,
     name: Option<&str>,
 ) -> Result<(), Failure> {
-    let Some(output) = output else { return print(|out| writeln!(out, "{}", created.id)) };
+    // Who does not get to read the id must not take the backup for failed.
+    let is_there = |failure: Failure| failure.hint(format!("backup {} was made all the same", created.id));
+    let Some(output) = output else {
+        return print(|out| writeln!(out, "{}", created.id)).map_err(is_there);
+    };
     let document = json!({
         "changed_bytes": created.progress.changed_bytes,
         "created_at": created.created_at.to_string(),
@@ -68,7 +72,7 @@ pub(super) fn print_made(
     let chosen = output.choose(&FIELDS)?;
     let fields: Map<String, Value> =
         chosen.iter().map(|&field| (FIELDS[field].to_owned(), document[FIELDS[field]].clone())).collect();
-    print(|out| render::one(out, output.format, &fields))
+    print(|out| render::one(out, output.format, &fields)).map_err(is_there)
 }
 
 /// The last line of `--progress json`.

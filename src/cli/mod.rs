@@ -79,6 +79,18 @@ fn unseen(snapshot: &Snapshot) -> Option<&Error> {
     snapshot.unreadable().iter().map(|(_, error)| error).find(is_closed)
 }
 
+/// Why a backup was not found: perhaps because it lies where the store did not let us look.
+fn perhaps_unseen(failure: Failure, snapshot: &Snapshot) -> Failure {
+    match unseen(snapshot) {
+        Some(error) if failure.kind() == ErrorKind::BackupNotFound => {
+            let context = format!("{}, as far as can be seen", failure.error());
+            Failure::from(error.clone().context(context))
+                .hint("it may lie in a part of the store that cannot be read")
+        }
+        _ => failure,
+    }
+}
+
 /// What is to be said of a store beside its backups, in one line; the error where nothing of it could be seen.
 fn store_note(snapshot: &Snapshot) -> Result<String, Failure> {
     let (is_empty, unreadable) = (snapshot.entries().next().is_none(), snapshot.unreadable());
@@ -144,5 +156,10 @@ mod tests {
         assert!(store_note(&some_closed).unwrap().contains("1 folder(s) or file(s) could not be read"));
         assert!(unseen(&some_closed).is_some());
         assert_eq!(store_note(&snapshot(&["open/backup_metadata"])).unwrap(), "");
+        let not_found = || Failure::new(ErrorKind::BackupNotFound, "no such backup");
+        assert_eq!(perhaps_unseen(not_found(), &none).kind(), ErrorKind::BackupNotFound);
+        assert_eq!(perhaps_unseen(not_found(), &some_closed).kind(), ErrorKind::AccessDenied);
+        let usage = Failure::new(ErrorKind::Usage, "BACKUP is empty");
+        assert_eq!(perhaps_unseen(usage, &some_closed).kind(), ErrorKind::Usage);
     }
 }

@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use super::args::{OutputArgs, StoreArg};
 use super::exit::{Failure, Outcome, note};
 use super::render::{self, Format};
-use super::{print, select, store_note, unseen};
+use super::{perhaps_unseen, print, select, store_note, unseen};
 use crate::catalog::{Catalog, Entry};
 use crate::error::{Error, ErrorKind};
 use crate::writer::records::{self, Difference, Exporter, POSIX_DRIVER, RECORD_BYTES_MAX, Record};
@@ -137,7 +137,8 @@ fn export(args: &ExportArgs) -> Result<Outcome, Failure> {
     let (mut rows, mut left_out) = (Vec::new(), false);
     if let Some(words) = &args.backup {
         let usable = |entry: &Arc<Entry>| catalog.image(entry).is_ok();
-        let entry = select::backup(&entries, words, args.volume.as_deref(), &usable)?;
+        let entry = select::backup(&entries, words, args.volume.as_deref(), &usable)
+            .map_err(|failure| perhaps_unseen(failure, &snapshot))?;
         let chain = records::chain(&snapshot, &entry)?;
         if !args.all && !args.command {
             let record = exporter.record(&entry)?;
@@ -218,8 +219,9 @@ fn import(args: &ImportArgs) -> Result<Outcome, Failure> {
             said("container"),
             said("service_metadata")
         );
-        return Err(Failure::new(ErrorKind::BackupNotFound, message)
-            .hint("is it another store? `cinderfs list STORE` shows what is in this one"));
+        let failure = Failure::new(ErrorKind::BackupNotFound, message)
+            .hint("is it another store? `cinderfs list STORE` shows what is in this one");
+        return Err(perhaps_unseen(failure, &snapshot));
     };
     let compared = Compared::new(&catalog, &entry, &record);
     let mut document = compared.document();
