@@ -48,6 +48,7 @@ fn bytes_of(blocks: &BTreeSet<usize>) -> u64 {
 }
 
 #[test]
+#[expect(clippy::single_range_in_vec_init, reason = "a list of one range is meant")]
 fn only_the_blocks_that_the_list_touches_are_read() {
     let store = tempfile::tempdir().unwrap();
     let store = store.path();

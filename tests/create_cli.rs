@@ -162,6 +162,64 @@ fn what_was_made_is_printed_as_asked_for() {
 }
 
 #[test]
+fn who_does_not_get_to_read_the_id_is_told_that_the_backup_is_there() {
+    let world = World::new(5000);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_cinderfs"));
+    command.arg("create").arg(&world.store).arg(&world.image).env_remove("CINDERFS_LOG");
+    command.stdout(fs::File::options().write(true).open("/dev/full").unwrap());
+    let output = command.output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("cannot write to stdout") && said.contains(" was made all the same\n"), "{said}");
+    assert_eq!(world.names(), 1);
+}
+
+/// What a terminal of so many columns is sent, line by line, without what moves the cursor.
+fn frames(world: &World, columns: usize) -> Vec<String> {
+    let command = format!(
+        "stty rows 24 cols {columns}; exec {} create {} {} --compression bz2 --object-size 64K --threads 1",
+        env!("CARGO_BIN_EXE_cinderfs"),
+        world.store.display(),
+        world.image.display()
+    );
+    let output = Command::new("script")
+        .args(["-qefc", &command, "/dev/null"])
+        .env("TERM", "xterm")
+        .env_remove("CINDERFS_LOG")
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{text}");
+    let (mut plain, mut is_escape) = (String::new(), false);
+    for c in text.chars() {
+        match c {
+            '\x1b' => is_escape = true,
+            '[' if is_escape => {}
+            _ if is_escape => is_escape = !c.is_ascii_alphabetic(),
+            _ => plain.push(c),
+        }
+    }
+    plain.split(['\r', '\n']).filter(|line| line.contains('%')).map(str::to_owned).collect()
+}
+
+#[test]
+fn the_bar_fits_the_terminal_and_tells_what_is_stored() {
+    let world = World::new(6 << 20);
+    for columns in [100, 80, 50] {
+        let frames = frames(&world, columns);
+        assert!(!frames.is_empty());
+        for frame in &frames {
+            assert!(frame.chars().count() <= columns, "{columns} columns: {frame:?}");
+            assert!(frame.contains(" of 6.00M  ") && frame.contains("/s  ETA "), "{frame:?}");
+            // Below that there is no room for all of it.
+            assert!(columns < 74 || frame.contains(" changed, ") && frame.contains(" stored"), "{frame:?}");
+            assert_eq!(frame.starts_with(['█', '░']), columns >= 74, "{frame:?}");
+        }
+    }
+}
+
+#[test]
 fn a_full_store_names_the_object_and_says_what_to_do() {
     let world = World::new(12 << 20);
     let small = SmallFileSystem::new(8 << 20, 60);

@@ -159,8 +159,11 @@ impl Shown {
 }
 
 fn columns() -> u16 {
-    let size = rustix::termios::tcgetwinsize(io::stderr()).map_or(0, |size| size.ws_col);
-    if size == 0 { COLUMNS } else { size }
+    match rustix::termios::tcgetwinsize(io::stderr()) {
+        // As the bar's own library takes it.
+        Ok(size) if size.ws_row > 0 && size.ws_col > 0 => size.ws_col,
+        _ => COLUMNS,
+    }
 }
 
 fn style(is_narrow: bool) -> ProgressStyle {

@@ -131,6 +131,7 @@ mod tests {
         assert_eq!(source.0.load(Ordering::Relaxed), 3, "each answer is asked for once");
     }
     #[test]
+    #[expect(clippy::single_range_in_vec_init, reason = "a list of one range is meant")]
     fn listed_blocks_are_those_that_a_change_touches() {
         const BLOCK: u64 = 4;
         let lists = [
