@@ -10,6 +10,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde_json::Value;
 use staging_kit::SmallFileSystem;
@@ -17,8 +18,12 @@ use tempfile::TempDir;
 
 const ID: &str = "184d9841-802a-41bb-a91f-68f01522f6d7";
 
+/// A process that a test starts has, for a moment, all files open that another test just writes; they are in use then.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
 /// A folder with an empty store and an image of noise, which does not get smaller.
 struct World {
+    _turn: MutexGuard<'static, ()>,
     folder: TempDir,
     store: PathBuf,
     image: PathBuf,
@@ -26,11 +31,12 @@ struct World {
 
 impl World {
     fn new(len: usize) -> Self {
+        let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         let folder = tempfile::tempdir().unwrap();
         let (store, image) = (folder.path().join("store"), folder.path().join("disk.img"));
         fs::create_dir(&store).unwrap();
         fs::write(&image, noise(len)).unwrap();
-        Self { folder, store, image }
+        Self { _turn: turn, folder, store, image }
     }
 
     fn names(&self) -> usize {
@@ -226,10 +232,11 @@ fn a_full_store_names_the_object_and_says_what_to_do() {
     let words = ["--object-size", "2M", "--threads", "1", "--compression", "none"];
     let (printed, said) = create(small.root(), &world.image, &words, 1);
     assert_eq!(printed, "");
-    // Windows are one object each, so its number is known already. Room for the first two there is.
-    let is_named =
-        (3..=4).any(|number| said.contains(&format!("-{number:05}\": cannot write an object at byte")));
-    assert!(said.starts_with("cinderfs: object \"volume_") && is_named, "{said}");
+    let begins = |at: u64| {
+        format!("the object that begins at byte {at} of the volume: cannot write an object at byte ")
+    };
+    let is_named = |said: &str| (1..6).any(|window| said.contains(&begins(window << 21)));
+    assert!(said.starts_with("cinderfs: the object") && is_named(&said), "{said}");
     assert!(
         said.contains("the store's file system is full") && said.contains("hint: no backup was made"),
         "{said}"
@@ -241,19 +248,12 @@ fn a_full_store_names_the_object_and_says_what_to_do() {
     };
     assert_eq!(left().count(), 0);
 
-    // Of an incremental's object only the place is known.
     let mut bytes = noise(12 << 20);
     fs::write(&world.image, vec![0; bytes.len()]).unwrap();
     create(small.root(), &world.image, &["--compression", "zstd"], 0);
-    bytes[..3 << 20].fill(0);
+    bytes[..2 << 20].fill(0);
     fs::write(&world.image, &bytes).unwrap();
     let (_, said) = create(small.root(), &world.image, &[&words[..], &["--incremental"]].concat(), 1);
-    let is_named = [6, 8, 10].iter().any(|at| {
-        said.contains(&format!(
-            "the object that begins at byte {} of the volume: cannot write an object",
-            at << 20
-        ))
-    });
-    assert!(is_named, "{said}");
+    assert!(is_named(&said), "{said}");
     assert_eq!(left().count(), 1);
 }

@@ -107,9 +107,7 @@ pub(super) fn run(plan: &Plan<'_>) -> Result<(Progress, u64)> {
     let objects = Objects {
         staging: plan.staging,
         encoder: plan.encoder,
-        // Each window of a full backup is one object.
-        numbered_bytes: if plan.parent.is_none() { plan.object_bytes } else { plan.block_bytes },
-        has_final_numbers: plan.parent.is_none(),
+        block_bytes: plan.block_bytes,
         point_spacing_bytes: len_bytes / POINTS_MAX,
         zeros: ZeroDigests::default(),
     };

@@ -28,29 +28,11 @@ const STATES_MAX: u64 = 4096;
 pub(super) struct Objects<'a> {
     pub(super) staging: &'a Staging,
     pub(super) encoder: &'a Encoder,
-    /// An object's number is its place in the volume in units of this, in bytes. Those of a full backup are final so; those of an
-    /// incremental rise with the place, and get their final ones when all are there.
-    pub(super) numbered_bytes: u64,
-    /// Whether they are final.
-    pub(super) has_final_numbers: bool,
+    /// Objects get numbers that rise with their place in the volume, and their final ones when all are there.
+    pub(super) block_bytes: u64,
     /// Between restart points that are written down, in plain bytes at least.
     pub(super) point_spacing_bytes: u64,
     pub(super) zeros: ZeroDigests,
-}
-
-impl Objects<'_> {
-    /// The object that begins at `offset` of the volume, by the number that it has while it is written.
-    fn file_name(&self, offset: u64) -> FileName {
-        FileName::Object(offset / self.numbered_bytes + 1)
-    }
-
-    /// What to call the object that begins at `offset` in an error: by its name, where that is known already.
-    pub(super) fn called(&self, offset: u64) -> String {
-        match self.has_final_numbers {
-            true => format!("object {:?}", self.file_name(offset).with(self.staging.prefix())),
-            false => format!("the object that begins at byte {offset} of the volume"),
-        }
-    }
 }
 
 /// md5 over zeros. There may be thousands of objects that hold nothing else, or begin with nothing else, and md5 is slow.
@@ -208,7 +190,7 @@ struct File {
 
 impl File {
     fn create(objects: &Objects<'_>, offset: u64) -> Result<Self> {
-        let file = objects.staging.create_file(objects.file_name(offset))?;
+        let file = objects.staging.create_file(FileName::Object(offset / objects.block_bytes + 1))?;
         Ok(Self { file, gathered: Vec::new(), at: 0 })
     }
 

@@ -95,7 +95,6 @@ impl<'a> Window<'a> {
 
 impl InOrder<'_> {
     fn append(&mut self, done: &Done) -> Result<()> {
-        let objects = self.objects;
         for run in &done.runs {
             let offset = done.offset + run.range.start;
             if self.current.as_ref().is_some_and(|object| object.end() != offset) {
@@ -104,8 +103,8 @@ impl InOrder<'_> {
             let object = match &mut self.current {
                 Some(object) => object,
                 none => {
-                    let begun = ObjectWriter::begin(objects, offset);
-                    none.insert(begun.context(|| objects.called(offset))?)
+                    let begun = ObjectWriter::begin(self.objects, offset);
+                    none.insert(begun.context(|| called(offset))?)
                 }
             };
             let begin = object.begin_offset();
@@ -113,7 +112,7 @@ impl InOrder<'_> {
                 Some(bytes) if !bytes.is_empty() => Plain::Bytes(bytes),
                 _ => Plain::Zeros(run.range.end - run.range.start),
             };
-            object.append(plain, &run.encoded).context(|| objects.called(begin))?;
+            object.append(plain, &run.encoded).context(|| called(begin))?;
         }
         Ok(())
     }
@@ -121,10 +120,15 @@ impl InOrder<'_> {
     fn end_object(&mut self) -> Result<()> {
         if let Some(object) = self.current.take() {
             let begin = object.begin_offset();
-            self.finished.push(object.finish().context(|| self.objects.called(begin))?);
+            self.finished.push(object.finish().context(|| called(begin))?);
         }
         Ok(())
     }
+}
+
+/// What to call an object in an error: its place, since its number is only known when all objects before it are there.
+fn called(offset: u64) -> String {
+    format!("the object that begins at byte {offset} of the volume")
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
