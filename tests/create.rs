@@ -301,10 +301,10 @@ fn a_list_of_changes_spares_reading_and_is_checked_when_asked() {
     let new = NewBackup { changed: list(both), ..on(&full.id) };
     let made = make(store.path(), &source, &new).unwrap();
     check(store.path(), &made, &new, &bytes, Some(&old));
-    // What is listed, and the last piece of a window of 64 KiB, of which the length may have changed.
-    let windows = [3_999_744, 4_003_839, 6_999_000, 7_003_095, 9_000_122u64].map(|at| at >> 16);
-    let windows = std::collections::BTreeSet::from(windows);
-    let read: u64 = windows.iter().map(|window| (9_000_123 - (window << 16)).min(64 << 10)).sum();
+    // The blocks that are listed, and the last one, of which the length may have changed: 1 + 2 of 4096 bytes, and 1.
+    let blocks = [3_999_744, 4_003_839, 6_999_000, 7_003_095, 9_000_122u64].map(|at| at / 4096);
+    let blocks = std::collections::BTreeSet::from(blocks);
+    let read: u64 = blocks.iter().map(|block| (9_000_123 - block * 4096).min(4096)).sum();
     assert_eq!(source.read.load(Ordering::Relaxed), read);
     assert_eq!(made.progress.unlisted_bytes, 0);
 

@@ -82,7 +82,7 @@ fn a_parent_is_refused_and_its_children_named() {
     assert_eq!(files(root), before);
     check_store(root, &[a, b, c, d], "refused");
     // All that are named go, in any order of the words.
-    ends(&["delete", store, "bbbb", "aaaa", "dddd", "cccc"], 0, "deleted aaaa0000-1: 3 objects");
+    ends(&["delete", store, "bbbb", "aaaa", "dddd", "cccc"], 0, "deleted aaaa0000-1: 3 object(s)");
     assert_eq!((files(root), hidden(root)), (BTreeSet::new(), vec![]));
 }
 
@@ -770,7 +770,7 @@ fn leftovers_are_removed_alone() {
     }
     assert_eq!(hidden(root), [".cinderfs-cccc0000-3"]);
     ends(&["delete", store, "--leftovers"], 0, "finished the deletion of cccc0000-3");
-    ends(&["delete", store, "--leftovers"], 0, "removed what 0 killed run(s) had left");
+    ends(&["delete", store, "--leftovers"], 0, "there was nothing left of killed runs");
     ends(&["delete", store, "--leftovers", "aaaa"], 2, "cannot be used with");
     check_store(root, &[a, b, d], "leftovers");
     assert_eq!(files(root).len(), [a, b, d].iter().map(|made| made.file_names().len()).sum::<usize>());

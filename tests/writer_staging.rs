@@ -791,7 +791,7 @@ fn a_full_file_system_is_told_and_gets_its_room_back() {
         let mut file = staging.create_file(FileName::Object(1)).unwrap();
         let error = (0..1000).find_map(|_| file.append(&[7; 65536]).err()).expect("8 MiB hold no 64 MiB");
         assert_eq!(error.kind(), ErrorKind::Target);
-        assert!(error.to_string().contains("cannot write object 1 at byte"), "{error}");
+        assert!(error.to_string().contains("cannot write an object at byte"), "{error}");
         assert!(error.to_string().contains("the store's file system is full"), "{error}");
         drop(file);
         drop(staging);
@@ -882,7 +882,7 @@ fn a_quota_is_told() {
     });
     let error = ours()[0].write(folder.path(), Some(hook)).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Target);
-    assert!(error.to_string().contains("object 2"), "{error}");
+    assert!(error.to_string().contains("cannot write an object"), "{error}");
     assert!(error.to_string().contains("quota on the store's file system is used up"), "{error}");
     assert_eq!(tree(folder.path()), before);
 }

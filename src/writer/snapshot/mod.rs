@@ -251,7 +251,7 @@ pub fn prepare_on(host: &Host, path: &Path, kind: SnapshotKind, force: bool) -> 
         warnings: Vec::new(),
         before: None,
     };
-    let mut declined = String::new();
+    let mut declined = Vec::new();
     for &candidate in candidates(kind, is_block(&metadata)) {
         match take(host, path, &metadata, candidate) {
             Ok(taken) => {
@@ -262,7 +262,7 @@ pub fn prepare_on(host: &Host, path: &Path, kind: SnapshotKind, force: bool) -> 
                 return Ok(prepared);
             }
             Err(Declined::Unfit(why)) if kind == SnapshotKind::Auto => {
-                declined = format!("; no snapshot of it can be taken: {why}");
+                declined.push(why.to_string());
             }
             Err(Declined::Unfit(why)) => {
                 let message = format!("no {candidate} snapshot of source {path:?} can be taken: {why}");
@@ -281,10 +281,12 @@ pub fn prepare_on(host: &Host, path: &Path, kind: SnapshotKind, force: bool) -> 
     if !found.uses.is_empty() {
         let uses = list(&found.uses);
         if !force {
-            let message = format!(
-                "source {path:?} is in use: {uses}{declined}; end that use, have a snapshot read with --snapshot, or \
-                 read it as it is with --force"
-            );
+            let advice = match declined.is_empty() {
+                true => "end that use, have a snapshot read with --snapshot,".to_owned(),
+                false => format!("no snapshot of it can be taken ({}); end that use,", declined.join(", ")),
+            };
+            let message =
+                format!("source {path:?} is in use: {uses}; {advice} or read it as it is with --force");
             return Err(Error::new(FAILED, message));
         }
         prepared.warnings.push(format!("source {path:?} is in use and read all the same: {uses}"));
