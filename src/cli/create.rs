@@ -189,6 +189,7 @@ pub(crate) fn run(args: &CreateArgs, quiet: bool) -> Result<Outcome, Failure> {
             );
         });
     let seconds = started.elapsed().as_secs_f64();
+    let result = result.map_err(|error| prepared.explain(error));
     drop(source);
     // The backup is what it is; but a snapshot that stays fills its pool.
     if let Err(error) = prepared.finish() {

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use cinderfs::writer::snapshot::{SnapshotKind, prepare_on};
 use cinderfs::writer::source::host::Host;
 use cinderfs::writer::source::identity::{Origin, identify};
-use cinderfs::{ErrorKind, Result};
+use cinderfs::{Error, ErrorKind, Result};
 use tempfile::TempDir;
 
 use crate::kit::{Loop, image, soon};
@@ -177,6 +177,31 @@ fn a_snapshot_that_cannot_be_dropped_is_told() {
     for words in ["LVM snapshot cinder-volumes/", "is still there", "lvremove --yes", "busy"] {
         assert!(error.contains(words), "{error}");
     }
+}
+
+#[test]
+fn a_snapshot_that_ran_full_is_what_an_error_of_reading_is_blamed_on() {
+    let machine = Machine::new().with_lvm(THICK);
+    let prepared = prepare_on(&machine.host, &machine.device.0, SnapshotKind::Lvm, false).unwrap();
+    let explained = |invalid: &str, kind| {
+        let lvs = r#"{"report":[{"lv":[{"lv_name":"s","lv_snapshot_invalid":"INVALID"}]}]}"#;
+        fs::write(machine.path("lvs.json"), lvs.replace("INVALID", invalid)).unwrap();
+        prepared.explain(Error::new(kind, "cannot read")).to_string()
+    };
+    for invalid in ["snapshot invalid", "1"] {
+        let text = explained(invalid, ErrorKind::Source);
+        assert!(text.contains("ran full: more than its 4294967296 bytes"), "{text}");
+        assert!(text.ends_with(": cannot read"), "{text}");
+        assert_eq!(explained(invalid, ErrorKind::Target), "cannot read", "it is the store that failed");
+    }
+    for invalid in ["", "0", "unknown"] {
+        assert_eq!(explained(invalid, ErrorKind::Source), "cannot read");
+    }
+    let call = machine.calls().pop().unwrap();
+    assert_eq!(call, format!("{LVS} [lv_name,lv_snapshot_invalid] [cinder-volumes/NAME]"));
+    machine.program("lvs", "exit 5");
+    assert_eq!(prepared.explain(Error::new(ErrorKind::Source, "cannot read")).to_string(), "cannot read");
+    prepared.finish().unwrap();
 }
 
 /// Names whose process cannot be: this machine's (`lives` is one of ours), with another process.

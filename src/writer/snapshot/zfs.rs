@@ -32,7 +32,13 @@ pub(super) fn take_of_file(host: &Host, path: &Path) -> Result<Taken, Declined> 
     let name = Marker::new(host)?.name();
     let guard = snapshot(host, dataset, &name)?;
     let path = mount.at.join(".zfs/snapshot").join(&name).join(relative);
-    Ok(Taken { path, file: None, undo: vec![guard], name: format!("ZFS snapshot {dataset}@{name}") })
+    Ok(Taken {
+        path,
+        file: None,
+        undo: vec![guard],
+        name: format!("ZFS snapshot {dataset}@{name}"),
+        room: None,
+    })
 }
 
 /// Takes a snapshot of the ZFS volume at `path`, a block device.
@@ -54,7 +60,13 @@ pub(super) fn take_of_volume(host: &Host, path: &Path) -> Result<Taken, Declined
     let path = host.dev.join("zvol").join(&clone);
     await_device(&path)?;
     // The last is dropped first.
-    Ok(Taken { path, file: None, undo: vec![guard, clone_guard], name: format!("ZFS snapshot {origin}") })
+    Ok(Taken {
+        path,
+        file: None,
+        undo: vec![guard, clone_guard],
+        name: format!("ZFS snapshot {origin}"),
+        room: None,
+    })
 }
 
 fn snapshot(host: &Host, dataset: &str, name: &str) -> Result<Guard> {
