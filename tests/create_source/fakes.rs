@@ -15,14 +15,14 @@ use tempfile::TempDir;
 use crate::kit::{Loop, image, soon};
 
 /// A machine with programs that write down how they are called, and a loop device in the part of a volume.
-struct Machine {
+pub(crate) struct Machine {
     root: TempDir,
-    device: Loop,
-    host: Host,
+    pub(crate) device: Loop,
+    pub(crate) host: Host,
 }
 
 impl Machine {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let root = tempfile::tempdir().unwrap();
         let device = Loop::new(&image(root.path(), "disk", 1), &[]);
         let host = Host::with_root(root.path());
@@ -32,12 +32,12 @@ impl Machine {
         Self { root, device, host }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.root.path().join(name)
     }
 
     /// `body` gets the arguments as they are, and `$root`.
-    fn program(&self, name: &str, body: &str) {
+    pub(crate) fn program(&self, name: &str, body: &str) {
         let path = self.path(&format!("bin/{name}"));
         let root = self.root.path().display();
         let script = format!(
@@ -54,7 +54,7 @@ impl Machine {
     }
 
     /// The calls since the last time, with the snapshot's name as `NAME`.
-    fn calls(&self) -> Vec<String> {
+    pub(crate) fn calls(&self) -> Vec<String> {
         let log = fs::read_to_string(self.path("log")).unwrap_or_default();
         let _ = fs::remove_file(self.path("log"));
         log.lines().map(named).collect()
@@ -80,7 +80,7 @@ impl Machine {
 
     fn with_zfs(self) -> Self {
         fs::create_dir_all(self.path("dev/zvol/tank/vols")).unwrap();
-        symlink(&self.device.0, self.path("dev/zvol/tank/vols/web 1")).unwrap();
+        symlink(&self.device.0, self.path("dev/zvol/tank/vols/web+1")).unwrap();
         fs::write(self.path("listed"), "").unwrap();
         self.program(
             "zfs",
@@ -205,7 +205,7 @@ fn a_snapshot_that_ran_full_is_what_an_error_of_reading_is_blamed_on() {
 }
 
 /// Names whose process cannot be: this machine's (`lives` is one of ours), with another process.
-fn names_like(lives: &str) -> (String, String, String) {
+pub(crate) fn names_like(lives: &str) -> (String, String, String) {
     let parts: Vec<&str> = lives.split('-').collect();
     let with = |at: usize, value: &str| {
         let mut parts = parts.clone();
@@ -215,7 +215,7 @@ fn names_like(lives: &str) -> (String, String, String) {
     (with(5, "7ffffff0"), with(2, "00000001"), with(3, "00000001"))
 }
 
-fn name_of(path: &Path) -> String {
+pub(crate) fn name_of(path: &Path) -> String {
     path.file_name().unwrap().to_string_lossy().into_owned()
 }
 
@@ -253,7 +253,7 @@ fn leftovers_in_the_group_are_dropped_but_nothing_else() {
 #[test]
 fn zfs_volumes_are_read_from_a_clone_of_a_snapshot() {
     let machine = Machine::new().with_zfs();
-    let volume = machine.path("dev/zvol/tank/vols/web 1");
+    let volume = machine.path("dev/zvol/tank/vols/web+1");
     for kind in [SnapshotKind::Auto, SnapshotKind::Zfs] {
         let prepared = prepare_on(&machine.host, &volume, kind, false).unwrap();
         assert!(prepared.path_to_read().starts_with(machine.path("dev/zvol/tank/vols")), "{prepared:?}");
@@ -290,7 +290,7 @@ fn zfs_volumes_are_read_from_a_clone_of_a_snapshot() {
 fn a_clone_that_fails_takes_its_snapshot_along() {
     let machine = Machine::new().with_zfs();
     machine.program("zfs", "[ \"$1\" != clone ] || { echo 'no such property' >&2; exit 1; }");
-    let volume = machine.path("dev/zvol/tank/vols/web 1");
+    let volume = machine.path("dev/zvol/tank/vols/web+1");
     let error = prepare_on(&machine.host, &volume, SnapshotKind::Zfs, true).unwrap_err();
     assert!(error.to_string().contains("no such property"), "{error}");
     let calls = machine.calls();
