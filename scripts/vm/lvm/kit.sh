@@ -1,5 +1,6 @@
 # What all parts use. shellcheck shell=dash
 
+passed=0
 failures=0
 fail() {
     echo "FAILED: $*"
@@ -11,7 +12,7 @@ begin() { echo "--- $* ($(cut -d' ' -f1 /proc/uptime) s)"; }
 check() {
     what=$1
     shift
-    if "$@"; then echo "ok: $what"; else fail "$what"; fi
+    if "$@"; then echo "ok: $what" && passed=$((passed + 1)); else fail "$what"; fi
 }
 # has FILE WORDS: says what was printed if it is not there.
 has() { grep -qF -- "$2" "$1"; }
