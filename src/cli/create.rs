@@ -181,6 +181,7 @@ pub(crate) fn run(args: &CreateArgs, quiet: bool) -> Result<Outcome, Failure> {
             reporter.update_backup(progress);
         });
     let seconds = started.elapsed().as_secs_f64();
+    let result = result.map_err(|error| prepared.explain(error));
     drop(source);
     // The backup is what it is; but a snapshot that stays fills its pool.
     if let Err(error) = prepared.finish() {

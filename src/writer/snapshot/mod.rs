@@ -112,6 +112,8 @@ struct Taken {
     /// The last is dropped first.
     undo: Vec<Guard>,
     name: String,
+    /// What may run full while it is read.
+    room: Option<lvm::Room>,
 }
 
 /// Why no snapshot was taken.
@@ -205,6 +207,7 @@ pub struct Prepared {
     kept: Option<File>,
     undo: Vec<Guard>,
     snapshot: Option<String>,
+    room: Option<lvm::Room>,
     warnings: Vec<String>,
     /// What a file was like that is read itself.
     before: Option<State>,
@@ -248,6 +251,7 @@ pub fn prepare_on(host: &Host, path: &Path, kind: SnapshotKind, force: bool) -> 
         kept: None,
         undo: Vec::new(),
         snapshot: None,
+        room: None,
         warnings: Vec::new(),
         before: None,
     };
@@ -258,6 +262,7 @@ pub fn prepare_on(host: &Host, path: &Path, kind: SnapshotKind, force: bool) -> 
                 prepared.path_to_read = taken.path;
                 prepared.kept = taken.file;
                 prepared.undo = taken.undo;
+                prepared.room = taken.room;
                 prepared.snapshot = Some(taken.name);
                 return Ok(prepared);
             }
@@ -364,6 +369,14 @@ impl Prepared {
             self.source
         );
         Err(Error::new(FAILED, message))
+    }
+
+    /// Explains an error of reading, when the snapshot is the cause. To be called before [`Self::finish`].
+    pub fn explain(&self, error: Error) -> Error {
+        match &self.room {
+            Some(room) if error.kind() == FAILED => room.explain(error),
+            _ => error,
+        }
     }
 
     /// Drops the snapshot, and tells if that does not work: it is then still there. To be called when nothing reads it any more.
