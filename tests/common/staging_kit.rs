@@ -234,7 +234,7 @@ pub(crate) fn run(command: &mut Command) -> Output {
 /// A small ext4 in a file; unmounted with its value.
 pub(crate) struct SmallFileSystem {
     mountpoint: PathBuf,
-    _folder: tempfile::TempDir,
+    _folder: Option<tempfile::TempDir>,
 }
 
 impl SmallFileSystem {
@@ -254,7 +254,14 @@ impl SmallFileSystem {
         fs::File::create(&image).unwrap().set_len(bytes).unwrap();
         run(Command::new("mkfs.ext4").args(["-q", "-F", "-m", "0", "-N", &files.to_string()]).arg(&image));
         run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&mountpoint));
-        Self { mountpoint, _folder: folder }
+        Self { mountpoint, _folder: Some(folder) }
+    }
+
+    /// Of what was made in that file.
+    #[allow(dead_code, reason = "each test binary uses its part of the kit")]
+    pub(crate) fn of(image: &Path, mountpoint: &Path) -> Self {
+        run(Command::new("mount").args(["-o", "loop"]).arg(image).arg(mountpoint));
+        Self { mountpoint: mountpoint.to_owned(), _folder: None }
     }
 
     pub(crate) fn root(&self) -> &Path {
