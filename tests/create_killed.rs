@@ -10,7 +10,6 @@ mod crash_kit;
 #[allow(dead_code, reason = "this uses a part of it")]
 #[path = "common/staging_kit.rs"]
 mod staging_kit;
-#[allow(dead_code, reason = "this uses a part of it")]
 #[path = "common/store_kit.rs"]
 mod store_kit;
 #[path = "common/tracer.rs"]

@@ -32,6 +32,8 @@ fn quotes() -> BTreeMap<String, Vec<String>> {
         "hydrate.rs",
         "readahead.rs",
         "restart_points.rs",
+        "restart_points_damage.rs",
+        "restart_points_wrong.rs",
         "seek_index_store.rs",
     ];
     files.retain(|path| {

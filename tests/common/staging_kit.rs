@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -221,6 +222,30 @@ impl Backup {
         image.read_at(&mut bytes, 0).unwrap();
         assert!(bytes == expected, "{}", self.id);
     }
+}
+
+/// A store with three backups of others: one in the container that ours will share, one beside, one below `ab`.
+pub(crate) fn store() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    Backup::new("11111111-other", "team/one").write(folder.path(), None).unwrap();
+    Backup::new("22222222-other", "team").write(folder.path(), None).unwrap();
+    Backup::new("abab0000-other", "ab/ab/abab0000-other").write(folder.path(), None).unwrap();
+    fs::write(folder.path().join("team/one/notes.txt"), "mine").unwrap();
+    folder
+}
+
+/// Ours: in a container that exists, and in three that do not, with less and less of their path.
+pub(crate) fn ours() -> [Backup; 4] {
+    [
+        Backup::new("abcd1234-ours", "team/one"),
+        Backup::new("abcd1234-ours", "team/two"),
+        Backup::new("abcd1234-ours", "ab/cd/abcd1234-ours"),
+        Backup::new("abcd1234-ours", "new/cd/abcd1234-ours"),
+    ]
+}
+
+pub(crate) fn errno(number: i32) -> io::Error {
+    io::Error::from_raw_os_error(number)
 }
 
 /// Runs a command that must succeed.

@@ -133,6 +133,7 @@ pub(crate) fn run(command: &Command, counted: Calls<'_>, at: u64, fate: Fate<'_>
         };
     }
     waiting.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    #[expect(clippy::zombie_processes, reason = "it is waited for with all its threads")]
     let mut child = waiting.spawn().unwrap();
     let leader = Pid::from_raw(child.id().try_into().unwrap());
     let options = Options::PTRACE_O_TRACESYSGOOD
