@@ -93,6 +93,7 @@ fn choice() -> impl Strategy<Value = Choice> {
 
 /// Trees of backups by genuine and foreign writers, with shrinks, odd lengths, and links without digests; two of each are
 /// consolidated, then all others go.
+// > A consolidated backup is a full one with an id of its own, and needs none of its chain.
 #[test]
 fn a_consolidated_backup_is_the_image_of_its_chain_and_needs_none_of_it() {
     let strategy = (histories(&[512, 1000, 4096, 32768], 1..=200_000, 6), [choice(), choice()]);

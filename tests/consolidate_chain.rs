@@ -74,6 +74,7 @@ fn the_ancestors_can_be_deleted() {
     assert!(image_bytes(&chain.store(), id) == chain.images[2]);
 }
 
+// > It is dated directly behind the backup that it was made of, and before all later ones of the volume, so that old data never becomes the latest.
 #[test]
 fn old_data_does_not_become_the_latest() {
     let chain = Chain::new(MIB, 3, ZLIB);
@@ -89,6 +90,7 @@ fn old_data_does_not_become_the_latest() {
     assert!(image_bytes(&store, made.created.id.as_str()) == chain.images[1]);
 }
 
+// > A consolidated backup is a full one with an id of its own, and needs none of its chain.
 #[test]
 fn what_the_volume_was_stays_and_who_the_backup_is_changes() {
     let chain = Chain::new(MIB, 2, ZLIB);

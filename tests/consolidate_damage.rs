@@ -19,6 +19,7 @@ use consolidate_kit::*;
 use store_kit::{Packing, digests_of};
 use volume::{BLOCK, MIB, mixed};
 
+// > `consolidate` compares every block with its digest, or every object with its md5 where there are none; one that cannot be proven ends it, and nothing is left.
 #[test]
 fn damage_ends_it_with_the_place_and_nothing_left() {
     for packing in [PLAIN, ZLIB, Packing::Zstd { level: 3, frames: 1 }] {
@@ -79,6 +80,7 @@ fn a_lost_block_is_taken_from_another_backup_that_has_it() {
 }
 
 /// Without digests every object is proven by its md5 first; the new backup has digests.
+// > `consolidate` compares every block with its digest, or every object with its md5 where there are none; one that cannot be proven ends it, and nothing is left.
 #[test]
 fn a_chain_without_digests_gets_them() {
     let mut chain = Chain::new(2 * MIB + 1, 3, Packing::Bz2 { level: 1, streams: 1 });

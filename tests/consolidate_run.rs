@@ -79,6 +79,7 @@ fn wait_for_staging(store: &Path, child: &mut Child) {
     }
 }
 
+// > A run that fails, is interrupted, finds the disk full or its quota used up says why, and leaves nothing in sight.
 #[test]
 fn a_run_that_is_ended_leaves_nothing() {
     let chain = Chain::new(24 * MIB, 3, ZLIB);

@@ -6,6 +6,8 @@
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests; a panic is the report")]
 
+#[path = "common/cases.rs"]
+mod cases;
 #[path = "common/crash_kit.rs"]
 mod crash_kit;
 #[allow(dead_code, reason = "this uses a part of it")]
@@ -35,6 +37,7 @@ const ERRORS: [(i32, &str); 3] = [
     (122, "quota on the store's file system is used up"),
 ];
 
+// > A run that fails, is interrupted, finds the disk full or its quota used up says why, and leaves nothing in sight.
 #[test]
 fn a_call_that_fails_ends_it_with_a_reason_and_nothing_in_sight() {
     for case in &CASES {
@@ -78,6 +81,7 @@ fn a_call_that_fails_ends_it_with_a_reason_and_nothing_in_sight() {
     }
 }
 
+// > Where the store fails so that a backup in sight can be neither finished nor taken back, the error says that; what is listed is whole all the same.
 #[test]
 fn a_store_that_dies_during_a_run_shows_whole_backups_and_is_cleaned_by_the_next() {
     for case in &CASES[..3] {
@@ -103,6 +107,7 @@ fn a_store_that_dies_during_a_run_shows_whole_backups_and_is_cleaned_by_the_next
     }
 }
 
+// > A source that cannot be read, or that becomes shorter, ends the run, and there is no backup.
 #[test]
 fn a_source_that_cannot_be_read_or_shrinks_ends_it_with_the_place() {
     for case in CASES.iter().filter(|case| !case.name.starts_with("consolidated")) {
@@ -189,6 +194,7 @@ fn fill_up(world: &mut World, case: &Case, words: &str) -> u32 {
     panic!("{}: there was never room enough", case.name);
 }
 
+// > A run that fails, is interrupted, finds the disk full or its quota used up says why, and leaves nothing in sight.
 #[test]
 fn a_full_disk_is_told_and_nothing_left_on_it() {
     let folder = tempfile::tempdir().unwrap();
@@ -205,6 +211,7 @@ fn a_full_disk_is_told_and_nothing_left_on_it() {
 }
 
 /// Of btrfs, which has its own: not every kernel has those of ext4.
+// > A run that fails, is interrupted, finds the disk full or its quota used up says why, and leaves nothing in sight.
 #[test]
 fn a_quota_that_is_used_up_is_told_and_nothing_left_in_it() {
     let folder = tempfile::tempdir().unwrap();
@@ -226,6 +233,7 @@ fn a_quota_that_is_used_up_is_told_and_nothing_left_in_it() {
     drop(mounted);
 }
 
+// > A store that is read-only, or that one may not write, is refused and left as it was.
 #[test]
 fn a_store_that_may_not_be_written_is_told_and_left_alone() {
     let folder = tempfile::tempdir().unwrap();
@@ -281,6 +289,7 @@ fn a_store_that_may_not_be_written_is_told_and_left_alone() {
 }
 
 /// The clock was set back since, or that of another machine was ahead.
+// > `--incremental` builds on the volume's newest usable backup, and a new one's `created_at`, in whole seconds of UTC, is later than those of all others of its volume, also when the clock was set back.
 #[test]
 fn a_parent_from_the_future_is_built_on_and_stays_older() {
     let mut world = World::new();

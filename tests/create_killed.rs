@@ -5,6 +5,8 @@
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests; a panic is the report")]
 
+#[path = "common/cases.rs"]
+mod cases;
 #[path = "common/crash_kit.rs"]
 mod crash_kit;
 #[allow(dead_code, reason = "this uses a part of it")]
@@ -30,6 +32,9 @@ fn times() -> usize {
     std::env::var("CINDERFS_TEST_CRASH").map_or(1, |times| times.parse().unwrap())
 }
 
+// > A run that is killed at any moment leaves a whole backup or none, and every other backup as it was; the next run removes what it left.
+//
+// > Only while files get their names one by one, in a container that was there before, can a killed run leave some in sight, never a `_metadata`, until the next run takes them back.
 #[test]
 fn killed_at_any_system_call_that_writes_it_leaves_nothing_or_everything() {
     for case in &CASES {
@@ -75,6 +80,7 @@ fn kill_after(mut child: Child, moment: Duration) -> bool {
     child.wait().unwrap().code().is_none()
 }
 
+// > A run that is killed at any moment leaves a whole backup or none, and every other backup as it was; the next run removes what it left.
 #[test]
 fn killed_at_any_moment_it_leaves_nothing_or_everything() {
     let worlds: Vec<_> = CASES.iter().map(|_| World::new()).collect();
@@ -104,6 +110,7 @@ fn killed_at_any_moment_it_leaves_nothing_or_everything() {
     assert!(whole >= 10, "{whole} whole");
 }
 
+// > Any number of runs may write into one store, and one container, at once.
 #[test]
 fn two_runs_at_once_of_which_some_are_killed_do_not_meet() {
     let world = World::new();

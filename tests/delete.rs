@@ -27,6 +27,7 @@ use delete_kit::*;
 use life_kit::*;
 use store_kit::Naming;
 
+// > `delete` refuses a backup that others build on, and names them; `--cascade` takes them along, children first.
 #[test]
 fn a_parent_is_refused_and_its_children_named() {
     let [a, b, c, d] = &family(Naming::New);
@@ -50,6 +51,7 @@ fn a_parent_is_refused_and_its_children_named() {
     assert_eq!((files(root), hidden(root)), (BTreeSet::new(), vec![]));
 }
 
+// > `delete` refuses a backup that others build on, and names them; `--cascade` takes them along, children first.
 #[test]
 fn a_cascade_takes_what_builds_on_it_and_leaves_the_rest() {
     for naming in [Naming::New, Naming::Old, Naming::Named, Naming::Bucket] {

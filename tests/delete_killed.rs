@@ -69,6 +69,7 @@ fn check_after(root: &Path, order: &[&Made], others: &[&Made], when: &str) -> us
     gone
 }
 
+// > `delete` removes `_metadata` first, so that no backup is ever shown by half; killed, it leaves each backup whole or gone, and the next run removes the rest.
 #[test]
 fn a_run_killed_at_any_step_leaves_each_backup_whole_or_gone() {
     for naming in [Naming::New, Naming::Named, Naming::Bucket] {
@@ -140,6 +141,7 @@ fn a_run_that_fails_at_any_step_leaves_each_backup_whole_or_gone() {
     }
 }
 
+// > `delete` removes `_metadata` first, so that no backup is ever shown by half; killed, it leaves each backup whole or gone, and the next run removes the rest.
 #[test]
 fn the_metadata_goes_first_and_durably() {
     let made = Made::full("aaaa0000-1", "volume-1", Naming::Named);

@@ -22,6 +22,7 @@ use life_kit::*;
 use store_kit::Naming;
 
 /// The prefix `p` begins those of two other backups, one readable and one torn, and is begun by a third one's.
+// > `delete` removes no file of another backup, whatever a document claims and however files are called.
 #[test]
 fn files_of_a_longer_or_shorter_prefix_are_others() {
     let folder = tempfile::tempdir().unwrap();
@@ -91,6 +92,7 @@ fn files_of_a_longer_or_shorter_prefix_are_others() {
     assert_eq!(files(root), before.difference(&gone).cloned().collect(), "the shorter one lists it too");
 }
 
+// > `delete` removes no file of another backup, whatever a document claims and however files are called.
 #[test]
 fn no_name_leads_out_of_the_folder() {
     let folder = tempfile::tempdir().unwrap();

@@ -91,6 +91,7 @@ fn a_backup_that_has_changed_or_got_a_child_since_it_was_shown_stays() {
     assert_eq!(hidden(root), Vec::<String>::new());
 }
 
+// > A backup that another run is writing or deleting is left to that run.
 #[test]
 fn a_backup_that_is_being_written_is_left_to_its_writer() {
     let made = Made::full("aaaa0000-1", "volume-1", Naming::New);

@@ -94,6 +94,7 @@ fn a_backup_is_written_by_one_run_and_a_prefix_published_once() {
 }
 
 /// Between the look into the container and the renames, somebody takes one of the names.
+// > No file that is there is ever replaced, and an id or prefix that exists is refused.
 #[test]
 fn a_name_that_is_taken_in_the_middle_is_never_replaced() {
     for (mode, taken) in [("renames", "-00002"), ("links", "-00003"), ("checks", "_metadata")] {

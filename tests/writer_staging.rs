@@ -22,6 +22,7 @@ use cinderfs::writer::staging::{FileName, Hook, Staging, Step};
 use staging_kit::{Backup, hidden_folders, ours, store, tree};
 
 /// What a power cut would do cannot be tried here; the order of the calls can be seen.
+// > A backup's `_metadata` gets its name last, when all its other files have theirs and are durable.
 #[test]
 fn each_kind_of_file_is_durable_before_the_next_gets_its_name() {
     for backup in ours() {
@@ -110,6 +111,7 @@ fn many_small_files_are_made_durable_together() {
     }
 }
 
+// > Nothing of a backup that is being written is in sight: its files lie in the store's hidden folder `.cinderfs-<backup id>`, which no lister enters.
 #[test]
 fn the_hidden_folder_is_for_its_owner_and_no_lister_enters_it() {
     let folder = store();
@@ -140,6 +142,7 @@ fn the_hidden_folder_is_for_its_owner_and_no_lister_enters_it() {
     assert!(!hidden.exists());
 }
 
+// > No file that is there is ever replaced, and an id or prefix that exists is refused.
 #[test]
 fn what_exists_is_refused_before_anything_is_written() {
     let folder = store();

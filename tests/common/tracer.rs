@@ -17,6 +17,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
+use crate::cases::Watchdog;
+
 /// The calls that are counted.
 #[allow(dead_code, reason = "each test binary counts some")]
 #[derive(Clone, Copy)]
@@ -120,6 +122,7 @@ fn is_creating(flags: u64) -> bool {
 
 /// Runs a command; that of the calls that has the number `at`, from 0, meets its fate. A number that no run reaches lets it end.
 pub(crate) fn run(command: &Command, counted: Calls<'_>, at: u64, fate: Fate<'_>) -> Traced {
+    let _watchdog = Watchdog::new();
     // It waits until it is watched.
     let mut waiting = Command::new("sh");
     waiting
