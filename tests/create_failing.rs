@@ -25,6 +25,7 @@ use std::fs;
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::process::{Command, Output};
+use std::time::{Duration, Instant};
 
 use crash_kit::{CASES, Case, World, printed_id};
 use staging_kit::{SmallFileSystem, hidden_folders, tree, visible};
@@ -151,7 +152,15 @@ fn stderr(output: &Output) -> String {
 
 /// Writes a file of so many bytes, or as many as there is room for; how many.
 fn fill(filler: &Path, bytes: u64) -> u64 {
-    let file = fs::File::create(filler).unwrap();
+    // Some file systems give room back only when they have time.
+    let started = Instant::now();
+    let file = loop {
+        match fs::File::create(filler) {
+            Ok(file) => break file,
+            Err(error) => assert!(started.elapsed() < Duration::from_secs(30), "{error}"),
+        }
+        sync(filler);
+    };
     let block = [7; 4096];
     let written = (0..bytes / 4096).take_while(|at| file.write_all_at(&block, at * 4096).is_ok()).count();
     // Some file systems find out only when they write.
@@ -159,9 +168,13 @@ fn fill(filler: &Path, bytes: u64) -> u64 {
     written as u64 * 4096
 }
 
-/// Removed, and its room given back: some file systems do that when they have time.
 fn give_back(filler: &Path) {
     fs::remove_file(filler).unwrap();
+    sync(filler);
+}
+
+/// The file system that it lies on.
+fn sync(filler: &Path) {
     staging_kit::run(Command::new("sync").arg("-f").arg(filler.parent().unwrap()));
 }
 

@@ -29,7 +29,8 @@ def chain_of(rng, images, codec, makers):
         return maker, codec if maker == OURS else rng.choice(volumes.CODECS)
 
     maker, its_codec = turn(0)
-    last = volume.back_up(maker, creates.random_content(rng, volume.hash_block), None, 'full', its_codec)
+    data = creates.text(rng, 200_000) + creates.random_content(rng, volume.hash_block)  # so that each codec has something to do
+    last = volume.back_up(maker, data, None, 'full', its_codec)
     for link, edits in enumerate([
             [volumes.change_blocks, volumes.zero, volumes.change_end], [volumes.change, volumes.shrink_within_block],
             [volumes.grow_within_block, volumes.change_blocks], [volumes.shrink_to_border, volumes.change]], 1):
@@ -127,8 +128,8 @@ def run(cinderfs, work, rng, rounds, tally):
     planned = [chain_of(rng, images, codec, makers) for _ in range(rounds) for codec in creates.CODECS
                for makers in ([OURS, CINDER], [CINDER, OURS])]
     # In each volume three are consolidated, looked at in 4 ways and in their documents; six are made on those; 4 views of all nine after the
-    # deletion; the ids left.
-    tally.expected += len(planned) * (3 * 5 + 9 * 4) + 1
+    # deletion; the ids left, and the codecs.
+    tally.expected += len(planned) * (3 * 5 + 9 * 4) + 2
     print(f'consolidate: {len(planned)} volumes, chains of 5 and a branch, {len(planned) * 3} consolidated', flush=True)
     cinder, twins = kit.Cinder(store), kit.Cinder(work / 'twins')
     comparison = documents.Comparison(store, work / 'twins')
@@ -160,3 +161,6 @@ def run(cinderfs, work, rng, rounds, tally):
     wanted = {backup.id for backup in kept}
     tally.note('deletion', kept[0], None if left == wanted else f'left are {left}, not {wanted}')
     comparison.print()
+    used = {kind.split(',')[0] for kind in comparison.objects}
+    missing = [codec for codec in creates.CODECS if codec not in used]
+    tally.note('objects', kept[0], f'no object was {missing}' if missing else None)
