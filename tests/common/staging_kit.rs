@@ -302,7 +302,7 @@ impl SmallFileSystem {
 impl Drop for SmallFileSystem {
     fn drop(&mut self) {
         // A process that is just being started may have our files open for a moment.
-        let deadline = Instant::now() + Duration::from_secs(5);
+        let deadline = Instant::now() + Duration::from_secs(30);
         loop {
             let output = Command::new("umount").arg(&self.mountpoint).output();
             if output.as_ref().is_ok_and(|output| output.status.success()) {
