@@ -36,6 +36,7 @@ fn rows(words: &[&str], code: i32, message: &str) -> Vec<Value> {
 }
 
 /// What genuine Cinder's database held for each genuine backup is what the record says.
+// > The records that `record export` makes out of the store say what Cinder's database said, parents first.
 #[test]
 fn records_of_genuine_backups_say_what_cinders_database_said() {
     let root = genuine::root();
@@ -65,6 +66,7 @@ fn records_of_genuine_backups_say_what_cinders_database_said() {
     }
 }
 
+// > The records that `record export` makes out of the store say what Cinder's database said, parents first.
 #[test]
 fn parents_come_first() {
     let root = genuine::root();
