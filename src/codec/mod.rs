@@ -186,6 +186,19 @@ impl ObjectStream {
         }
     }
 
+    /// The state of a point of this stream at which what follows refers to nothing before it, as our writer makes them: behind a full
+    /// flush of zlib, at the head of a bz2 stream, where an independent job of zstd begins. Reads a frame's header of zstd, of
+    /// which all these points must be.
+    ///
+    /// Fails with [`ErrorKind::Codec`] when there can be no such points, and with the store's error.
+    pub fn state_of_nothing(&self) -> Result<Arc<[u8]>> {
+        match self.codec {
+            Codec::Zlib | Codec::Bz2 => Ok(Arc::new([])),
+            Codec::Zstd => zstd::state_of_nothing(&*self.source),
+            Codec::None => Err(Error::new(ErrorKind::Codec, format!("{}: no restart points", self.codec))),
+        }
+    }
+
     fn bz2(&self) -> &Arc<bz2::Object> {
         self.bz2.get_or_init(|| bz2::Object::new(self.source.clone(), self.workers.clone()))
     }

@@ -8,6 +8,7 @@
 //! who may want it next.
 //!
 //! - [`seek_index`]: the points that are known of one object.
+//! - [`given`]: the points that the metadata tells.
 //! - [`known`]: the parts that were decoded with their points noted. [`passes`]: which decoder gave what.
 //! - [`holders`]: whose points are in memory, for when room is short.
 //! - [`turns`]: who decodes which stretch between two points, and who waits.
@@ -22,6 +23,7 @@
 
 mod cursors;
 mod failures;
+mod given;
 mod holders;
 pub mod indexing;
 mod known;
@@ -68,6 +70,8 @@ pub struct ObjectReader {
     id: u64,
     name: ObjectName,
     len_bytes: u64,
+    /// What the metadata tells of restart points.
+    points: Option<Arc<str>>,
     stream: ObjectStream,
     cursors: Arc<IdleCursors>,
     indexing: Arc<Indexing>,
@@ -144,6 +148,7 @@ impl ObjectReader {
         name: ObjectName,
         codec: Codec,
         len_bytes: u64,
+        points: Option<Arc<str>>,
         source: Arc<dyn ObjectSource>,
         cursors: Arc<IdleCursors>,
         indexing: Arc<Indexing>,
@@ -152,6 +157,7 @@ impl ObjectReader {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             name,
             len_bytes,
+            points,
             stream: ObjectStream::new(codec, source, indexing.decoders().clone()),
             cursors,
             indexing,
