@@ -20,7 +20,7 @@ mod zstd;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
-pub use self::restart::{Recording, RestartPoint};
+pub use self::restart::{Needed, Recording, RestartPoint};
 use self::stream::StreamDecoder;
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::ObjectSource;
@@ -168,15 +168,20 @@ impl ObjectStream {
     /// Fails with [`ErrorKind::Codec`] when the point cannot be one of this stream; a wrong one
     /// that is not noticed here leads to wrong bytes or a failed read.
     pub fn resume(&self, point: &RestartPoint) -> Result<Box<dyn Decoder>> {
+        self.resume_for(point, None)
+    }
+
+    /// The same for a reader that is about to need only so much, as far as that is known.
+    pub fn resume_for(&self, point: &RestartPoint, needed: Option<Needed>) -> Result<Box<dyn Decoder>> {
         let source = self.source.clone();
         match self.codec {
             Codec::Zlib => {
                 let (stream, offset) = zlib::Zlib::resume(point, source.stat().len_bytes)?;
-                Ok(Box::new(StreamDecoder::at(stream, source, offset)))
+                Ok(Box::new(StreamDecoder::at(stream, source, offset, needed)))
             }
             Codec::Zstd => {
                 let (stream, offset) = zstd::Zstd::resume(point)?;
-                Ok(Box::new(StreamDecoder::at(stream, source, offset)))
+                Ok(Box::new(StreamDecoder::at(stream, source, offset, needed)))
             }
             Codec::Bz2 => Ok(Box::new(bz2::Bz2Decoder::resume(self.bz2().clone(), point)?)),
             Codec::None => {

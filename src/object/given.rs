@@ -12,6 +12,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use super::seek_index::Entry;
+use crate::codec::{Codec, Needed};
 use crate::format::points::{Place, each};
 
 /// Most points that are kept of one object: 256 KiB. 2 GiB of zstd tell as many; of a longer object every second is kept, or every
@@ -23,6 +24,9 @@ const LOOKED_AT_MAX: usize = 2_000_000;
 
 /// Points nearer to the one before, in plain bytes, save less than it costs to begin at them.
 const SPACING_BYTES_MIN: u64 = 16 << 10;
+
+/// What a codec stores beside the bytes of some blocks that it cannot compress.
+const HEADERS_BYTES: u64 = 256;
 
 /// How many points may lead astray before none of the object is believed.
 const REFUTED_MAX: u32 = 8;
@@ -58,7 +62,9 @@ impl Given {
                     });
                     stride *= 2;
                 }
-                places.push(place);
+                if looked_at.is_multiple_of(stride) {
+                    places.push(place);
+                }
             }
             ControlFlow::Continue(())
         });
@@ -85,6 +91,24 @@ impl Given {
     /// The last point at or before `offset`.
     pub(super) fn before(&self, offset: u64) -> Option<Entry> {
         self.place_before(offset).map(|place| self.entry(place))
+    }
+
+    /// Stored bytes that a decoder at the point `entry` is about to need for the plain bytes up to `end`; `None` when it is no point
+    /// of these.
+    pub(super) fn needed(&self, entry: &Entry, end: u64, codec: Codec) -> Option<Needed> {
+        let at = self.places.binary_search_by_key(&entry.plain_offset, |place| place.plain_offset).ok()?;
+        let (here, next) = (self.places.get(at)?, self.places.get(at + 1)?);
+        let (plain, stored) =
+            (next.plain_offset - here.plain_offset, next.stored_offset - here.stored_offset);
+        let wanted = end.saturating_sub(here.plain_offset).min(plain);
+        // A block of zstd that is compressed is decoded whole.
+        let share = if codec == Codec::Zstd && stored < plain {
+            stored
+        } else {
+            let share = u128::from(stored) * u128::from(wanted) / u128::from(plain);
+            share as u64 + u64::from(stored < plain) * (stored / 8) + HEADERS_BYTES
+        };
+        Some(Needed { first_bytes: share.min(stored), until: next.stored_offset })
     }
 
     /// Plain offset of the first point behind `offset`.

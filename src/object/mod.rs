@@ -264,7 +264,7 @@ impl ObjectReader {
         if let Some(error) = self.failures.believed_at(offset) {
             return Err(nothing(error));
         }
-        let mut cursor = self.cursor_before(offset).map_err(nothing)?;
+        let mut cursor = self.cursor_before(offset, offset + out.len() as u64).map_err(nothing)?;
         let spacing = self.spacing_for(cursor.at, offset);
         self.steer(&turn, &mut cursor, spacing);
         self.skip_to(&turn, &mut cursor, offset, spacing, passing).map_err(nothing)?;

@@ -136,13 +136,17 @@ impl ObjectReader {
         });
     }
 
-    /// The decoder that is closest before `offset`, or at it. The caller has the turn for it.
-    pub(super) fn cursor_before(&self, offset: u64) -> Result<Cursor> {
+    /// The decoder that is closest before `offset`, or at it, for a reader that wants the bytes up to `end`. The caller has the turn
+    /// for it.
+    pub(super) fn cursor_before(&self, offset: u64, end: u64) -> Result<Cursor> {
         loop {
-            let (nearest, saved, generation, doubts) = {
+            let (nearest, needed, saved, generation, doubts) = {
                 let traffic = self.turns.lock();
+                let nearest = traffic.index.nearest(offset);
+                let needed =
+                    nearest.as_ref().and_then(|entry| traffic.index.needed(entry, end, self.stream.codec()));
                 let doubts = self.doubts.load(Ordering::Acquire);
-                (traffic.index.nearest(offset), traffic.saved.clone(), self.generation(), doubts)
+                (nearest, needed, traffic.saved.clone(), self.generation(), doubts)
             };
             let start = nearest.as_ref().map_or(0, |entry| entry.plain_offset);
             if let Some(cursor) = self.cursors.take(self.id, start..=offset) {
@@ -164,7 +168,7 @@ impl ObjectReader {
                 });
             };
             let resumed = match point_of(&entry, saved.as_deref()) {
-                Some(Ok(point)) => self.stream.resume(&point),
+                Some(Ok(point)) => self.stream.resume_for(&point, needed),
                 Some(Err(error)) => Err(error),
                 None => continue, // the file was exchanged meanwhile
             };

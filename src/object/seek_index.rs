@@ -15,7 +15,7 @@ use std::sync::Arc;
 use super::given::Given;
 use super::known::Known;
 use super::passes::Pass;
-use crate::codec::{Recording, RestartPoint};
+use crate::codec::{Codec, Needed, Recording, RestartPoint};
 
 /// Most points of one object. 2 GB with a point every 64 KiB are half of this; a point costs 40 bytes besides its state.
 const POINTS_MAX: usize = 1 << 16;
@@ -163,6 +163,11 @@ impl SeekIndex {
     pub(super) fn stretch_start(&self, offset: u64) -> u64 {
         let noted = self.noted_before(offset).map_or(0, |entry| entry.plain_offset);
         self.given.offset_before(offset).map_or(noted, |given| given.max(noted))
+    }
+
+    /// As [`Given::needed`].
+    pub(super) fn needed(&self, entry: &Entry, end: u64, codec: Codec) -> Option<Needed> {
+        self.given.needed(entry, end, codec).filter(|_| entry.pass == Pass::GIVEN)
     }
 
     /// The first point behind `offset`.

@@ -11,6 +11,7 @@
 //! know is exactly what a dictionary can tell it. Frames that follow each other are points for nothing.
 
 mod block;
+mod context;
 mod framing;
 mod fse;
 mod prune;
@@ -21,10 +22,9 @@ mod state;
 use std::sync::Arc;
 
 use ::zstd::zstd_safe::zstd_sys::ZSTD_ErrorCode;
-use ::zstd::zstd_safe::{
-    DCtx, DParameter, InBuffer, OutBuffer, ResetDirective, get_error_name, is_error_kind,
-};
+use ::zstd::zstd_safe::{DParameter, InBuffer, OutBuffer, ResetDirective, get_error_name, is_error_kind};
 
+use self::context::Context;
 use self::framing::Framing;
 use self::recorder::Recorder;
 use self::state::State;
@@ -54,7 +54,7 @@ const CHECKSUM_BYTES: usize = 4;
 
 /// The state of a run of zstd frames.
 pub(super) struct Zstd {
-    context: DCtx<'static>,
+    context: Context,
     /// Stored bytes of the next call.
     wanted: usize,
     /// The last call filled its output, so libzstd may hold more plain bytes.
@@ -87,7 +87,7 @@ impl Zstd {
     /// Fails with [`ErrorKind::LimitExceeded`] when there is no memory for the state.
     pub(super) fn new() -> Result<Self> {
         let no_memory = || Error::new(ErrorKind::LimitExceeded, "zstd: out of memory");
-        let mut context = DCtx::try_create().ok_or_else(no_memory)?;
+        let mut context = Context::take().ok_or_else(no_memory)?;
         context.set_parameter(DParameter::WindowLogMax(WINDOW_LOG_MAX)).map_err(|_| no_memory())?;
         Ok(Self {
             context,
