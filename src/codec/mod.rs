@@ -13,6 +13,7 @@ mod restart;
 mod input;
 mod stream;
 mod none;
+mod verbatim;
 pub(crate) mod zlib;
 mod bz2;
 mod zstd;
@@ -22,6 +23,7 @@ use std::sync::{Arc, OnceLock};
 
 pub use self::restart::{Needed, Recording, RestartPoint};
 use self::stream::StreamDecoder;
+pub use self::verbatim::Verbatim;
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::ObjectSource;
 use crate::workers::Workers;

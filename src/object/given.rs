@@ -12,7 +12,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use super::seek_index::Entry;
-use crate::codec::{Codec, Needed};
+use crate::codec::{Codec, Needed, Verbatim};
 use crate::format::points::{Place, each};
 
 /// Most points that are kept of one object: 256 KiB. 2 GiB of zstd tell as many; of a longer object every second is kept, or every
@@ -109,6 +109,17 @@ impl Given {
             share as u64 + u64::from(stored < plain) * (stored / 8) + HEADERS_BYTES
         };
         Some(Needed { first_bytes: share.min(stored), until: next.stored_offset })
+    }
+
+    /// How the plain bytes `from..end` stand in the object, if they do as they are between two points that follow each other; and the
+    /// first of these.
+    pub(super) fn verbatim(&self, from: u64, end: u64, codec: Codec) -> Option<(Verbatim, Place)> {
+        let after = self.places.partition_point(|place| place.plain_offset <= from);
+        let (here, next) = (self.places.get(after.checked_sub(1)?)?, self.places.get(after)?);
+        let (plain, stored) =
+            (next.plain_offset - here.plain_offset, next.stored_offset - here.stored_offset);
+        let verbatim = Verbatim::between(codec, plain, stored).filter(|_| end <= next.plain_offset);
+        verbatim.map(|verbatim| (verbatim, *here))
     }
 
     /// Plain offset of the first point behind `offset`.

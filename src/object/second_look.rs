@@ -325,7 +325,10 @@ impl ObjectReader {
 impl Drop for SecondLook<'_> {
     /// Bytes that were read anew and then not told to be wrong were right.
     fn drop(&mut self) {
-        if let Some((offset, Some(pass))) = self.anew.take() {
+        if let Some((offset, Some(pass))) = self.anew.take()
+            // Nobody decoded what stands there as it is, and nobody noted a point on the way.
+            && pass != Pass::GIVEN
+        {
             self.reader.forget_pass(pass, offset);
         }
     }

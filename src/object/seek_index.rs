@@ -15,7 +15,8 @@ use std::sync::Arc;
 use super::given::Given;
 use super::known::Known;
 use super::passes::Pass;
-use crate::codec::{Codec, Needed, Recording, RestartPoint};
+use crate::codec::{Codec, Needed, Recording, RestartPoint, Verbatim};
+use crate::format::points::Place;
 
 /// Most points of one object. 2 GB with a point every 64 KiB are half of this; a point costs 40 bytes besides its state.
 const POINTS_MAX: usize = 1 << 16;
@@ -163,6 +164,11 @@ impl SeekIndex {
     pub(super) fn stretch_start(&self, offset: u64) -> u64 {
         let noted = self.noted_before(offset).map_or(0, |entry| entry.plain_offset);
         self.given.offset_before(offset).map_or(noted, |given| given.max(noted))
+    }
+
+    /// As [`Given::verbatim`].
+    pub(super) fn verbatim(&self, from: u64, end: u64, codec: Codec) -> Option<(Verbatim, Place)> {
+        self.given.verbatim(from, end, codec)
     }
 
     /// As [`Given::needed`].

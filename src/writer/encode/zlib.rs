@@ -56,7 +56,7 @@ pub(super) const LAST_BLOCK: [u8; 2] = [0x03, 0x00];
 pub(super) const ADLER_OF_NOTHING: u32 = 1;
 
 /// Plain bytes of a chunk: what a reader decodes at most to get at any byte, at least what pays for a new window.
-const CHUNK_BYTES: usize = 256 * 1024;
+const CHUNK_BYTES: usize = 128 * 1024;
 
 /// Stored bytes of a chunk for which it may be longer. A chosen number, not a tuned one: the
 /// fewer bytes a chunk has, the larger a part of them is what its empty window costs.
