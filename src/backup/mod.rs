@@ -6,6 +6,7 @@
 //!
 //! Invariants: every object's name begins with the backup's own place in the store; offsets and lengths do not overflow.
 
+mod ahead;
 mod digests;
 mod kept;
 mod packed;

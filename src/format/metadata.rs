@@ -10,6 +10,7 @@
 //!     { "<prefix>-00001": {                 exactly one key
 //!         "compression": "zlib",
 //!         "length": 67108864,               *plain* bytes; the stored length is written nowhere
+//!         "cinderfs_restart_points": "…",   ours, see `points`; Cinder has none
 //!         "md5": "e033a5a1…",               of the plain bytes
 //!         "offset": 0 } } ],                where in the volume
 //!   "parent_id": null,                      null: a full backup

@@ -12,8 +12,8 @@
 //! first item tells it. What a decoder finds there: see
 //! [`EntryPoint`](crate::writer::encode::EntryPoint). A `none` object has no points, and no key.
 //!
-//! The points are claims like everything else here: a reader that starts at a wrong one gets bytes of which the digests
-//! do not fit, and must then decode from the object's beginning.
+//! Reads of the object begin at them without any index ([`crate::object`]). They are claims like everything else here: a reader that starts at
+//! a wrong one gets bytes of which the digests do not fit, decodes from the object's beginning, and forgets that point.
 //!
 //! Invariant: reading takes memory and time for as many points as the caller allows, whatever the text says.
 

@@ -282,7 +282,9 @@ impl ObjectReader {
         }
         cursor.at = offset + filled as u64;
         self.steer(&turn, &mut cursor, spacing);
-        if cursor.at < self.len_bytes && cursor.generation == self.generation() {
+        let nearest = self.turns.lock().index.nearest(cursor.at);
+        let is_of_use = cursor.at < self.len_bytes && !self.is_fresh_at(nearest.as_ref(), cursor.at);
+        if is_of_use && cursor.generation == self.generation() {
             self.cursors.put(self.id, cursor);
         }
         Ok(Filled::All)

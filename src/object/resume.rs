@@ -17,7 +17,7 @@ use super::seek_index::{Entry, SeekIndex, State};
 use super::turns::Turn;
 use super::{ObjectReader, Passing, STEP_BYTES};
 use crate::cache_dir::seek_indexes::{SavedIndex, SeekIndexKey};
-use crate::codec::RestartPoint;
+use crate::codec::{Codec, RestartPoint};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Reads of a stretch that skip much of it, before points in it become denser.
@@ -149,7 +149,10 @@ impl ObjectReader {
                 (nearest, needed, traffic.saved.clone(), self.generation(), doubts)
             };
             let start = nearest.as_ref().map_or(0, |entry| entry.plain_offset);
-            if let Some(cursor) = self.cursors.take(self.id, start..=offset) {
+            // Whoever begins at such a point knows how much it needs; who came from before it has nothing more to offer.
+            let is_at_point = self.is_fresh_at(nearest.as_ref(), offset);
+            if let Some(cursor) = (!is_at_point).then(|| self.cursors.take(self.id, start..=offset)).flatten()
+            {
                 if self.may_go_on(&cursor, start) {
                     return Ok(cursor);
                 }
@@ -193,6 +196,13 @@ impl ObjectReader {
                 }
             }
         }
+    }
+
+    /// Whether `nearest` is a point of the metadata at `offset` itself, where a new decoder is as good as any. Those of bz2 are not: who
+    /// has come far in order has blocks decoded ahead.
+    pub(super) fn is_fresh_at(&self, nearest: Option<&Entry>, offset: u64) -> bool {
+        let is_at = |entry: &Entry| entry.pass == Pass::GIVEN && entry.plain_offset == offset;
+        self.stream.codec() != Codec::Bz2 && nearest.is_some_and(is_at)
     }
 
     /// Whether what a decoder gives from here on is worth as much as what one that begins at `start` gives. Since bytes of the
