@@ -136,6 +136,9 @@ fn a_cold_random_read_fetches_one_chunk() {
     }
 }
 
+/// Makes a text out of the right one of an object, by the object's number.
+type Lie<'a> = &'a dyn Fn(&str, usize) -> Value;
+
 #[test]
 fn points_that_lie_change_no_byte() {
     let shifted = |text: &str, by: u64| {
@@ -153,7 +156,7 @@ fn points_that_lie_change_no_byte() {
         }
         Value::from(writer.finish().unwrap())
     };
-    let lies: [(&str, &dyn Fn(&str, usize) -> Value); 12] = [
+    let lies: [(&str, Lie<'_>); 12] = [
         ("a byte further", &|text, _| shifted(text, 1)),
         ("far further", &|text, _| shifted(text, 70_001)),
         ("other plain bytes", &exchanged),

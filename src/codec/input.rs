@@ -41,15 +41,27 @@ pub(super) struct StoredInput {
 }
 
 impl StoredInput {
-    /// Starts at the stored byte `offset`; `needed` is what is known of how far.
-    pub(super) fn at(source: Arc<dyn ObjectSource>, offset: u64, needed: Option<Needed>) -> Self {
+    /// Starts at the stored byte `offset`; `needed` is what is known of how far, and with `is_gradual` the codec begins with a part of it.
+    pub(super) fn at(
+        source: Arc<dyn ObjectSource>,
+        offset: u64,
+        needed: Option<Needed>,
+        is_gradual: bool,
+    ) -> Self {
         let stored = usize::try_from(source.stat().len_bytes).unwrap_or(usize::MAX);
         let usual = if offset == 0 { INPUT_BYTES_MAX } else { FIRST_READ_BYTES };
         let first_bytes = |needed: Needed| usize::try_from(needed.first_bytes).unwrap_or(usize::MAX);
         // What is known comes from the store, so it may be nothing or too much.
-        let read_bytes_max =
+        let mut read_bytes_max =
             needed.map_or(usual, |needed| first_bytes(needed).clamp(READ_BYTES_MIN, INPUT_BYTES_MAX));
         let until = needed.map_or(u64::MAX, |needed| needed.until);
+        if is_gradual && needed.is_some() && read_bytes_max >= 2 * FIRST_READ_BYTES {
+            // What comes first is decoded while the rest comes. Told apart, or the first would come with the rest.
+            let first_bytes = FIRST_READ_BYTES as u64;
+            source.will_need(offset, first_bytes);
+            source.will_need(offset + first_bytes, read_bytes_max as u64 - first_bytes);
+            read_bytes_max = FIRST_READ_BYTES;
+        }
         let buffer = Scratch::take(stored.clamp(INPUT_BYTES_MIN, INPUT_BYTES_MAX));
         Self { source, buffer, start: 0, end: 0, read_offset: offset, read_bytes_max, until }
     }

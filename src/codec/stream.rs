@@ -88,7 +88,7 @@ impl<S: Stream> StreamDecoder<S> {
 
     /// At the stored byte `offset`, where `stream` goes on; `needed` is what is known of how far.
     pub(super) fn at(stream: S, source: Arc<dyn ObjectSource>, offset: u64, needed: Option<Needed>) -> Self {
-        let input = StoredInput::at(source, offset, needed);
+        let input = StoredInput::at(source, offset, needed, S::CODEC == Codec::Zlib);
         Self { state: State::Running { stream, input, idle_steps: 0 }, last_points: Vec::new() }
     }
 }

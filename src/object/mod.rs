@@ -302,10 +302,13 @@ impl ObjectReader {
         let from = offset - here.plain_offset;
         let (at, len) = verbatim.stored(from, end - here.plain_offset);
         let Ok(len) = usize::try_from(len) else { return false };
-        let mut stored = Scratch::take(len);
-        let is_read =
-            read_exact_at(&**self.stream.source(), &mut stored, here.stored_offset.saturating_add(at));
-        let is_there = is_read.is_ok() && verbatim.copy(&stored, from, out);
+        let (source, at) = (&**self.stream.source(), here.stored_offset.saturating_add(at));
+        let is_there = if len == out.len() {
+            read_exact_at(source, out, at).is_ok()
+        } else {
+            let mut stored = Scratch::take(len);
+            read_exact_at(source, &mut stored, at).is_ok() && verbatim.copy(&stored, from, out)
+        };
         if is_there {
             self.passes.note(offset..end, Pass::GIVEN);
         }

@@ -74,7 +74,7 @@ def measure(run):
     for label, (rates, half, last) in found.items():
         place = places[label]
         stored = sum(os.path.getsize(path) for path in (kit.files_of(place) if os.path.isdir(place) else [place]))
-        yield "| %s | %s | %s | %s | %.0f |" % (label, kit.spread(rates), kit.spread(half, 1e6), kit.spread(last, 1e6),
+        yield "| %s | %s | %s | %s | %.0f |" % (label, kit.spread(rates), kit.spread(half, 1e-6), kit.spread(last, 1e-6),
                                                 stored / (1 << 20))
     for peer, why in missing:
         yield "| %s | **%s** | | | |" % (peer.label, why.upper())

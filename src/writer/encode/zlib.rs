@@ -1,7 +1,7 @@
 //! Pieces of a zlib stream.
 //!
 //! Problem: Cinder's restore reads one zlib stream and no more, so pieces must become one; readers want to begin every few
-//! hundred KiB; and nothing may be larger than what Cinder itself stores. Idea: chunks that do not look back, each closed by an
+//! hundred KiB; and a volume may not take more than what Cinder itself stores. Idea: chunks that do not look back, each closed by an
 //! empty stored block as zlib's `Z_FULL_FLUSH` does it. The Adler-32 of the whole is computed from those of the pieces.
 //!
 //! # libdeflate, not zlib
@@ -27,9 +27,9 @@
 //! zeros with four threads (zlib 72 with its one), at 99.6 % of the stored bytes.
 //!
 //! A reader that begins at the chunk decodes a random block of 32 KiB of that mix in 16 to 40 us (p50; mean 85 to 107), of the
-//! files in 166, with chunks of 256 KiB; 95 with those of 128 KiB. Those are what we have: 2 GiB of that mix take 99.96 % of genuine's bytes then, instead of
-//! 99.79 %, and random cold reads of 4 KiB through a mount come to 4.4 thousand in a second instead of 3.5 (`scripts/bench`, part `created`). Whoever prefers the
-//! bytes changes [`CHUNK_BYTES`].
+//! files in 166, with chunks of 256 KiB; 95 with those of 128 KiB. Those are what we have: 2 GiB of such a mix take 99.96 % of genuine's bytes then instead
+//! of 99.79 %, and a mount answers 4.3 to 4.5 thousand cold reads of 4 KiB at random places in a second instead of 3.5 (three rounds on a busy machine). Programs
+//! and source take 0.3 and 1 % more than genuine's. Whoever prefers the bytes changes [`CHUNK_BYTES`].
 //!
 //! Where bytes compress tenfold and more, the loss would be larger. Such bytes decode several times as fast, so their chunks are
 //! longer, up to [`STORED_BYTES_MIN`] of stored bytes: JSON that compresses to 2.5 % takes 100.5 % of one stream's bytes, p50 33 us.
