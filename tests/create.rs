@@ -63,6 +63,7 @@ fn refused(store: &Path, bytes: Vec<u8>, new: &NewBackup, kind: ErrorKind, word:
     assert_eq!(root_names(store), before);
 }
 
+// > What Cinder refuses is refused: an incremental with another block size than its parent's, or of a volume that has grown since.
 #[test]
 fn what_cinder_refuses_is_refused() {
     let store = tempfile::tempdir().unwrap();
@@ -129,6 +130,7 @@ fn nonsense_is_refused() {
     assert_eq!(error.kind(), ErrorKind::StoreNotFound);
 }
 
+// > `--incremental` builds on the volume's newest usable backup, and a new one's `created_at`, in whole seconds of UTC, is later than those of all others of its volume, also when the clock was set back.
 #[test]
 fn the_newest_usable_backup_is_built_on_whatever_the_clock_says() {
     let store = tempfile::tempdir().unwrap();
@@ -213,6 +215,7 @@ fn holes_are_not_read() {
     assert_eq!(source.read.load(Ordering::Relaxed), 1 << 20);
 }
 
+// > A full backup stores zeros too, so that Cinder's restore leaves nothing of what a volume held before.
 #[test]
 fn holes_before_between_and_behind_data_are_part_of_an_object() {
     let store = tempfile::tempdir().unwrap();
@@ -301,10 +304,10 @@ fn a_list_of_changes_spares_reading_and_is_checked_when_asked() {
     let new = NewBackup { changed: list(both), ..on(&full.id) };
     let made = make(store.path(), &source, &new).unwrap();
     check(store.path(), &made, &new, &bytes, Some(&old));
-    // What is listed, and the last piece of a window of 64 KiB, of which the length may have changed.
-    let windows = [3_999_744, 4_003_839, 6_999_000, 7_003_095, 9_000_122u64].map(|at| at >> 16);
-    let windows = std::collections::BTreeSet::from(windows);
-    let read: u64 = windows.iter().map(|window| (9_000_123 - (window << 16)).min(64 << 10)).sum();
+    // The blocks that are listed, and the last one, of which the length may have changed: 1 + 2 of 4096 bytes, and 1.
+    let blocks = [3_999_744, 4_003_839, 6_999_000, 7_003_095, 9_000_122u64].map(|at| at / 4096);
+    let blocks = std::collections::BTreeSet::from(blocks);
+    let read: u64 = blocks.iter().map(|block| (9_000_123 - block * 4096).min(4096)).sum();
     assert_eq!(source.read.load(Ordering::Relaxed), read);
     assert_eq!(made.progress.unlisted_bytes, 0);
 
@@ -317,6 +320,7 @@ fn a_list_of_changes_spares_reading_and_is_checked_when_asked() {
     refused(store.path(), bytes, &new, ErrorKind::Usage, "give --incremental or --parent");
 }
 
+// > A source that is in use is refused, unless `--force` is given.
 #[test]
 fn a_source_in_use_is_refused_unless_forced() {
     let (_folder, store, image) = world(&mixed(300_000));
@@ -434,6 +438,7 @@ fn wait_for_objects(store: &Path) {
     }
 }
 
+// > A run that fails, is interrupted, finds the disk full or its quota used up says why, and leaves nothing in sight.
 #[test]
 fn a_run_that_is_ended_leaves_nothing_in_sight() {
     let (folder, store, image) = world(&mixed(100_000));
@@ -458,6 +463,7 @@ fn a_run_that_is_ended_leaves_nothing_in_sight() {
     assert!(root_names(&store).iter().all(|name| !name.starts_with('.')), "{:?}", root_names(&store));
 }
 
+// > Any number of runs may write into one store, and one container, at once.
 #[test]
 fn two_at_once_do_not_meet() {
     let (_folder, store, image) = world(&mixed(2_000_000));
@@ -505,6 +511,7 @@ fn run_measured(mut command: Command) -> (Output, u64) {
     (child.wait_with_output().unwrap(), peak)
 }
 
+// > A run takes at most 256 MiB of memory, whatever the size of the volume and of its objects.
 #[test]
 fn memory_is_bounded_whatever_the_size_of_volume_and_object() {
     let folder = tempfile::tempdir().unwrap();

@@ -154,6 +154,7 @@ fn tell(story: &Story) {
     }
 }
 
+// > The image of a new backup is the volume as it was read, to the byte, with a sha256 for every block.
 #[test]
 fn random_histories_are_backed_up_as_they_were() {
     runner(100, 0x0c1e_a7e5)

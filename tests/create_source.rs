@@ -16,5 +16,9 @@ mod fakes;
 mod in_use;
 #[path = "create_source/kit.rs"]
 mod kit;
+#[path = "create_source/signals.rs"]
+mod signals;
 #[path = "create_source/snapshots.rs"]
 mod snapshots;
+#[path = "create_source/strict_zfs.rs"]
+mod strict_zfs;

@@ -36,6 +36,7 @@ fn rows(words: &[&str], code: i32, message: &str) -> Vec<Value> {
 }
 
 /// What genuine Cinder's database held for each genuine backup is what the record says.
+// > The records that `record export` makes out of the store say what Cinder's database said, parents first.
 #[test]
 fn records_of_genuine_backups_say_what_cinders_database_said() {
     let root = genuine::root();
@@ -65,6 +66,7 @@ fn records_of_genuine_backups_say_what_cinders_database_said() {
     }
 }
 
+// > The records that `record export` makes out of the store say what Cinder's database said, parents first.
 #[test]
 fn parents_come_first() {
     let root = genuine::root();
@@ -199,7 +201,7 @@ fn a_record_is_compared_with_the_store() {
         let output = ends(&["record", "import", store, record, "-f", "json"], code, message);
         serde_json::from_slice(&output.stdout).unwrap_or_default()
     };
-    let told = import(&url, 0, "");
+    let told = import(&url, 0, "Cinder can import this record, and restore backup cccc0000-3 by it; ");
     assert_eq!(told["agrees"], true);
     assert_eq!(told["differences"], json!([]));
     assert_eq!(told["record"], decoded(&url));
@@ -212,7 +214,7 @@ fn a_record_is_compared_with_the_store() {
         }
         encoded(Value::Object(fields).to_string().as_bytes())
     };
-    let told = import(&changed("parent_id", None), 3, "");
+    let told = import(&changed("parent_id", None), 3, "the record does not fit backup cccc0000-3; ");
     assert_eq!(told["agrees"], false);
     assert_eq!(
         told["differences"],
@@ -230,7 +232,7 @@ fn a_record_is_compared_with_the_store() {
     let output = ends(
         &["record", "import", store, &encoded(Value::Object(gone).to_string().as_bytes())],
         1,
-        "holds no backup",
+        "of the record\nhint: is it another store?",
     );
     assert!(!output.stderr.contains(&0x1b));
     // What is no record, or a backup that cannot be used.
@@ -244,8 +246,12 @@ fn a_record_is_compared_with_the_store() {
         import(bad, 1, message);
     }
     fs::remove_dir_all(root.join(b.spec.container())).unwrap();
-    let told = import(&url, 3, "");
+    let told = import(&url, 3, "backup cccc0000-3 cannot be used; fail_reason tells why");
     assert!(told["fail_reason"].as_str().unwrap().contains("bbbb0000-2 is not in the store"), "{told}");
+
+    // As words of `cinder backup-import`; a table has the record's columns in rows.
+    let output = ends(&["record", "import", store, POSIX_DRIVER, &url], 3, "");
+    assert!(stdout(&output).contains("| record.service_metadata "), "{}", stdout(&output));
 
     // What the clients print, from stdin.
     let url = rows(&[store, "dddd"], 0, "")[0]["backup_url"].as_str().unwrap().to_owned();
@@ -257,6 +263,7 @@ fn a_record_is_compared_with_the_store() {
         let mut child = command(&["record", "import", store, "-", "-f", "value", "-c", "agrees"])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
+            .stderr(Stdio::null())
             .spawn()
             .unwrap();
         child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();

@@ -355,7 +355,7 @@ fn entry_points_are_close_where_decoding_is_slow() {
         places.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap()
     };
     for kind in [Content::Words, Content::Random, Content::Mixed] {
-        assert_eq!(spacing(Codec::Zlib, kind), 256 * KIB, "{kind:?}");
+        assert_eq!(spacing(Codec::Zlib, kind), 128 * KIB, "{kind:?}");
     }
     // What compresses a hundredfold decodes in no time.
     assert_eq!(spacing(Codec::Zlib, Content::Dense), MIB);

@@ -31,11 +31,13 @@ SIZES = {
     "chain_size": ("of the volume with the long chain", 2 * GIB, 32 * MIB),
     "size": ("of the volumes of `speed` and `memory`", GIB, 24 * MIB),
     "bz2_small_size": ("of the same for bz2", 256 * MIB, 6 * MIB),
+    "created_size": ("of the image that `create` backs up", 2 * GIB, 24 * MIB),
     "huge_size": ("of the chain that is opened", 1024 * GIB, 4 * GIB),
 }
 COUNTS = {
     "runs": ("rounds of everything; medians are taken over them", 5, 1),
     "reads": ("random reads of a round", 400, 40),
+    "created_reads": ("random reads of a round of `created`", 4000, 100),
     "chain_incrementals": ("of the long chain", 30, 3),
     "chain_objects": ("of one block each, in all its incrementals", 100_000, 300),
     "random_count": ("random reads of `memory`, at most", 2000, 200),

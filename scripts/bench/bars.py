@@ -26,6 +26,8 @@ BARS = {
                    "restore + the same", "15x faster without index, 100x with"),
     "iops": ("random 4 KiB IOPS, cold, 1 and 4 jobs, genuine default zlib with index, against the best of restic, rustic and "
              "borg mount", "1.5x"),
+    "created": ("random 4 KiB IOPS, cold, 1 job, of a backup that `create` wrote (zlib, zstd), without index, against "
+                "qemu-storage-daemon's FUSE export of a zlib qcow2", "more than 1x"),
     "bytes": ("compressed bytes fetched from the store for one cold 4 KiB read, against the compressed distance between two "
               "restart points", "<= 1.2x"),
     "rss": ("peak RSS of the daemon in every run of this page, less its cache_size", "<= 96 MiB"),

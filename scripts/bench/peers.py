@@ -50,6 +50,7 @@ class Peer:
 
 class Qcow2(Peer):
     key, label = "qcow2-zstd", "qcow2 zstd, qemu-storage-daemon's FUSE export"
+    compression = "zstd"
 
     def find(self):
         self.convert = kit.program("qemu-img", "apt: qemu-utils")
@@ -59,7 +60,7 @@ class Qcow2(Peer):
             raise kit.Missing("this qemu-storage-daemon has no FUSE export")
 
     def make(self):
-        self.command([self.convert, "convert", "-f", "raw", "-O", "qcow2", "-c", "-o", "compression_type=zstd", self.image,
+        self.command([self.convert, "convert", "-f", "raw", "-O", "qcow2", "-c", "-o", "compression_type=" + self.compression, self.image,
                       self.place])
 
     @contextlib.contextmanager
@@ -71,6 +72,11 @@ class Qcow2(Peer):
                    "--export", "type=fuse,id=export,node-name=image,writable=off,mountpoint=" + export]
         with kit.Daemon(command, export):
             yield export
+
+
+class Qcow2Zlib(Qcow2):
+    key, label = "qcow2-zlib", "qcow2 zlib, qemu-storage-daemon's FUSE export"
+    compression = "zlib"
 
 
 class Squashfs(Peer):

@@ -187,7 +187,7 @@ def create(cinderfs, store, image, *arguments):
 
 
 def make(cinderfs, store, cinder, twins, volume):
-    """Make all backups of a volume, and the twin of each."""
+    """Make all backups of a volume, and the twin of each if there are `twins`."""
     newest, last_at = None, datetime.datetime.min
     for backup in volume.backups:
         job = {'command': 'backup', 'image': str(backup.image), 'volume_id': volume.id, 'volume_name': volume.name,
@@ -204,7 +204,8 @@ def make(cinderfs, store, cinder, twins, volume):
             when = max(now, last_at + datetime.timedelta(seconds=1)).isoformat() + 'Z'
             cinder.do(backup_id=backup.id, created_at=when, **job)
         newest, last_at = backup, datetime.datetime.fromisoformat(when.removesuffix('Z'))
-        twins.do(backup_id=backup.id, created_at=when, **job)
+        if twins:
+            twins.do(backup_id=backup.id, created_at=when, **job)
         backup.created_at = last_at
 
 

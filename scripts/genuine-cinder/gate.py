@@ -3,6 +3,8 @@
 
     read    genuine Cinder backs random volumes up, and cinderfs reads them (below)
     create  cinderfs backs them up, and genuine Cinder restores them and makes increments of them (creates.py)
+    consolidate
+            cinderfs makes full backups out of chains, and genuine Cinder does the same with them (consolidates.py)
 
 In the first, each backup is looked at in three ways, and each must give the volume as it was when the backup was made, to
 the byte and with its exact length:
@@ -27,6 +29,7 @@ import sys
 import tempfile
 import time
 
+import consolidates
 import creates
 import kit
 import volumes
@@ -75,20 +78,20 @@ def find_cinderfs():
     return path
 
 
-PARTS = ('read', 'create')
+PARTS = ('read', 'create', 'consolidate')
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('part', nargs='*', help=f"{' or '.join(PARTS)}; both unless told")
+    parser.add_argument('part', nargs='*', help=f"{', '.join(PARTS)}; all unless told")
     parser.add_argument('--seed', type=int, help='repeat the run of this seed')
     parser.add_argument('--volumes', type=int, default=24,
                         help='read: random volumes beside the fixed ones (%(default)s)')
-    parser.add_argument('--rounds', type=int, default=1, help='create: so many times 4 volumes a codec (%(default)s)')
+    parser.add_argument('--rounds', type=int, default=1, help='create: so many times 4 volumes a codec, consolidate: 2 (%(default)s)')
     arguments = parser.parse_args()
     parts = arguments.part or PARTS
     if not set(parts) <= set(PARTS):
-        parser.error(f"the parts are {' and '.join(PARTS)}")
+        parser.error(f"the parts are {', '.join(PARTS)}")
     cinderfs = find_cinderfs()
     seed = random.SystemRandom().randrange(1 << 32) if arguments.seed is None else arguments.seed
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that every `finally` runs
@@ -96,7 +99,8 @@ def main():
     work = pathlib.Path(tempfile.mkdtemp(prefix='cinderfs-gate-')).resolve()
     tally, good = kit.Tally(), True
     print(f'seed {seed}', flush=True)
-    runs = {'read': (run_read, arguments.volumes), 'create': (creates.run, arguments.rounds)}
+    runs = {'read': (run_read, arguments.volumes), 'create': (creates.run, arguments.rounds),
+            'consolidate': (consolidates.run, arguments.rounds)}
     try:
         for part in parts:
             function, count = runs[part]

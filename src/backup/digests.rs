@@ -8,6 +8,7 @@
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
+use super::ahead::Ahead;
 use super::kept::KeptPages;
 use super::packed::{PackedHashes, Packer};
 use crate::cache_dir::blocks::BlockRing;
@@ -26,7 +27,7 @@ pub struct BlockHashTable {
 }
 
 enum Digests {
-    Stride { source: Arc<dyn ObjectSource>, layout: StrideLayout, kept: Option<Box<KeptPages>> },
+    Stride { source: Arc<dyn ObjectSource>, layout: StrideLayout, kept: Option<Box<KeptPages>>, ahead: Ahead },
     Packed(PackedHashes),
 }
 
@@ -42,7 +43,8 @@ impl BlockHashTable {
         read_exact_at(&*source, &mut tail, tail_at)?;
         if let Some(found) = sha256file::find_layout(&head, &tail, stored) {
             let (header, layout) = found?;
-            return Ok(Self { header, digests: Digests::Stride { source, layout, kept: None } });
+            let ahead = Ahead::new(stored);
+            return Ok(Self { header, digests: Digests::Stride { source, layout, kept: None, ahead } });
         }
         let mut packer = Packer::new();
         let header = sha256file::parse_stream(SourceReader::new(&*source, 0), &mut |hash| packer.push(hash))?;
@@ -84,7 +86,7 @@ impl BlockHashTable {
     /// The same table, which keeps what is read of it on disk and answers from there when the store fails. `name` is its
     /// file's.
     pub(crate) fn kept_in(mut self, ring: &Arc<BlockRing>, name: &ObjectName) -> Self {
-        if let Digests::Stride { source, layout, kept } = &mut self.digests {
+        if let Digests::Stride { source, layout, kept, .. } = &mut self.digests {
             match KeptPages::new(ring.clone(), name.as_str(), &**source, *layout) {
                 Ok(pages) => *kept = Some(Box::new(pages)),
                 Err(error) => tracing::warn!("the digests of {name:?} are not kept: {error}"),
@@ -96,13 +98,16 @@ impl BlockHashTable {
     /// The digests of `blocks`, which must lie below [`count`](Self::count). An entry that is not a digest, as damage
     /// leaves it, is an error of its own block only; a store that cannot be read is the error of them all.
     pub fn get(&self, blocks: Range<u64>) -> Vec<Result<BlockHash>> {
+        if let Digests::Stride { source, layout, ahead, .. } = &self.digests {
+            ahead.touch(&**source, layout.bytes_of(blocks.clone()).start);
+        }
         self.look_up(blocks, true)
     }
 
     fn look_up(&self, blocks: Range<u64>, keep: bool) -> Vec<Result<BlockHash>> {
         match &self.digests {
             Digests::Packed(hashes) => blocks.map(|i| hashes.get(i).ok_or_else(|| bad_entry(i))).collect(),
-            Digests::Stride { source, layout, kept } => {
+            Digests::Stride { source, layout, kept, .. } => {
                 let kept = kept.as_deref();
                 let lines = match lines(&**source, layout, kept, &blocks, keep) {
                     Ok(lines) => lines,

@@ -6,6 +6,7 @@
 //!
 //! Invariants: every object's name begins with the backup's own place in the store; offsets and lengths do not overflow.
 
+mod ahead;
 mod digests;
 mod kept;
 mod packed;
@@ -13,6 +14,7 @@ mod packed;
 pub use digests::BlockHashTable;
 
 use std::io::Read;
+use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
@@ -22,6 +24,10 @@ use crate::format::metadata::{self, BackupMetadata, METADATA_BYTES_MAX, ObjectRe
 use crate::format::names::{Place, SHA256FILE_SUFFIX};
 use crate::store::{ObjectSource, ObjectVersion, SourceReader, Store};
 use crate::types::{BackupId, BlockHash, Md5, ObjectName, VolumeId};
+
+/// Most text of restart points that one opened backup keeps, in bytes, all objects together: our writer tells at most two million
+/// points, of some six bytes each. Objects beyond are read without.
+const POINTS_BYTES_MAX: usize = 16 << 20;
 
 /// What a `_metadata` document says, without its objects.
 #[derive(Clone, Debug)]
@@ -55,6 +61,8 @@ pub struct DataObject {
     pub md5: Option<Md5>,
     /// How it is compressed.
     pub codec: Codec,
+    /// Where a reader may begin in it, as [`points`](crate::format::points) writes it, unchecked. Nobody has looked at it yet.
+    pub points: Option<Arc<str>>,
 }
 
 /// An opened backup.
@@ -64,6 +72,8 @@ pub struct Backup {
     pub summary: Summary,
     /// Its objects in the order of the metadata: where two overlap, the later one wins.
     pub objects: Vec<DataObject>,
+    /// Of all their restart points' texts.
+    points_bytes: usize,
     /// The version of the document that this was read from.
     pub version: ObjectVersion,
 }
@@ -93,14 +103,17 @@ impl Backup {
 
     fn parse(store: &dyn Store, name: &ObjectName) -> Result<Self> {
         let source = store.open(name)?;
-        let mut objects = Vec::new();
+        let (mut objects, mut points_bytes) = (Vec::new(), 0);
         let summary = read_document(name, &*source, &mut |suffix, object| {
+            let points = object.points.filter(|text| points_bytes + text.len() <= POINTS_BYTES_MAX);
+            points_bytes += points.as_ref().map_or(0, String::len);
             objects.push(DataObject {
                 suffix: suffix.into(),
                 offset: object.offset,
                 len_bytes: object.len_bytes,
                 md5: object.md5,
                 codec: object.codec,
+                points: points.map(Arc::from),
             });
             Ok(())
         })?;
@@ -108,7 +121,7 @@ impl Backup {
         if source.is_changed()? {
             return Err(Error::new(ErrorKind::StoreIo, "the document was overwritten while it was read"));
         }
-        Ok(Self { summary, objects, version: source.stat().version.clone() })
+        Ok(Self { summary, objects, points_bytes, version: source.stat().version.clone() })
     }
 
     /// The store's name of an object of this backup.
@@ -150,7 +163,7 @@ impl Backup {
 
     /// About how much memory this value holds, in bytes.
     pub fn memory_bytes(&self) -> usize {
-        self.objects.len() * (size_of::<DataObject>() + 24) + 1024
+        self.objects.len() * (size_of::<DataObject>() + 24) + self.points_bytes + 1024
     }
 }
 

@@ -63,7 +63,7 @@ pub struct CatalogOptions {
     /// Bound on decoders that wait to go on, in bytes. Each stream that is being read needs one: 60 KiB for zlib, 4 MiB for
     /// bz2, 3 MiB for zstd as Cinder writes it. With fewer than streams, each read starts its stream anew.
     pub idle_decoder_bytes_max: usize,
-    /// Whether restart points are noted and used.
+    /// Whether restart points are noted and used. Those that the metadata tells are used in any case.
     pub restart_points: bool,
     /// Where restart points are kept between runs, if anywhere.
     pub seek_indexes: Option<Arc<SeekIndexStore>>,

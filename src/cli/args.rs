@@ -132,6 +132,11 @@ pub(crate) struct OutputArgs {
 }
 
 impl OutputArgs {
+    /// As if the call had said so.
+    pub(crate) fn new(format: Format, columns: Vec<String>) -> Self {
+        Self { format, columns }
+    }
+
     /// Which of the `known` columns to print, in their own order, as the OpenStack client does; all unless told.
     pub(crate) fn choose(&self, known: &[&str]) -> Result<Vec<usize>, Failure> {
         if self.columns.is_empty() {

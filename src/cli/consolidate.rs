@@ -13,9 +13,10 @@ use serde_json::{Value, json};
 use super::args::StoreArg;
 use super::create::{self, Compression};
 use super::exit::{Failure, Outcome, note};
+use super::made::MadeArgs;
 use super::progress::{Mode, Reporter};
 use super::restore::{Signals, THREADS_MAX, said};
-use super::{print, select};
+use super::{made, perhaps_unseen, select, sizes};
 use crate::catalog::Entry;
 use crate::types::ObjectName;
 use crate::writer::consolidate::{self as engine, Consolidated, Consolidation};
@@ -26,7 +27,11 @@ Examples:
   cinderfs consolidate /backup_mount 52e81dfa --compression zstd --name monthly
 
 The id of the new backup goes to stdout, all else to stderr. Until the backup
-is whole, nothing of it can be seen in the store.";
+is whole, nothing of it can be seen in the store. No backup is deleted: when
+nothing else builds on the old ones, `cinderfs delete` takes them away.
+
+Exit codes: 0 made; 1 failed, or a block is damaged or missing; 2 wrong usage;
+10 store not found; 12 the store may not be changed; 130, 143 interrupted.";
 
 /// Make a full backup out of an incremental one and all that it builds on
 ///
@@ -56,11 +61,11 @@ pub(crate) struct ConsolidateArgs {
     /// How to compress
     #[arg(long, value_enum, value_name = "CODEC", default_value_t = Compression::Zlib)]
     compression: Compression,
-    /// Plain bytes of an object, a multiple of the block size; K, M, G and T are accepted [default: 128M]
-    #[arg(long, value_name = "BYTES", value_parser = create::bytes)]
+    /// Plain bytes of an object, a multiple of the block size, with K, M, G or T for powers of 1024 [default: 128M]
+    #[arg(long, value_name = "BYTES", value_parser = sizes::bytes)]
     object_size: Option<u64>,
     /// Bytes that have a digest; as in the backup, or 32768 where it has no digests, unless told
-    #[arg(long, value_name = "BYTES", value_parser = create::bytes)]
+    #[arg(long, value_name = "BYTES", value_parser = sizes::bytes)]
     block_size: Option<u64>,
     /// Work on this many threads; one per processor unless told
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=THREADS_MAX))]
@@ -68,15 +73,20 @@ pub(crate) struct ConsolidateArgs {
     /// How to show progress, on stderr
     #[arg(long, value_enum, value_name = "HOW", default_value_t = Mode::Auto)]
     progress: Mode,
+    #[command(flatten)]
+    made: MadeArgs,
 }
 
 /// Runs `consolidate`. `quiet` takes away the bar and the summary.
 pub(crate) fn run(args: &ConsolidateArgs, quiet: bool) -> Result<Outcome, Failure> {
+    let output = args.made.choose()?;
     let store = args.store.path()?;
     let catalog = args.store.catalog_to_read()?;
-    let entries = select::newest_first(&catalog.snapshot());
+    let snapshot = catalog.snapshot();
+    let entries = select::newest_first(&snapshot);
     let usable = |entry: &Arc<Entry>| catalog.image(entry).is_ok();
-    let entry = select::backup(&entries, &args.backup, args.volume.as_deref(), &usable)?;
+    let entry = select::backup(&entries, &args.backup, args.volume.as_deref(), &usable)
+        .map_err(|failure| perhaps_unseen(failure, &snapshot))?;
     let wanted = Consolidation {
         name: args.name.clone(),
         description: args.description.clone(),
@@ -94,11 +104,7 @@ pub(crate) fn run(args: &ConsolidateArgs, quiet: bool) -> Result<Outcome, Failur
     let reporter = Reporter::new(args.progress, quiet, 0);
     let started = Instant::now();
     let result = engine::consolidate(&store, &catalog, &entry, &wanted, &signals.cancel, &|progress| {
-        reporter.update_with(
-            progress.done_bytes,
-            progress.total_bytes,
-            || json!({ "bytes_changed": progress.changed_bytes, "bytes_stored": progress.stored_bytes }),
-        );
+        reporter.update_backup(progress);
     });
     let seconds = started.elapsed().as_secs_f64();
     let consolidated = match result {
@@ -106,7 +112,7 @@ pub(crate) fn run(args: &ConsolidateArgs, quiet: bool) -> Result<Outcome, Failur
         Err(error) => {
             drop(reporter);
             let is_lost = error.kind().is_damage();
-            let failure = signals.blame(error.into());
+            let failure = signals.blame(made::advised(error));
             return Err(if is_lost {
                 failure.hint("nothing was written; the backup and those it builds on must stay as they are")
             } else {
@@ -118,13 +124,13 @@ pub(crate) fn run(args: &ConsolidateArgs, quiet: bool) -> Result<Outcome, Failur
     if !quiet && args.progress != Mode::Json {
         note(&summary(&consolidated, seconds, &entry));
     }
-    print(|out| writeln!(out, "{}", consolidated.created.id))?;
+    made::print_made(output.as_ref(), &consolidated.created, args.name.as_deref())?;
     Ok(Outcome::Done)
 }
 
 /// As that of `create`, and what it was made of.
 fn summary_json(consolidated: &Consolidated, seconds: f64) -> Value {
-    let mut summary = create::summary_json(&consolidated.created, seconds);
+    let mut summary = made::summary_json(&consolidated.created, seconds);
     let chain: Vec<&str> = consolidated.chain.iter().map(|id| id.as_str()).collect();
     summary["consolidated_from"] = json!(chain);
     summary["healed_blocks"] = json!(consolidated.healed_blocks);

@@ -11,13 +11,13 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{ArgAction, Args, ValueEnum};
 use indicatif::BinaryBytes;
 use jiff::Timestamp;
-use serde_json::{Value, json};
 
 use super::args::StoreArg;
 use super::exit::{Failure, Outcome, note};
+use super::made::MadeArgs;
 use super::progress::{Mode, Reporter};
 use super::restore::{Signals, THREADS_MAX};
-use super::{print, render, select};
+use super::{made, perhaps_unseen, render, select, sizes};
 use crate::catalog::{Catalog, Entry};
 use crate::codec::Codec;
 use crate::error::{Error, ErrorKind};
@@ -26,7 +26,7 @@ use crate::writer::create::{self as engine, Base, Created, NewBackup};
 use crate::writer::snapshot::{self, Prepared, SnapshotKind};
 use crate::writer::source::changed::Changed;
 use crate::writer::source::host::Host;
-use crate::writer::source::{FileSource, Source, identity};
+use crate::writer::source::{FileSource, Source, identity, image_format};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -34,7 +34,14 @@ Examples:
   cinderfs create /backup_mount /dev/vg/db --snapshot lvm --compression zstd
   cinderfs create /backup_mount disk.img --incremental --name tuesday
 
-The id of the new backup goes to stdout, all else to stderr. Until the backup is whole, nothing of it can be seen in the store.";
+  id=$(cinderfs create /backup_mount disk.img)
+  cinderfs create /backup_mount disk.img -f json
+
+The id of the new backup goes to stdout, all else to stderr. Until the backup is whole, nothing of it can be seen in the store. \
+An incremental takes over the volume's id, and the size of blocks, but not the compression.
+
+Exit codes: 0 made; 1 failed, or there is no backup to build on; 2 wrong usage, or Cinder would refuse it; \
+10 store not found; 12 the store may not be changed; 130, 143 interrupted, and nothing is left.";
 
 /// Make a backup of a file or block device, as Cinder would
 ///
@@ -45,7 +52,7 @@ The id of the new backup goes to stdout, all else to stderr. Until the backup is
 pub(crate) struct CreateArgs {
     #[command(flatten)]
     store: StoreArg,
-    /// What to back up: an image file or a block device
+    /// What to back up: a raw image file or a block device
     #[arg(value_name = "SOURCE")]
     source: PathBuf,
     /// Name of the backup
@@ -72,10 +79,10 @@ pub(crate) struct CreateArgs {
     /// What to read instead of a source that may change
     #[arg(long, value_name = "KIND", default_value = "auto", value_parser = snapshot_kind())]
     snapshot: Kind,
-    /// Back up a source that is in use, as it is
+    /// Back up a source that is in use, or an image of another format than raw, as it is
     #[arg(long)]
     force: bool,
-    /// Id of the volume; else the parent's, that in the source's name (`volume-<id>`), or one that follows from the device or path
+    /// Id of the volume; else the parent's, that in the source's name (`volume-<id>`, `volume-<id>.img`), or one that follows from the device or path
     #[arg(long, value_name = "ID", value_parser = volume_id)]
     volume_id: Option<VolumeId>,
     /// Display name of the volume; the parent's, or the source's file name, unless told
@@ -84,12 +91,12 @@ pub(crate) struct CreateArgs {
     /// How to compress
     #[arg(long, value_enum, value_name = "CODEC", default_value_t = Compression::Zlib)]
     compression: Compression,
-    /// Plain bytes of an object, a multiple of the block size; K, M, G and T are accepted [default: 128M]
-    #[arg(long, value_name = "BYTES", value_parser = bytes)]
+    /// Plain bytes of an object, a multiple of the block size, with K, M, G or T for powers of 1024 [default: 128M]
+    #[arg(long, value_name = "BYTES", value_parser = sizes::bytes)]
     object_size: Option<u64>,
-    /// Bytes that have a digest; the same along a chain
-    #[arg(long, value_name = "BYTES", value_parser = bytes, default_value = "32768")]
-    block_size: u64,
+    /// Bytes that have a digest each; a chain has one size, so with a parent its own [default: the parent's, else 32K]
+    #[arg(long, value_name = "BYTES", value_parser = sizes::bytes)]
+    block_size: Option<u64>,
     /// A property of the volume, kept with the backup; may be repeated
     #[arg(long, value_name = "KEY=VALUE", action = ArgAction::Append, value_parser = property)]
     property: Vec<(String, String)>,
@@ -99,6 +106,8 @@ pub(crate) struct CreateArgs {
     /// How to show progress, on stderr
     #[arg(long, value_enum, value_name = "HOW", default_value_t = Mode::Auto)]
     progress: Mode,
+    #[command(flatten)]
+    made: MadeArgs,
 }
 
 /// A kind of snapshot, as clap wants it.
@@ -147,28 +156,15 @@ fn property(word: &str) -> Result<(String, String), String> {
     }
 }
 
-/// A number of bytes: `131072`, `128K`, `128KiB`.
-pub(super) fn bytes(word: &str) -> Result<u64, String> {
-    let digits = word.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let shift = match &word[digits.len()..] {
-        "" | "B" => 0,
-        "K" | "k" | "KiB" => 10,
-        "M" | "m" | "MiB" => 20,
-        "G" | "g" | "GiB" => 30,
-        "T" | "t" | "TiB" => 40,
-        _ => return Err("expected a number of bytes, with K, M, G or T behind it or nothing".to_owned()),
-    };
-    let number: u64 = digits.parse().map_err(|_| "expected a whole number of bytes".to_owned())?;
-    number.checked_mul(1 << shift).ok_or_else(|| "that is more than there can be".to_owned())
-}
-
 /// Runs `create`. `quiet` takes away the bar and the summary.
 pub(crate) fn run(args: &CreateArgs, quiet: bool) -> Result<Outcome, Failure> {
-    let store = args.store.path()?;
+    let output = args.made.choose()?;
+    let store = store_to_fill(&args.store)?;
     let catalog = args.store.catalog()?;
     // Before the snapshot, which a signal must not leave behind.
     let signals = Signals::watch()?;
     let mut new = new_backup(args, &catalog)?;
+    refuse_odd_source(args, &store)?;
     let prepared = snapshot::prepare(&args.source, args.snapshot.0, args.force)?;
     for warning in prepared.warnings() {
         note(&format!("cinderfs: warning: {}\n", render::visible(warning)));
@@ -182,13 +178,10 @@ pub(crate) fn run(args: &CreateArgs, quiet: bool) -> Result<Outcome, Failure> {
     let started = Instant::now();
     let result =
         engine::create(&store, &catalog, &source, &new, Timestamp::now(), &signals.cancel, &|progress| {
-            reporter.update_with(
-                progress.done_bytes,
-                progress.total_bytes,
-                || json!({ "bytes_changed": progress.changed_bytes, "bytes_stored": progress.stored_bytes }),
-            );
+            reporter.update_backup(progress);
         });
     let seconds = started.elapsed().as_secs_f64();
+    let result = result.map_err(|error| prepared.explain(error));
     drop(source);
     // The backup is what it is; but a snapshot that stays fills its pool.
     if let Err(error) = prepared.finish() {
@@ -198,15 +191,44 @@ pub(crate) fn run(args: &CreateArgs, quiet: bool) -> Result<Outcome, Failure> {
         Ok(created) => created,
         Err(error) => {
             drop(reporter);
-            return Err(signals.blame(error.into()));
+            let failure = perhaps_unseen(made::advised(error), &catalog.snapshot());
+            return Err(signals.blame(failure));
         }
     };
-    reporter.finish(|| summary_json(&created, seconds));
+    reporter.finish(|| made::summary_json(&created, seconds));
     if !quiet && args.progress != Mode::Json {
         note(&summary(&created, seconds, &args.source));
     }
-    print(|out| writeln!(out, "{}", created.id))?;
+    made::print_made(output.as_ref(), &created, args.name.as_deref())?;
     Ok(Outcome::Done)
+}
+
+/// The store's directory. Who has none yet is told how to come by one.
+fn store_to_fill(store: &StoreArg) -> Result<PathBuf, Failure> {
+    store.path().map_err(|failure| match failure.kind() {
+        ErrorKind::StoreNotFound => {
+            failure.hint("is its share mounted? A new store is an empty directory, which `mkdir` makes")
+        }
+        _ => failure,
+    })
+}
+
+/// Refuses what could be backed up, but hardly is what somebody wants.
+fn refuse_odd_source(args: &CreateArgs, store: &Path) -> Result<(), Failure> {
+    let shown = &args.source;
+    if let (Ok(source), Ok(store)) = (shown.canonicalize(), store.canonicalize())
+        && source.starts_with(&store)
+    {
+        let message = format!("source {shown:?} lies in the store itself");
+        return Err(Failure::new(ErrorKind::Usage, message).hint(
+            "a store holds backups, and a backup of one of their files restores no volume; keep images elsewhere",
+        ));
+    }
+    let Some(format) = image_format::look(shown).filter(|_| !args.force) else { return Ok(()) };
+    let message = format!("source {shown:?} is a {format} image, whose bytes are not those of a volume");
+    Err(Failure::new(ErrorKind::Usage, message).hint(format!(
+        "`qemu-img convert -f {format} -O raw` makes a raw one of it; --force backs it up as it is"
+    )))
 }
 
 fn new_backup(args: &CreateArgs, catalog: &Catalog) -> Result<NewBackup, Failure> {
@@ -217,7 +239,8 @@ fn new_backup(args: &CreateArgs, catalog: &Catalog) -> Result<NewBackup, Failure
             let volume = args.volume_id.as_ref().map(|id| id.as_str().to_owned());
             let entries = select::newest_first(&snapshot);
             let usable = |entry: &std::sync::Arc<Entry>| catalog.image(entry).is_ok();
-            let entry = select::backup(&entries, words, None, &usable)?;
+            let entry = select::backup(&entries, words, None, &usable)
+                .map_err(|failure| perhaps_unseen(failure, &snapshot))?;
             if let (Some(asked), Some(theirs)) = (volume, &entry.volume_id)
                 && asked != theirs.as_str()
             {
@@ -254,7 +277,8 @@ fn new_backup(args: &CreateArgs, catalog: &Catalog) -> Result<NewBackup, Failure
         container: args.container.clone(),
         codec: args.compression.codec(),
         object_bytes: args.object_size,
-        block_bytes: args.block_size,
+        block_bytes: args.block_size.unwrap_or(engine::BLOCK_BYTES),
+        adopts_blocks: args.block_size.is_none(),
         paranoid: args.paranoid,
         ..NewBackup::full(volume_id)
     };
@@ -295,21 +319,6 @@ impl Source for Ready<'_> {
     }
 }
 
-pub(super) fn summary_json(created: &Created, seconds: f64) -> Value {
-    json!({
-        "backup_id": created.id.as_str(),
-        "parent_id": created.parent_id.as_ref().map(|id| id.as_str()),
-        "volume_id": created.volume_id.as_str(),
-        "created_at": created.created_at.to_string(),
-        "volume_bytes": created.progress.total_bytes,
-        "changed_bytes": created.progress.changed_bytes,
-        "stored_bytes": created.progress.stored_bytes,
-        "unlisted_bytes": created.progress.unlisted_bytes,
-        "objects": created.objects,
-        "seconds": (seconds * 1000.0).round() / 1000.0,
-    })
-}
-
 fn summary(created: &Created, seconds: f64, source: &Path) -> String {
     let kind = match &created.parent_id {
         None => "full backup".to_owned(),
@@ -334,19 +343,4 @@ fn summary(created: &Created, seconds: f64, source: &Path) -> String {
         ));
     }
     text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes_have_units() {
-        assert_eq!(bytes("32768"), Ok(32768));
-        assert_eq!(bytes("128M"), Ok(128 << 20));
-        assert_eq!(bytes("4KiB"), Ok(4096));
-        for bad in ["", "K", "-1", "1.5M", "1X", "99999999T", "1 K"] {
-            assert!(bytes(bad).is_err(), "{bad}");
-        }
-    }
 }

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::args::{OutputArgs, StoreArg};
 use super::exit::{Failure, Outcome, note};
 use super::restore::Signals;
-use super::{print, render, select};
+use super::{perhaps_unseen, print, render, select};
 use crate::catalog::Catalog;
 use crate::error::ErrorKind;
 use crate::types::BackupId;
@@ -83,7 +83,10 @@ pub(crate) fn run(args: &DeleteArgs, quiet: bool) -> Result<Outcome, Failure> {
         say(format!("finished the deletion of {id}, which a killed run had begun"));
     }
     if args.leftovers {
-        say(format!("removed what {} killed run(s) had left", leftovers.runs));
+        say(match leftovers.runs {
+            0 => "there was nothing left of killed runs".to_owned(),
+            runs => format!("removed what {runs} killed run(s) had left"),
+        });
         return Ok(Outcome::Done);
     }
     let signals = Signals::watch()?;
@@ -118,7 +121,7 @@ pub(crate) fn run(args: &DeleteArgs, quiet: bool) -> Result<Outcome, Failure> {
     let stop = || signals.cancel.load(Ordering::Relaxed);
     engine::delete(&path, &plan, &options, &stop, &mut |backup| {
         let (count, bytes) = (backup.object_count(), BinaryBytes(backup.stored_bytes()));
-        say(format!("deleted {}: {count} objects, {bytes}", backup.entry.id));
+        say(format!("deleted {}: {count} object(s), {bytes}", backup.entry.id));
     })
     .map_err(|error| signals.blame(error.into()))?;
     Ok(Outcome::Done)
@@ -126,7 +129,8 @@ pub(crate) fn run(args: &DeleteArgs, quiet: bool) -> Result<Outcome, Failure> {
 
 /// The ids that the words name, each once. What was finished deleting just now needs no more.
 fn choose(args: &DeleteArgs, catalog: &Catalog, deleted: &[BackupId]) -> Result<Vec<BackupId>, Failure> {
-    let entries = select::newest_first(&catalog.snapshot());
+    let snapshot = catalog.snapshot();
+    let entries = select::newest_first(&snapshot);
     let mut ids = Vec::new();
     for words in &args.backups {
         match select::backup(&entries, words, args.volume.as_deref(), &|entry| catalog.image(entry).is_ok()) {
@@ -134,7 +138,7 @@ fn choose(args: &DeleteArgs, catalog: &Catalog, deleted: &[BackupId]) -> Result<
             Err(failure) => {
                 let is_done = !words.is_empty() && deleted.iter().any(|id| id.as_str().starts_with(words));
                 if !(failure.kind() == ErrorKind::BackupNotFound && is_done) {
-                    return Err(failure);
+                    return Err(perhaps_unseen(failure, &snapshot));
                 }
             }
         }

@@ -77,7 +77,7 @@ impl Failure {
         self.error.kind()
     }
 
-    #[cfg(test)]
+    /// What went wrong.
     pub(crate) fn error(&self) -> &Error {
         &self.error
     }

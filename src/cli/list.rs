@@ -34,7 +34,7 @@ pub(crate) struct ListArgs {
     /// Also print the columns Volume, Container and Indexed
     ///
     /// Indexed is how much of the backup can be entered at once: in percent of the bytes in large compressed objects, 100
-    /// where there are none (see `cinderfs index`). `-c Indexed` prints it without --long too.
+    /// where there are none (see `cinderfs index`; what `create` wrote needs none). `-c Indexed` prints it without --long too.
     #[arg(long)]
     long: bool,
     /// Only backups of this volume: its id, a unique prefix of it, or its display name

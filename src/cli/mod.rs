@@ -12,6 +12,7 @@ mod hydrate;
 mod index;
 mod list;
 mod logging;
+mod made;
 mod memory;
 #[cfg(feature = "fuse")]
 mod mount;
@@ -21,6 +22,7 @@ mod render;
 mod restore;
 mod select;
 mod show;
+mod sizes;
 #[cfg(feature = "fuse")]
 mod umount;
 
@@ -75,6 +77,18 @@ fn run(cli: Cli) -> Result<Outcome, Failure> {
 fn unseen(snapshot: &Snapshot) -> Option<&Error> {
     let is_closed = |error: &&Error| matches!(error.kind(), ErrorKind::AccessDenied | ErrorKind::StoreIo);
     snapshot.unreadable().iter().map(|(_, error)| error).find(is_closed)
+}
+
+/// Why a backup was not found: perhaps because it lies where the store did not let us look.
+fn perhaps_unseen(failure: Failure, snapshot: &Snapshot) -> Failure {
+    match unseen(snapshot) {
+        Some(error) if failure.kind() == ErrorKind::BackupNotFound => {
+            let context = format!("{}, as far as can be seen", failure.error());
+            Failure::from(error.clone().context(context))
+                .hint("it may lie in a part of the store that cannot be read")
+        }
+        _ => failure,
+    }
 }
 
 /// What is to be said of a store beside its backups, in one line; the error where nothing of it could be seen.
@@ -142,5 +156,10 @@ mod tests {
         assert!(store_note(&some_closed).unwrap().contains("1 folder(s) or file(s) could not be read"));
         assert!(unseen(&some_closed).is_some());
         assert_eq!(store_note(&snapshot(&["open/backup_metadata"])).unwrap(), "");
+        let not_found = || Failure::new(ErrorKind::BackupNotFound, "no such backup");
+        assert_eq!(perhaps_unseen(not_found(), &none).kind(), ErrorKind::BackupNotFound);
+        assert_eq!(perhaps_unseen(not_found(), &some_closed).kind(), ErrorKind::AccessDenied);
+        let usage = Failure::new(ErrorKind::Usage, "BACKUP is empty");
+        assert_eq!(perhaps_unseen(usage, &some_closed).kind(), ErrorKind::Usage);
     }
 }

@@ -34,8 +34,8 @@ Options for -o:
   cache_size=SIZE  bound on the cache of verified blocks, as in 64M or 1G; 256M
                    unless told (below 32M, what is read ahead may have to be
                    decoded again)
-  seek_index=off   note and use no restart points: reads deep in a compressed
-                   object decode all before them
+  seek_index=off   note and keep no restart points: reads deep in a compressed
+                   object decode all before them, unless `create` wrote it
   disk_cache=SIZE  also keep verified blocks in the cache directory, at most
                    that many bytes, for later mounts and for when the store
                    does not answer; off unless told

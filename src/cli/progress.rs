@@ -2,15 +2,18 @@
 //!
 //! Everything goes to stderr, because stdout may be the image itself.
 
+use std::fmt;
 use std::io::{self, IsTerminal};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use serde_json::{Value, json};
 
 use super::exit::note;
+use crate::writer::create::Progress;
 
 /// How progress is shown.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
@@ -29,6 +32,19 @@ const JSON_INTERVAL: Duration = Duration::from_millis(500);
 /// The bar redraws this often even when nothing arrives, so that a stalled store shows as a falling rate.
 const BAR_INTERVAL: Duration = Duration::from_millis(500);
 
+/// What the bar says. With all of it there are ten columns and more for the bar itself on a terminal of 80.
+const BAR: &str = "{wide_bar} {percent:>3}%  {done} of {total}  {rate}/s  ETA {eta}{msg}";
+
+/// The same on a terminal where there is no room for the bar itself: cut off at its edge, since a line that wraps is not found again
+/// when the terminal gets another width.
+const NARROW_BAR: &str = "{percent:>3}%  {done} of {total}  {rate}/s  ETA {eta}{wide_msg}";
+
+/// Columns that there must be for the bar itself.
+const COLUMNS_MIN: u16 = 74;
+
+/// Columns of a terminal that does not tell.
+const COLUMNS: u16 = 80;
+
 /// How much of the past the rate remembers, in seconds.
 const RATE_SECONDS: f64 = 8.0;
 
@@ -44,6 +60,8 @@ enum Shown {
     Bar {
         bar: ProgressBar,
         drawn: OnceLock<()>,
+        /// Whether it is [`NARROW_BAR`].
+        is_narrow: AtomicBool,
     },
     Json {
         started: Instant,
@@ -68,11 +86,29 @@ impl Reporter {
         self.update_with(done_bytes, total_bytes, || json!({}));
     }
 
+    /// The same of a backup that is being made, with how much of it changed and how much is stored.
+    pub(crate) fn update_backup(&self, progress: &Progress) {
+        let Progress { done_bytes, total_bytes, changed_bytes, stored_bytes, .. } = *progress;
+        self.update_with(
+            done_bytes,
+            total_bytes,
+            || json!({ "bytes_changed": changed_bytes, "bytes_stored": stored_bytes }),
+        );
+        if let Shown::Bar { bar, .. } = &self.shown {
+            let (changed, stored) = (short_bytes(changed_bytes), short_bytes(stored_bytes));
+            bar.set_message(format!("  {changed} changed, {stored} stored"));
+        }
+    }
+
     /// The same with more to tell in each JSON line: the keys of an object.
-    pub(crate) fn update_with(&self, done_bytes: u64, total_bytes: u64, more: impl FnOnce() -> Value) {
+    fn update_with(&self, done_bytes: u64, total_bytes: u64, more: impl FnOnce() -> Value) {
         match &self.shown {
             Shown::Nothing => {}
-            Shown::Bar { bar, drawn } => {
+            Shown::Bar { bar, drawn, is_narrow } => {
+                let is_now = columns() < COLUMNS_MIN;
+                if is_narrow.swap(is_now, Ordering::Relaxed) != is_now {
+                    bar.set_style(style(is_now));
+                }
                 if bar.length() != Some(total_bytes) {
                     bar.set_length(total_bytes);
                 }
@@ -111,18 +147,58 @@ impl Drop for Reporter {
 
 impl Shown {
     fn bar(total_bytes: u64) -> Self {
-        let style = ProgressStyle::with_template(
-            "{wide_bar} {percent:>3}%  {binary_bytes} of {binary_total_bytes}  {binary_bytes_per_sec}  ETA {eta}",
-        )
-        .unwrap_or_else(|_| ProgressStyle::default_bar());
-        let bar =
-            ProgressBar::with_draw_target(Some(total_bytes), ProgressDrawTarget::hidden()).with_style(style);
+        let is_narrow = columns() < COLUMNS_MIN;
+        let bar = ProgressBar::with_draw_target(Some(total_bytes), ProgressDrawTarget::hidden())
+            .with_style(style(is_narrow));
         let drawn = OnceLock::new();
         if total_bytes > 0 {
             drawn.get_or_init(|| draw(&bar));
         }
-        Self::Bar { bar, drawn }
+        Self::Bar { bar, drawn, is_narrow: AtomicBool::new(is_narrow) }
     }
+}
+
+fn columns() -> u16 {
+    match rustix::termios::tcgetwinsize(io::stderr()) {
+        // As the bar's own library takes it.
+        Ok(size) if size.ws_row > 0 && size.ws_col > 0 => size.ws_col,
+        _ => COLUMNS,
+    }
+}
+
+fn style(is_narrow: bool) -> ProgressStyle {
+    let template = if is_narrow { NARROW_BAR } else { BAR };
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    style
+        .with_key("done", |state: &ProgressState, out: &mut dyn fmt::Write| {
+            let _ = out.write_str(&short_bytes(state.pos()));
+        })
+        .with_key("total", |state: &ProgressState, out: &mut dyn fmt::Write| {
+            let _ = out.write_str(&short_bytes(state.len().unwrap_or(0)));
+        })
+        .with_key("rate", |state: &ProgressState, out: &mut dyn fmt::Write| {
+            let _ = out.write_str(&short_bytes(state.per_sec() as u64));
+        })
+}
+
+/// A size in three digits and the letter that options take for its unit: `1.23G`.
+fn short_bytes(bytes: u64) -> String {
+    let mut value = bytes as f64;
+    let mut units = "BKMGTPE".chars();
+    let mut unit = units.next();
+    while value >= 999.5
+        && let Some(next) = units.next()
+    {
+        value /= 1024.0;
+        unit = Some(next);
+    }
+    let digits = match value {
+        _ if unit == Some('B') => 0,
+        value if value < 9.995 => 2,
+        value if value < 99.95 => 1,
+        _ => 0,
+    };
+    format!("{value:.digits$}{}", unit.unwrap_or('B'))
 }
 
 fn draw(bar: &ProgressBar) {
@@ -185,6 +261,30 @@ mod tests {
             line(&mut meter, 1000, 2000).unwrap(),
             r#"{"bytes_done":2000,"bytes_total":10000,"bytes_per_second":2000,"eta_seconds":4}"#
         );
+    }
+
+    #[test]
+    fn sizes_take_five_columns_at_most() {
+        for (bytes, shown) in [
+            (0, "0B"),
+            (999, "999B"),
+            (1000, "0.98K"),
+            (1024, "1.00K"),
+            (10_234, "9.99K"),
+            (10_235, "10.0K"),
+            (102_400, "100K"),
+            (20 << 20, "20.0M"),
+            (1023 << 20, "1.00G"),
+            (3 << 40, "3.00T"),
+            (u64::MAX, "16.0E"),
+        ] {
+            assert_eq!(short_bytes(bytes), shown);
+        }
+        for shift in 0..64 {
+            for step in 0..1000 {
+                assert!(short_bytes((1 << shift) + ((1 << shift) / 1000) * step).len() <= 5);
+            }
+        }
     }
 
     #[test]

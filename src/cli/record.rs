@@ -11,9 +11,10 @@ use serde_json::{Map, Value, json};
 
 use super::args::{OutputArgs, StoreArg};
 use super::exit::{Failure, Outcome, note};
-use super::{print, render, select, store_note, unseen};
+use super::render::{self, Format};
+use super::{perhaps_unseen, print, select, store_note, unseen};
 use crate::catalog::{Catalog, Entry};
-use crate::error::ErrorKind;
+use crate::error::{Error, ErrorKind};
 use crate::writer::records::{self, Difference, Exporter, POSIX_DRIVER, RECORD_BYTES_MAX, Record};
 
 const EXAMPLES: &str = "\
@@ -44,8 +45,11 @@ Examples:
   cinder backup-export 52e81dfa-2bf5-4963-a49c-9e26e5a1b3a3 -f json |
       cinderfs record import /backup_mount -
 
+This only looks. To import the record, give it to `cinder backup-import`, after those of the backups that it builds \
+on. Where it is lost or does not fit, `cinderfs record export` makes it anew.
+
 Exit codes: 0 the backup is there, and Cinder would restore it by this record; 1 no record, or no such backup; 3 \
-the record and the store disagree in what matters, or the backup cannot be used.";
+the record and the store disagree in what matters, or the backup cannot be used; 10 store not found.";
 
 /// Records of Cinder's database, made from the store or compared with it
 #[derive(Args, Debug)]
@@ -98,9 +102,9 @@ struct ExportArgs {
 struct ImportArgs {
     #[command(flatten)]
     store: StoreArg,
-    /// The record, or `-` for stdin
-    #[arg(value_name = "RECORD", allow_hyphen_values = true)]
-    record: String,
+    /// The record, or `-` for stdin; a word before it, as the service is in `cinder backup-import`, is passed over
+    #[arg(value_name = "RECORD", required = true, num_args = 1..=2)]
+    record: Vec<String>,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -133,7 +137,8 @@ fn export(args: &ExportArgs) -> Result<Outcome, Failure> {
     let (mut rows, mut left_out) = (Vec::new(), false);
     if let Some(words) = &args.backup {
         let usable = |entry: &Arc<Entry>| catalog.image(entry).is_ok();
-        let entry = select::backup(&entries, words, args.volume.as_deref(), &usable)?;
+        let entry = select::backup(&entries, words, args.volume.as_deref(), &usable)
+            .map_err(|failure| perhaps_unseen(failure, &snapshot))?;
         let chain = records::chain(&snapshot, &entry)?;
         if !args.all && !args.command {
             let record = exporter.record(&entry)?;
@@ -197,7 +202,10 @@ fn shell_word(word: &str) -> Cow<'_, str> {
 }
 
 fn import(args: &ImportArgs) -> Result<Outcome, Failure> {
-    let text = if args.record == "-" { read_stdin()? } else { args.record.clone() };
+    let text = match args.record.as_slice() {
+        [only] if only == "-" => read_stdin()?,
+        words => words.join(" "),
+    };
     let record = Record::decode(&url_of(&text)?).map_err(|error| {
         Failure::from(error).hint("expected the backup_url that `cinder backup-export` prints")
     })?;
@@ -211,34 +219,89 @@ fn import(args: &ImportArgs) -> Result<Outcome, Failure> {
             said("container"),
             said("service_metadata")
         );
-        return Err(Failure::new(ErrorKind::BackupNotFound, message));
+        let failure = Failure::new(ErrorKind::BackupNotFound, message)
+            .hint("is it another store? `cinderfs list STORE` shows what is in this one");
+        return Err(perhaps_unseen(failure, &snapshot));
     };
-    let (document, agrees) = comparison(&catalog, &entry, &record);
+    let compared = Compared::new(&catalog, &entry, &record);
+    let mut document = compared.document();
     let known: Vec<&str> = document.keys().map(String::as_str).collect();
     let chosen = args.output.choose(&known)?;
-    let fields: Map<String, Value> =
-        chosen.iter().map(|&column| (known[column].to_owned(), document[known[column]].clone())).collect();
-    print(|out| render::one(out, args.output.format, &fields))?;
-    Ok(if agrees { Outcome::Done } else { Outcome::Damaged })
+    let chosen: Vec<String> = chosen.iter().map(|&column| known[column].to_owned()).collect();
+    document.retain(|key, _| chosen.contains(key));
+    if args.output.format == Format::Table {
+        spread(&mut document, "record");
+    }
+    print(|out| render::one(out, args.output.format, &document))?;
+    note(&compared.verdict(records::chain(&snapshot, &entry).map_or(0, |chain| chain.len() - 1)));
+    Ok(if compared.agrees() { Outcome::Done } else { Outcome::Damaged })
 }
 
-/// What the record says, what the store says to it, and whether Cinder would restore the backup by it. Keys are sorted.
-fn comparison(catalog: &Catalog, entry: &Entry, record: &Record) -> (Map<String, Value>, bool) {
-    // Whatever the driver: what it cannot restore is not the record's fault.
-    let service = record.fields().get("service").and_then(Value::as_str).unwrap_or(POSIX_DRIVER);
-    let found = Exporter::new(catalog, service).record(entry).and_then(|found| {
-        catalog.image(entry)?;
-        Ok(found)
-    });
-    let differences = found.as_ref().map(|found| records::compare(record, found)).unwrap_or_default();
-    let agrees = found.is_ok() && differences.iter().all(|difference| difference.harm.is_none());
-    let mut document = Map::new();
-    document.insert("agrees".into(), json!(agrees));
-    document.insert("differences".into(), differences.iter().map(said).collect());
-    document.insert("fail_reason".into(), json!(found.err().map(|error| error.to_string())));
-    document.insert("in_store".into(), json!(entry.metadata_name.as_str()));
-    document.insert("record".into(), Value::Object(record.fields().clone()));
-    (document, agrees)
+/// A record beside what the store says.
+struct Compared<'a> {
+    entry: &'a Entry,
+    record: &'a Record,
+    differences: Vec<Difference>,
+    /// Why the backup cannot be restored by any record.
+    problem: Option<Error>,
+}
+
+impl<'a> Compared<'a> {
+    fn new(catalog: &Catalog, entry: &'a Arc<Entry>, record: &'a Record) -> Self {
+        // Whatever the driver: what it cannot restore is not the record's fault.
+        let service = record.fields().get("service").and_then(Value::as_str).unwrap_or(POSIX_DRIVER);
+        let found = Exporter::new(catalog, service).record(entry).and_then(|found| {
+            catalog.image(entry)?;
+            Ok(found)
+        });
+        let differences = found.as_ref().map(|found| records::compare(record, found)).unwrap_or_default();
+        Self { entry, record, differences, problem: found.err() }
+    }
+
+    /// Whether Cinder would restore the backup by the record.
+    fn agrees(&self) -> bool {
+        self.problem.is_none() && self.differences.iter().all(|difference| difference.harm.is_none())
+    }
+
+    /// What the record says, and what the store says to it. Keys are sorted.
+    fn document(&self) -> Map<String, Value> {
+        let mut document = Map::new();
+        document.insert("agrees".into(), json!(self.agrees()));
+        document.insert("differences".into(), self.differences.iter().map(said).collect());
+        document.insert("fail_reason".into(), json!(self.problem.as_ref().map(Error::to_string)));
+        document.insert("in_store".into(), json!(self.entry.metadata_name.as_str()));
+        document.insert("record".into(), Value::Object(self.record.fields().clone()));
+        document
+    }
+
+    /// What it comes to, and what to do next. `beneath` is how many backups this one builds on.
+    fn verdict(&self, beneath: usize) -> String {
+        let id = &self.entry.id;
+        match (&self.problem, self.agrees()) {
+            (Some(_), _) => format!("cinderfs: backup {id} cannot be used; fail_reason tells why\n"),
+            (None, false) => format!(
+                "cinderfs: the record does not fit backup {id}; differences tells what would come of it\n\
+                 hint: `cinderfs record export STORE {id}` prints one that fits\n"
+            ),
+            (None, true) => {
+                let first = match beneath {
+                    0 => String::new(),
+                    n => format!(
+                        "; {n} backup(s) that it builds on must be imported before it\n\
+                         hint: `cinderfs record export STORE {id} --command` prints all of them"
+                    ),
+                };
+                format!("cinderfs: Cinder can import this record, and restore backup {id} by it{first}\n")
+            }
+        }
+    }
+}
+
+/// The columns of the object at `key`, each in a row of its own: whole it is wider than any terminal.
+fn spread(document: &mut Map<String, Value>, key: &str) {
+    if let Some(Value::Object(columns)) = document.remove(key) {
+        document.extend(columns.into_iter().map(|(column, value)| (format!("{key}.{column}"), value)));
+    }
 }
 
 fn said(difference: &Difference) -> Value {

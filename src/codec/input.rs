@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use super::Needed;
 use crate::error::Result;
 use crate::scratch::Scratch;
 use crate::store::ObjectSource;
@@ -21,6 +22,9 @@ const INPUT_BYTES_MIN: usize = 4 * 1024;
 /// read often needs only some kilobytes behind a restart point, and a slow store is asked for little more than that.
 const FIRST_READ_BYTES: usize = 16 * 1024;
 
+/// Smallest first read, whatever is said to be needed.
+const READ_BYTES_MIN: usize = 512;
+
 /// A forward cursor over an object's stored bytes.
 pub(super) struct StoredInput {
     source: Arc<dyn ObjectSource>,
@@ -32,22 +36,43 @@ pub(super) struct StoredInput {
     read_offset: u64,
     /// How long the next read is at most; the buffer's length is the other bound.
     read_bytes_max: usize,
+    /// Stored offset behind which nothing is read until the cursor comes there.
+    until: u64,
 }
 
 impl StoredInput {
-    /// Starts at the stored byte `offset`.
-    pub(super) fn at(source: Arc<dyn ObjectSource>, offset: u64) -> Self {
+    /// Starts at the stored byte `offset`; `needed` is what is known of how far, and with `is_gradual` the codec begins with a part of it.
+    pub(super) fn at(
+        source: Arc<dyn ObjectSource>,
+        offset: u64,
+        needed: Option<Needed>,
+        is_gradual: bool,
+    ) -> Self {
         let stored = usize::try_from(source.stat().len_bytes).unwrap_or(usize::MAX);
-        let read_bytes_max = if offset == 0 { INPUT_BYTES_MAX } else { FIRST_READ_BYTES };
+        let usual = if offset == 0 { INPUT_BYTES_MAX } else { FIRST_READ_BYTES };
+        let first_bytes = |needed: Needed| usize::try_from(needed.first_bytes).unwrap_or(usize::MAX);
+        // What is known comes from the store, so it may be nothing or too much.
+        let mut read_bytes_max =
+            needed.map_or(usual, |needed| first_bytes(needed).clamp(READ_BYTES_MIN, INPUT_BYTES_MAX));
+        let until = needed.map_or(u64::MAX, |needed| needed.until);
+        if is_gradual && needed.is_some() && read_bytes_max >= 2 * FIRST_READ_BYTES {
+            // What comes first is decoded while the rest comes. Told apart, or the first would come with the rest.
+            let first_bytes = FIRST_READ_BYTES as u64;
+            source.will_need(offset, first_bytes);
+            source.will_need(offset + first_bytes, read_bytes_max as u64 - first_bytes);
+            read_bytes_max = FIRST_READ_BYTES;
+        }
         let buffer = Scratch::take(stored.clamp(INPUT_BYTES_MIN, INPUT_BYTES_MAX));
-        Self { source, buffer, start: 0, end: 0, read_offset: offset, read_bytes_max }
+        Self { source, buffer, start: 0, end: 0, read_offset: offset, read_bytes_max, until }
     }
 
     /// The next stored bytes; empty only at the object's end. Reads only when nothing is left of the last read.
     pub(super) fn fill(&mut self) -> Result<&[u8]> {
         if self.start == self.end {
-            let room = self.buffer.len().min(self.read_bytes_max);
-            self.read_bytes_max = room * 2;
+            let before = self.until.checked_sub(self.read_offset).filter(|before| *before > 0);
+            let before = before.and_then(|before| usize::try_from(before).ok()).unwrap_or(usize::MAX);
+            let room = self.buffer.len().min(self.read_bytes_max).min(before);
+            self.read_bytes_max = (room * 2).max(FIRST_READ_BYTES);
             let read = self.source.read_at(&mut self.buffer[..room], self.read_offset)?;
             (self.start, self.end) = (0, read);
             self.read_offset += read as u64;

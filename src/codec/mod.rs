@@ -13,6 +13,7 @@ mod restart;
 mod input;
 mod stream;
 mod none;
+mod verbatim;
 pub(crate) mod zlib;
 mod bz2;
 mod zstd;
@@ -20,8 +21,9 @@ mod zstd;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
-pub use self::restart::{Recording, RestartPoint};
+pub use self::restart::{Needed, Recording, RestartPoint};
 use self::stream::StreamDecoder;
+pub use self::verbatim::Verbatim;
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::ObjectSource;
 use crate::workers::Workers;
@@ -168,21 +170,39 @@ impl ObjectStream {
     /// Fails with [`ErrorKind::Codec`] when the point cannot be one of this stream; a wrong one
     /// that is not noticed here leads to wrong bytes or a failed read.
     pub fn resume(&self, point: &RestartPoint) -> Result<Box<dyn Decoder>> {
+        self.resume_for(point, None)
+    }
+
+    /// The same for a reader that is about to need only so much, as far as that is known.
+    pub fn resume_for(&self, point: &RestartPoint, needed: Option<Needed>) -> Result<Box<dyn Decoder>> {
         let source = self.source.clone();
         match self.codec {
             Codec::Zlib => {
                 let (stream, offset) = zlib::Zlib::resume(point, source.stat().len_bytes)?;
-                Ok(Box::new(StreamDecoder::at(stream, source, offset)))
+                Ok(Box::new(StreamDecoder::at(stream, source, offset, needed)))
             }
             Codec::Zstd => {
                 let (stream, offset) = zstd::Zstd::resume(point)?;
-                Ok(Box::new(StreamDecoder::at(stream, source, offset)))
+                Ok(Box::new(StreamDecoder::at(stream, source, offset, needed)))
             }
             Codec::Bz2 => Ok(Box::new(bz2::Bz2Decoder::resume(self.bz2().clone(), point)?)),
             Codec::None => {
                 let message = format!("{}: no restart at plain offset {}", self.codec, point.plain_offset);
                 Err(Error::new(ErrorKind::Codec, message))
             }
+        }
+    }
+
+    /// The state of a point of this stream at which what follows refers to nothing before it, as our writer makes them: behind a full
+    /// flush of zlib, at the head of a bz2 stream, where an independent job of zstd begins. Reads a frame's header of zstd, of
+    /// which all these points must be.
+    ///
+    /// Fails with [`ErrorKind::Codec`] when there can be no such points, and with the store's error.
+    pub fn state_of_nothing(&self) -> Result<Arc<[u8]>> {
+        match self.codec {
+            Codec::Zlib | Codec::Bz2 => Ok(Arc::new([])),
+            Codec::Zstd => zstd::state_of_nothing(&*self.source),
+            Codec::None => Err(Error::new(ErrorKind::Codec, format!("{}: no restart points", self.codec))),
         }
     }
 

@@ -20,6 +20,15 @@ pub struct RestartPoint {
     pub state: Arc<[u8]>,
 }
 
+/// Stored bytes that a decoder at a restart point is about to need. A wrong guess costs a further read of the store.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Needed {
+    /// How many bytes are read first.
+    pub first_bytes: u64,
+    /// Stored offset, in bytes, behind which nothing is read unless the decoder comes there.
+    pub until: u64,
+}
+
 /// Where a decoder is to note restart points.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Recording {

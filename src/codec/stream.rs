@@ -14,7 +14,7 @@ use std::mem::take;
 use std::sync::Arc;
 
 use super::input::StoredInput;
-use super::{Codec, Decoder, Recording, RestartPoint};
+use super::{Codec, Decoder, Needed, Recording, RestartPoint};
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::ObjectSource;
 
@@ -83,12 +83,12 @@ enum State<S> {
 impl<S: Stream> StreamDecoder<S> {
     /// At the object's first byte.
     pub(super) fn new(stream: S, source: Arc<dyn ObjectSource>) -> Self {
-        Self::at(stream, source, 0)
+        Self::at(stream, source, 0, None)
     }
 
-    /// At the stored byte `offset`, where `stream` goes on.
-    pub(super) fn at(stream: S, source: Arc<dyn ObjectSource>, offset: u64) -> Self {
-        let input = StoredInput::at(source, offset);
+    /// At the stored byte `offset`, where `stream` goes on; `needed` is what is known of how far.
+    pub(super) fn at(stream: S, source: Arc<dyn ObjectSource>, offset: u64, needed: Option<Needed>) -> Self {
+        let input = StoredInput::at(source, offset, needed, S::CODEC == Codec::Zlib);
         Self { state: State::Running { stream, input, idle_steps: 0 }, last_points: Vec::new() }
     }
 }

@@ -10,6 +10,7 @@
 //!     { "<prefix>-00001": {                 exactly one key
 //!         "compression": "zlib",
 //!         "length": 67108864,               *plain* bytes; the stored length is written nowhere
+//!         "cinderfs_restart_points": "…",   ours, see `points`; Cinder has none
 //!         "md5": "e033a5a1…",               of the plain bytes
 //!         "offset": 0 } } ],                where in the volume
 //!   "parent_id": null,                      null: a full backup
@@ -55,6 +56,9 @@ const TEXT_BYTES_MAX: usize = 4096;
 /// bucket has before it.
 const NAME_BYTES_MAX: usize = 8192;
 
+/// Longest text of one object's restart points that is looked at, in bytes: half a million points, of 64 GiB every 128 KiB.
+pub const POINTS_TEXT_BYTES_MAX: usize = 4 << 20;
+
 /// The only version of the document there is.
 const VERSION: &str = "1.0.0";
 
@@ -99,6 +103,8 @@ pub struct ObjectRecord {
     pub len_bytes: u64,
     /// Of the plain bytes; genuine Cinder always writes it and never checks it.
     pub md5: Option<Md5>,
+    /// Where a reader may begin in it, as [`points`](super::points) writes it, unchecked; at most [`POINTS_TEXT_BYTES_MAX`] long.
+    pub points: Option<String>,
 }
 
 /// Reads a document, giving each object to `on_object` in order. An error of `on_object` ends the parse.
@@ -164,7 +170,8 @@ fn volume_metadata(text: &str) -> VolumeMetadata {
     })
 }
 
-/// A text that is for show only: a value of another type is as good as none, and is not kept.
+/// A text that the backup does not depend on: a value of another type is as good as none, and is not kept.
+#[derive(Default)]
 struct Shown(Option<String>);
 
 impl<'de> Deserialize<'de> for Shown {
@@ -349,6 +356,8 @@ struct ObjectValue {
     length: u64,
     offset: u64,
     md5: Option<String>,
+    #[serde(default, rename = "cinderfs_restart_points")]
+    points: Shown,
 }
 
 /// A map of exactly one key, the object's name.
@@ -406,7 +415,9 @@ fn record(name: String, value: ObjectValue) -> Result<ObjectRecord> {
     }
     // A torn or foreign md5 proves nothing; where it is needed, its absence is an error with a name.
     let md5 = value.md5.as_deref().and_then(|digits| Md5::from_hex(digits.as_bytes()));
-    Ok(ObjectRecord { name, codec, offset: value.offset, len_bytes: value.length, md5 })
+    // A longer one is as good as none: reads take longer then.
+    let points = value.points.0.filter(|text| text.len() <= POINTS_TEXT_BYTES_MAX);
+    Ok(ObjectRecord { name, codec, offset: value.offset, len_bytes: value.length, md5, points })
 }
 
 #[cfg(test)]

@@ -12,12 +12,13 @@
 //! first item tells it. What a decoder finds there: see
 //! [`EntryPoint`](crate::writer::encode::EntryPoint). A `none` object has no points, and no key.
 //!
-//! The points are claims like everything else here: a reader that starts at a wrong one gets bytes of which the digests
-//! do not fit, and must then decode from the object's beginning.
+//! Reads of the object begin at them without any index ([`crate::object`]). They are claims like everything else here: a reader that starts at
+//! a wrong one gets bytes of which the digests do not fit, decodes from the object's beginning, and forgets that point.
 //!
-//! Invariant: reading takes memory for as many points as the caller allows, whatever the text says.
+//! Invariant: reading takes memory and time for as many points as the caller allows, whatever the text says.
 
 use std::fmt::Write as _;
+use std::ops::ControlFlow;
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -90,6 +91,25 @@ impl PointsWriter {
 /// Reads the text. [`ErrorKind::Malformed`] when it is no such text, [`ErrorKind::LimitExceeded`] when it tells more than
 /// `points_max` points.
 pub fn parse(text: &str, points_max: usize) -> Result<Vec<Place>> {
+    let (mut points, mut is_over) = (Vec::new(), false);
+    each(text, &mut |point| {
+        is_over = points.len() >= points_max;
+        if is_over {
+            return ControlFlow::Break(());
+        }
+        points.push(point);
+        ControlFlow::Continue(())
+    })?;
+    if is_over {
+        let message = format!("more than {points_max} restart points in one object");
+        return Err(Error::new(ErrorKind::LimitExceeded, message));
+    }
+    Ok(points)
+}
+
+/// Gives each point of the text to `visit`, in order, until that breaks off: a few bytes may tell more points than can be counted.
+/// [`ErrorKind::Malformed`] when it is no such text, as far as it was read.
+pub fn each(text: &str, visit: &mut dyn FnMut(Place) -> ControlFlow<()>) -> Result<()> {
     let malformed = || {
         let shown: String = text.chars().take(64).collect();
         Error::new(ErrorKind::Malformed, format!("{shown:?} does not tell restart points"))
@@ -98,7 +118,6 @@ pub fn parse(text: &str, points_max: usize) -> Result<Vec<Place>> {
         let is_plain = digits.bytes().all(|b| b.is_ascii_digit()) && !digits.starts_with('0');
         digits.parse::<u64>().ok().filter(|_| is_plain)
     };
-    let mut points = Vec::new();
     let (mut plain_step, mut plain_offset, mut stored_offset) = (None, 0u64, 0u64);
     for item in text.split(',') {
         let rest = match item.split_once(':') {
@@ -116,17 +135,15 @@ pub fn parse(text: &str, points_max: usize) -> Result<Vec<Place>> {
         };
         let (plain_step, stored_step) =
             (plain_step.ok_or_else(malformed)?, number(stored).ok_or_else(malformed)?);
-        if count > points_max.saturating_sub(points.len()) as u64 {
-            let message = format!("more than {points_max} restart points in one object");
-            return Err(Error::new(ErrorKind::LimitExceeded, message));
-        }
         for _ in 0..count {
             plain_offset = plain_offset.checked_add(plain_step).ok_or_else(malformed)?;
             stored_offset = stored_offset.checked_add(stored_step).ok_or_else(malformed)?;
-            points.push(Place { plain_offset, stored_offset });
+            if visit(Place { plain_offset, stored_offset }).is_break() {
+                return Ok(());
+            }
         }
     }
-    Ok(points)
+    Ok(())
 }
 
 #[cfg(test)]

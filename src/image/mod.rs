@@ -413,7 +413,8 @@ fn extents(layers: &[Arc<Backup>]) -> impl Iterator<Item = Extent> {
 /// Opens the object that a piece of the map names.
 fn open_object(engine: &Engine, layers: &[Arc<Backup>], index: ObjectIndex) -> Result<Arc<ObjectReader>> {
     let (backup, object) = object_of(layers, index)?;
-    engine.objects().get(backup.object_name(object)?, object.codec, object.len_bytes)
+    let points = object.points.as_ref();
+    engine.objects().get(backup.object_name(object)?, object.codec, object.len_bytes, points)
 }
 
 fn object_of(layers: &[Arc<Backup>], index: ObjectIndex) -> Result<(&Backup, &DataObject)> {

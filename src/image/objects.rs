@@ -18,6 +18,7 @@ pub struct StoredObject<'a> {
     name: ObjectName,
     codec: Codec,
     len_bytes: u64,
+    points: Option<Arc<str>>,
 }
 
 impl StoredObject<'_> {
@@ -38,7 +39,7 @@ impl StoredObject<'_> {
 
     /// Opens it.
     pub fn open(&self) -> Result<Arc<ObjectReader>> {
-        self.engine.objects().get(self.name.clone(), self.codec, self.len_bytes)
+        self.engine.objects().get(self.name.clone(), self.codec, self.len_bytes, self.points.as_ref())
     }
 }
 
@@ -49,7 +50,8 @@ pub(super) fn of<'a>(engine: &'a Engine, layers: &[Arc<Backup>], map: &ExtentMap
         Piece::Data { object, .. } if seen.insert(object) => {
             let (backup, data) = object_of(layers, object).ok()?;
             let name = backup.object_name(data).ok()?;
-            Some(StoredObject { engine, name, codec: data.codec, len_bytes: data.len_bytes })
+            let (codec, len_bytes, points) = (data.codec, data.len_bytes, data.points.clone());
+            Some(StoredObject { engine, name, codec, len_bytes, points })
         }
         Piece::Data { .. } | Piece::Gap(_) => None,
     };

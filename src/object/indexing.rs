@@ -92,6 +92,13 @@ impl Indexing {
         (self.is_on && len_bytes > above).then_some(spacing)
     }
 
+    /// How far apart two points may be, in plain bytes, for what lies between them to be as good as indexed.
+    pub(super) fn dense_bytes(&self, codec: Codec) -> u64 {
+        let usual = codec.spacing_bytes().max(codec.indexed_above_bytes()).unwrap_or(0);
+        let spacing = self.spacing_bytes.unwrap_or(usual);
+        spacing.saturating_add(spacing / 2)
+    }
+
     /// Who holds states in memory.
     pub(super) fn holders(&self) -> &Holders {
         &self.holders
@@ -177,7 +184,7 @@ impl Indexing {
 /// The point with its state; `None` when that was in a file that is not open.
 pub(super) fn point_of(entry: &Entry, saved: Option<&SavedIndex>) -> Option<Result<RestartPoint>> {
     let state = match &entry.state {
-        State::Raw(state) | State::Packed(state) => Ok(state.clone()),
+        State::Raw(state) | State::Packed(state) | State::Given(state) => Ok(state.clone()),
         State::Saved(position) => saved?.state(*position),
     };
     let (plain_offset, stored_bits) = (entry.plain_offset, entry.stored_bits);
@@ -299,7 +306,8 @@ mod tests {
             let cursors = Arc::new(IdleCursors::new(32 << 20));
             let name = ObjectName::parse("object").unwrap();
             let len_bytes = plain.len() as u64;
-            let reader = ObjectReader::new(name, Codec::Bz2, len_bytes, source, cursors, indexing.clone());
+            let reader =
+                ObjectReader::new(name, Codec::Bz2, len_bytes, None, source, cursors, indexing.clone());
             let mut window = vec![0; 250_000];
             for (n, expected) in plain.chunks(window.len()).enumerate() {
                 let offset = (n * window.len()) as u64;

@@ -8,6 +8,7 @@
 //! who may want it next.
 //!
 //! - [`seek_index`]: the points that are known of one object.
+//! - [`given`]: the points that the metadata tells.
 //! - [`known`]: the parts that were decoded with their points noted. [`passes`]: which decoder gave what.
 //! - [`holders`]: whose points are in memory, for when room is short.
 //! - [`turns`]: who decodes which stretch between two points, and who waits.
@@ -22,6 +23,7 @@
 
 mod cursors;
 mod failures;
+mod given;
 mod holders;
 pub mod indexing;
 mod known;
@@ -39,14 +41,14 @@ use std::sync::{Arc, Mutex, Once, OnceLock, Weak};
 use self::cursors::{Cursor, IdleCursors};
 use self::failures::Failures;
 use self::indexing::Indexing;
-use self::passes::Passes;
+use self::passes::{Pass, Passes};
 use self::second_look::Verdicts;
 use self::turns::{Turn, Turns};
 use crate::cache_dir::seek_indexes::SeekIndexKey;
 use crate::codec::{Codec, ObjectStream};
 use crate::error::{Error, ErrorKind, Result};
 use crate::scratch::Scratch;
-use crate::store::ObjectSource;
+use crate::store::{ObjectSource, read_exact_at};
 use crate::types::ObjectName;
 
 pub use self::failures::FAILURE_BELIEVED;
@@ -68,6 +70,8 @@ pub struct ObjectReader {
     id: u64,
     name: ObjectName,
     len_bytes: u64,
+    /// What the metadata tells of restart points.
+    points: Option<Arc<str>>,
     stream: ObjectStream,
     cursors: Arc<IdleCursors>,
     indexing: Arc<Indexing>,
@@ -144,6 +148,7 @@ impl ObjectReader {
         name: ObjectName,
         codec: Codec,
         len_bytes: u64,
+        points: Option<Arc<str>>,
         source: Arc<dyn ObjectSource>,
         cursors: Arc<IdleCursors>,
         indexing: Arc<Indexing>,
@@ -152,6 +157,7 @@ impl ObjectReader {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             name,
             len_bytes,
+            points,
             stream: ObjectStream::new(codec, source, indexing.decoders().clone()),
             cursors,
             indexing,
@@ -249,6 +255,9 @@ impl ObjectReader {
         passing: &mut dyn Passing,
     ) -> Result<Filled, ReadFailure> {
         self.load_index_once();
+        if self.read_verbatim(out, offset) {
+            return Ok(Filled::All);
+        }
         let turn = self.turns.enter(offset..offset + out.len() as u64, passing.urgency());
         if passing.already_there() {
             return Ok(Filled::NotNeeded);
@@ -258,7 +267,7 @@ impl ObjectReader {
         if let Some(error) = self.failures.believed_at(offset) {
             return Err(nothing(error));
         }
-        let mut cursor = self.cursor_before(offset).map_err(nothing)?;
+        let mut cursor = self.cursor_before(offset, offset + out.len() as u64).map_err(nothing)?;
         let spacing = self.spacing_for(cursor.at, offset);
         self.steer(&turn, &mut cursor, spacing);
         self.skip_to(&turn, &mut cursor, offset, spacing, passing).map_err(nothing)?;
@@ -273,10 +282,37 @@ impl ObjectReader {
         }
         cursor.at = offset + filled as u64;
         self.steer(&turn, &mut cursor, spacing);
-        if cursor.at < self.len_bytes && cursor.generation == self.generation() {
+        let nearest = self.turns.lock().index.nearest(cursor.at);
+        let is_of_use = cursor.at < self.len_bytes && !self.is_fresh_at(nearest.as_ref(), cursor.at);
+        if is_of_use && cursor.generation == self.generation() {
             self.cursors.put(self.id, cursor);
         }
         Ok(Filled::All)
+    }
+
+    /// Fills `out` with bytes that stand in the object as they are, if these do: no need to wait for anybody, or to pass others. Where
+    /// that fails, decoding tells why.
+    fn read_verbatim(&self, out: &mut [u8], offset: u64) -> bool {
+        if out.is_empty() {
+            return false;
+        }
+        let end = offset + out.len() as u64;
+        let verbatim = self.turns.lock().index.verbatim(offset, end, self.stream.codec());
+        let Some((verbatim, here)) = verbatim else { return false };
+        let from = offset - here.plain_offset;
+        let (at, len) = verbatim.stored(from, end - here.plain_offset);
+        let Ok(len) = usize::try_from(len) else { return false };
+        let (source, at) = (&**self.stream.source(), here.stored_offset.saturating_add(at));
+        let is_there = if len == out.len() {
+            read_exact_at(source, out, at).is_ok()
+        } else {
+            let mut stored = Scratch::take(len);
+            read_exact_at(source, &mut stored, at).is_ok() && verbatim.copy(&stored, from, out)
+        };
+        if is_there {
+            self.passes.note(offset..end, Pass::GIVEN);
+        }
+        is_there
     }
 
     /// Decodes up to `offset`, offering what is of use on the way.

@@ -19,12 +19,15 @@ const READS_MAX: usize = 256;
 pub(super) struct Pass(u64);
 
 impl Pass {
+    /// None: points that the metadata tells.
+    pub(super) const GIVEN: Self = Self(0);
+
     /// All of an earlier run, and of other processes: points that came from a file.
-    pub(super) const EARLIER: Self = Self(0);
+    pub(super) const EARLIER: Self = Self(1);
 
     /// One that is not any other.
     pub(super) fn new() -> Self {
-        static NEXT: AtomicU64 = AtomicU64::new(1);
+        static NEXT: AtomicU64 = AtomicU64::new(2);
         Self(NEXT.fetch_add(1, Ordering::Relaxed))
     }
 }

@@ -34,8 +34,15 @@ impl ObjectPool {
         Self { store, cursors, indexing, open: Mutex::new(LruCache::new(OPEN_MAX)) }
     }
 
-    /// The object `name`, which is compressed as `codec` says and should hold `len_bytes` plain bytes.
-    pub fn get(&self, name: ObjectName, codec: Codec, len_bytes: u64) -> Result<Arc<ObjectReader>> {
+    /// The object `name`, which is compressed as `codec` says and should hold `len_bytes` plain bytes; `points` is what its backup
+    /// tells of restart points, as [`format::points`](crate::format::points) writes it.
+    pub fn get(
+        &self,
+        name: ObjectName,
+        codec: Codec,
+        len_bytes: u64,
+        points: Option<&Arc<str>>,
+    ) -> Result<Arc<ObjectReader>> {
         let key = (name, codec, len_bytes);
         let known = self.lock().get(&key).cloned();
         if let Some(reader) = known.as_ref().filter(|reader| !reader.is_stale()) {
@@ -44,7 +51,8 @@ impl ObjectPool {
         // Opened without the lock: a slow store must not stop readers of what is open.
         let source = self.store.open(&key.0)?;
         let (cursors, indexing) = (self.cursors.clone(), self.indexing.clone());
-        let reader = ObjectReader::new(key.0.clone(), codec, len_bytes, source, cursors, indexing);
+        let told = points.cloned();
+        let reader = ObjectReader::new(key.0.clone(), codec, len_bytes, told, source, cursors, indexing);
         if let Some(known) = known {
             reader.inherit(&known);
         }
@@ -126,7 +134,7 @@ mod tests {
     }
 
     fn get(pool: &ObjectPool, n: usize) -> Arc<ObjectReader> {
-        pool.get(name(n), Codec::Zlib, LEN).unwrap()
+        pool.get(name(n), Codec::Zlib, LEN, None).unwrap()
     }
 
     fn read(reader: &ObjectReader, offset: u64) {
@@ -271,7 +279,7 @@ mod tests {
         let source = Arc::new(Panicking { inner: pool.store.open(&name(0)).unwrap(), panics });
         let indexing = Indexing::new(Some(indexes.clone()), workers, true).with_spacing(Some(20_000));
         let (cursors, indexing) = (pool.cursors.clone(), Arc::new(indexing));
-        let reader = ObjectReader::new(name(0), Codec::Zlib, LEN, source.clone(), cursors, indexing);
+        let reader = ObjectReader::new(name(0), Codec::Zlib, LEN, None, source.clone(), cursors, indexing);
         wait_until("points that are saved", || {
             read(&reader, 0);
             read(&reader, LEN - 1);

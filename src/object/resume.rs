@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
 use super::cursors::Cursor;
+use super::given::Given;
 use super::holders::MakingRoom;
 use super::indexing::{PACK_BYTES, key_of, point_of};
 use super::passes::Pass;
@@ -16,7 +17,7 @@ use super::seek_index::{Entry, SeekIndex, State};
 use super::turns::Turn;
 use super::{ObjectReader, Passing, STEP_BYTES};
 use crate::cache_dir::seek_indexes::{SavedIndex, SeekIndexKey};
-use crate::codec::RestartPoint;
+use crate::codec::{Codec, RestartPoint};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Reads of a stretch that skip much of it, before points in it become denser.
@@ -34,20 +35,43 @@ impl Drop for Tidying {
 }
 
 impl ObjectReader {
-    /// Finds the points of an earlier run, the first time.
+    /// Finds the points that the metadata tells, and those of an earlier run, the first time.
     pub(super) fn load_index_once(&self) {
+        self.loaded.call_once(|| {
+            self.take_given();
+            self.load_index();
+        });
+    }
+
+    /// Takes over what the metadata tells.
+    fn take_given(&self) {
+        let Some(text) = &self.points else { return };
+        let state = match self.stream.state_of_nothing() {
+            Ok(state) => state,
+            Err(error) => {
+                tracing::debug!(object = ?self.name, "restart points of the metadata are of no use: {error}");
+                return;
+            }
+        };
+        let stored_bytes = self.stream.source().stat().len_bytes;
+        let given = Given::read(text, self.len_bytes, stored_bytes, state);
+        let dense_bytes = self.indexing.dense_bytes(self.stream.codec());
+        self.turns.lock().index.give(given, self.len_bytes, dense_bytes);
+    }
+
+    /// Finds the points of an earlier run, unless enough are known.
+    pub(super) fn load_index(&self) {
         let codec = self.stream.codec();
-        if self.indexing.spacing_bytes(codec, self.len_bytes).is_none() {
+        let needs_none = self.indexing.spacing_bytes(codec, self.len_bytes).is_none();
+        if needs_none || self.turns.lock().index.known_to() >= self.len_bytes || self.key.get().is_some() {
             return;
         }
-        self.loaded.call_once(|| {
-            let key = key_of(codec, self.len_bytes, &**self.stream.source());
-            let key = key.inspect_err(|error| tracing::debug!(object = ?self.name, "no index: {error}")).ok();
-            let _ = self.key.set(key);
-            if let Some(saved) = key.and_then(|key| self.indexing.load(&key)) {
-                self.adopt(saved, self.generation());
-            }
-        });
+        let key = key_of(codec, self.len_bytes, &**self.stream.source());
+        let key = key.inspect_err(|error| tracing::debug!(object = ?self.name, "no index: {error}")).ok();
+        let _ = self.key.set(key);
+        if let Some(saved) = key.and_then(|key| self.indexing.load(&key)) {
+            self.adopt(saved, self.generation());
+        }
     }
 
     /// Takes over the points of an index file; `false` when points have been forgotten since generation `seen`.
@@ -66,7 +90,7 @@ impl ObjectReader {
             }
             let state = State::Saved(position);
             let is_same =
-                |known: &Entry| (known.plain_offset, known.stored_bits) == (plain_offset, stored_bits);
+                |known: Entry| (known.plain_offset, known.stored_bits) == (plain_offset, stored_bits);
             if traffic.index.nearest(plain_offset).is_some_and(is_same) {
                 traffic.index.replace_state(plain_offset, state);
             } else {
@@ -93,7 +117,7 @@ impl ObjectReader {
         }
         let other = {
             let traffic = other.turns.lock();
-            if !other.loaded.is_completed() || traffic.index.entries().is_empty() {
+            if !other.loaded.is_completed() || traffic.index.is_empty() {
                 return;
             }
             let verdicts = other.verdicts().inherited();
@@ -101,7 +125,9 @@ impl ObjectReader {
         };
         let (index, saved, key, verdicts) = other;
         self.loaded.call_once(|| {
-            let _ = self.key.set(key);
+            if key.is_some() {
+                let _ = self.key.set(key);
+            }
             *self.verdicts() = verdicts;
             let mut traffic = self.turns.lock();
             self.indexing.account(0, index.held_bytes());
@@ -110,16 +136,23 @@ impl ObjectReader {
         });
     }
 
-    /// The decoder that is closest before `offset`, or at it. The caller has the turn for it.
-    pub(super) fn cursor_before(&self, offset: u64) -> Result<Cursor> {
+    /// The decoder that is closest before `offset`, or at it, for a reader that wants the bytes up to `end`. The caller has the turn
+    /// for it.
+    pub(super) fn cursor_before(&self, offset: u64, end: u64) -> Result<Cursor> {
         loop {
-            let (nearest, saved, generation, doubts) = {
+            let (nearest, needed, saved, generation, doubts) = {
                 let traffic = self.turns.lock();
+                let nearest = traffic.index.nearest(offset);
+                let needed =
+                    nearest.as_ref().and_then(|entry| traffic.index.needed(entry, end, self.stream.codec()));
                 let doubts = self.doubts.load(Ordering::Acquire);
-                (traffic.index.nearest(offset).cloned(), traffic.saved.clone(), self.generation(), doubts)
+                (nearest, needed, traffic.saved.clone(), self.generation(), doubts)
             };
             let start = nearest.as_ref().map_or(0, |entry| entry.plain_offset);
-            if let Some(cursor) = self.cursors.take(self.id, start..=offset) {
+            // Whoever begins at such a point knows how much it needs; who came from before it has nothing more to offer.
+            let is_at_point = self.is_fresh_at(nearest.as_ref(), offset);
+            if let Some(cursor) = (!is_at_point).then(|| self.cursors.take(self.id, start..=offset)).flatten()
+            {
                 if self.may_go_on(&cursor, start) {
                     return Ok(cursor);
                 }
@@ -138,7 +171,7 @@ impl ObjectReader {
                 });
             };
             let resumed = match point_of(&entry, saved.as_deref()) {
-                Some(Ok(point)) => self.stream.resume(&point),
+                Some(Ok(point)) => self.stream.resume_for(&point, needed),
                 Some(Err(error)) => Err(error),
                 None => continue, // the file was exchanged meanwhile
             };
@@ -163,6 +196,13 @@ impl ObjectReader {
                 }
             }
         }
+    }
+
+    /// Whether `nearest` is a point of the metadata at `offset` itself, where a new decoder is as good as any. Those of bz2 are not: who
+    /// has come far in order has blocks decoded ahead.
+    pub(super) fn is_fresh_at(&self, nearest: Option<&Entry>, offset: u64) -> bool {
+        let is_at = |entry: &Entry| entry.pass == Pass::GIVEN && entry.plain_offset == offset;
+        self.stream.codec() != Codec::Bz2 && nearest.is_some_and(is_at)
     }
 
     /// Whether what a decoder gives from here on is worth as much as what one that begins at `start` gives. Since bytes of the
@@ -214,7 +254,7 @@ impl ObjectReader {
         let may_note = is_current && has_room;
         // What is passed without noting the points that are wanted there must be decoded again to know them.
         cursor.noted_to = (wanted.is_none() || may_note).then_some(cursor.at);
-        let wanted = wanted.filter(|_| may_note);
+        let wanted = wanted.filter(|wanted| may_note && wanted.from < self.len_bytes);
         if wanted != cursor.recording {
             cursor.decoder.record(wanted);
             cursor.recording = wanted;
@@ -304,7 +344,7 @@ impl ObjectReader {
         let (entries, saved, known_to, generation) = {
             let traffic = self.turns.lock();
             let index = &traffic.index;
-            (index.entries().to_vec(), traffic.saved.clone(), index.known_to(), self.generation())
+            (index.all(), traffic.saved.clone(), index.known_to(), self.generation())
         };
         match self.indexing.save(&key, known_to, &entries, saved.as_deref(), &self.stream) {
             Some(Ok(saved)) => {
@@ -323,8 +363,7 @@ impl ObjectReader {
 
     /// Takes those of `entries` out of the file that have been forgotten while they were saved.
     fn take_back(&self, key: &SeekIndexKey, entries: &[Entry]) {
-        let now: Vec<u64> =
-            self.turns.lock().index.entries().iter().map(|entry| entry.plain_offset).collect();
+        let now: Vec<u64> = self.turns.lock().index.all().iter().map(|entry| entry.plain_offset).collect();
         let was_saved = |at: &u64| entries.binary_search_by_key(at, |entry| entry.plain_offset).is_ok();
         let is_there = |at: &u64| now.binary_search(at).is_ok();
         self.indexing

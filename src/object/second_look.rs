@@ -4,7 +4,8 @@
 //! 1. Are they right when they are decoded anew from the next point before them? Then whoever decoded them before had read
 //!    something else, and the points that he noted behind are forgotten with what they led to.
 //! 2. Are they right when they are decoded past that point: from the object's start? Then the point is to blame, and with it all
-//!    that came from the same place: the file of an earlier run, or the rest of one pass, and what later passes noted.
+//!    that came from the same place: the file of an earlier run, or the rest of one pass, and what later passes noted. Of the points
+//!    that the metadata tells each stands for itself, until too many were wrong.
 //! 3. If not, the object is damaged there. Decoding from the start tells nothing of what lies behind damage, so from now on
 //!    points behind it are compared with the point before each of them instead, which costs a stretch.
 //!
@@ -75,8 +76,8 @@ impl ObjectReader {
     fn way_past(&self, offset: u64) -> Option<Bypass> {
         let (suspect, before) = {
             let traffic = self.turns.lock();
-            let suspect = traffic.index.nearest(offset)?.clone();
-            (suspect.clone(), traffic.index.nearest(suspect.plain_offset - 1).cloned())
+            let suspect = traffic.index.nearest(offset)?;
+            (suspect.clone(), traffic.index.nearest(suspect.plain_offset - 1))
         };
         let verdicts = self.verdicts();
         if verdicts.blameless.contains(&suspect.plain_offset) {
@@ -125,19 +126,20 @@ impl ObjectReader {
     /// Forgets the points that `is_wrong` picks, and what was decoded from them.
     fn forget(&self, is_wrong: &dyn Fn(&Entry) -> bool) {
         let mut traffic = self.turns.lock();
-        let wrong: Vec<Entry> =
-            traffic.index.entries().iter().filter(|entry| is_wrong(entry)).cloned().collect();
+        let wrong: Vec<Entry> = traffic.index.all().into_iter().filter(is_wrong).collect();
         // All at once: whoever sees the new generation sees nothing of the old one.
         self.generation.fetch_add(1, Ordering::AcqRel);
         let before = traffic.index.held_bytes();
-        if !wrong.is_empty() && wrong.len() == traffic.index.entries().len() {
+        if wrong.iter().filter(|entry| entry.pass == Pass::GIVEN).count() > 1 {
+            traffic.index.forget_given();
+        }
+        wrong.iter().for_each(|entry| traffic.index.remove(entry.plain_offset));
+        let is_all = !wrong.is_empty() && traffic.index.is_empty();
+        if is_all {
             traffic.index.clear();
             traffic.saved = None;
-        } else {
-            wrong.iter().for_each(|entry| traffic.index.remove(entry.plain_offset));
         }
         self.indexing.account(before, traffic.index.held_bytes());
-        let is_all = traffic.index.entries().is_empty();
         self.failures.clear();
         {
             let mut verdicts = self.verdicts();
@@ -147,9 +149,9 @@ impl ObjectReader {
         drop(traffic);
         self.cursors.drop_all_of(self.id);
         let Some(key) = self.key.get().copied().flatten() else { return };
-        if is_all && !wrong.is_empty() {
+        if is_all {
             self.indexing.forget(&key);
-        } else if wrong.iter().any(|entry| entry.state.is_saved()) {
+        } else if wrong.iter().any(|entry| entry.state.is_saved() || entry.pass == Pass::GIVEN) {
             let places: BTreeSet<_> =
                 wrong.iter().map(|entry| (entry.plain_offset, entry.stored_bits)).collect();
             self.indexing
@@ -170,10 +172,14 @@ impl ObjectReader {
         let Bypass { suspect, from, .. } = bypass;
         let at = suspect.plain_offset;
         tracing::warn!(object = ?self.name, at, "restart points were wrong, and are forgotten");
+        let are_too_many = suspect.pass == Pass::GIVEN && self.turns.lock().index.refute();
         // With it go those of later passes, which may have begun there and be as wrong.
         self.forget(&|entry| match (suspect.pass, from) {
+            // Each of the metadata's stands for itself, as far as there are good ones.
+            (Pass::GIVEN, _) if entry.pass == Pass::GIVEN => are_too_many || entry.plain_offset == at,
+            (Pass::GIVEN, _) => entry.plain_offset > at && entry.pass > Pass::EARLIER,
             // Perhaps a file of another object.
-            (Pass::EARLIER, From::Start) => true,
+            (Pass::EARLIER, From::Start) => entry.pass >= Pass::EARLIER,
             // The point before it was right, so it is not.
             (Pass::EARLIER, From::Point(_)) => {
                 entry.plain_offset == at || (entry.plain_offset > at && entry.pass > Pass::EARLIER)
@@ -181,6 +187,9 @@ impl ObjectReader {
             // Whatever went wrong on that way, it went wrong before this point.
             (pass, _) => entry.plain_offset >= at && entry.pass >= pass,
         });
+        if are_too_many {
+            self.load_index();
+        }
     }
 }
 
@@ -316,7 +325,10 @@ impl ObjectReader {
 impl Drop for SecondLook<'_> {
     /// Bytes that were read anew and then not told to be wrong were right.
     fn drop(&mut self) {
-        if let Some((offset, Some(pass))) = self.anew.take() {
+        if let Some((offset, Some(pass))) = self.anew.take()
+            // Nobody decoded what stands there as it is, and nobody noted a point on the way.
+            && pass != Pass::GIVEN
+        {
             self.reader.forget_pass(pass, offset);
         }
     }

@@ -4,14 +4,19 @@
 //! denser in one place than in another; and a reader asks "where do I begin?" on every read. Idea: one sorted list, in
 //! which the space between two neighbours is a *stretch*: the least that is decoded on the way to a byte in it.
 //!
+//! Points that the metadata tells ([`given`](super::given)) are apart from the others, because they are many and small; for a
+//! reader they are one list.
+//!
 //! Invariants: sorted by plain offset, no offset twice; the object's start is not in the list, as it needs no point; the
 //! number of points is bounded. No I/O happens here.
 
 use std::sync::Arc;
 
+use super::given::Given;
 use super::known::Known;
 use super::passes::Pass;
-use crate::codec::{Recording, RestartPoint};
+use crate::codec::{Codec, Needed, Recording, RestartPoint, Verbatim};
+use crate::format::points::Place;
 
 /// Most points of one object. 2 GB with a point every 64 KiB are half of this; a point costs 40 bytes besides its state.
 const POINTS_MAX: usize = 1 << 16;
@@ -37,13 +42,15 @@ pub(super) enum State {
     Packed(Arc<[u8]>),
     /// In the index file that was opened last, at this position.
     Saved(usize),
+    /// The one that all points have which the metadata tells.
+    Given(Arc<[u8]>),
 }
 
 impl State {
     fn held_bytes(&self) -> usize {
         match self {
             Self::Raw(state) | Self::Packed(state) => state.len(),
-            Self::Saved(_) => 0,
+            Self::Saved(_) | Self::Given(_) => 0,
         }
     }
 
@@ -54,7 +61,7 @@ impl State {
     fn raw_bytes(&self) -> usize {
         match self {
             Self::Raw(state) => state.len(),
-            Self::Packed(_) | Self::Saved(_) => 0,
+            Self::Packed(_) | Self::Saved(_) | Self::Given(_) => 0,
         }
     }
 }
@@ -63,6 +70,7 @@ impl State {
 #[derive(Clone, Default, Debug)]
 pub(super) struct SeekIndex {
     entries: Vec<Entry>,
+    given: Given,
     known: Known,
     held_bytes: usize,
     raw_bytes: usize,
@@ -74,8 +82,53 @@ pub(super) struct SeekIndex {
 }
 
 impl SeekIndex {
+    /// The points that were noted, by us or in an earlier run.
     pub(super) fn entries(&self) -> &[Entry] {
         &self.entries
+    }
+
+    /// All points, those that the metadata tells included.
+    pub(super) fn all(&self) -> Vec<Entry> {
+        let mut all: Vec<Entry> = self.entries.iter().cloned().chain(self.given.entries()).collect();
+        all.sort_by_key(|entry| entry.plain_offset);
+        all
+    }
+
+    /// Whether there is no point at all.
+    pub(super) fn is_empty(&self) -> bool {
+        self.entries.is_empty() && self.given.is_empty()
+    }
+
+    /// Takes over what the metadata of an object of `len_bytes` tells. What lies between two points that are at most `dense_bytes`
+    /// apart is known then.
+    pub(super) fn give(&mut self, given: Given, len_bytes: u64, dense_bytes: u64) {
+        self.given = given;
+        let starts = std::iter::once(0).chain(self.given.entries().map(|entry| entry.plain_offset));
+        let ends = self.given.entries().map(|entry| entry.plain_offset).chain([len_bytes]);
+        for (start, end) in starts.zip(ends) {
+            if end - start <= dense_bytes {
+                self.known.add(start..end);
+            }
+        }
+        // No place twice.
+        let is_given =
+            |entry: &Entry| self.given.offset_before(entry.plain_offset) == Some(entry.plain_offset);
+        let twice: Vec<u64> =
+            self.entries.iter().filter(|entry| is_given(entry)).map(|entry| entry.plain_offset).collect();
+        for offset in twice {
+            self.remove_noted(offset);
+        }
+    }
+
+    /// Forgets all points of the metadata, and that anything is known.
+    pub(super) fn forget_given(&mut self) {
+        self.given = Given::default();
+        self.known = Known::default();
+    }
+
+    /// Counts a point of the metadata that led astray; whether that were too many for the others to be believed.
+    pub(super) fn refute(&mut self) -> bool {
+        self.given.refute()
     }
 
     /// Plain offset up to which points have been noted.
@@ -94,25 +147,46 @@ impl SeekIndex {
     }
 
     /// The last point at or before `offset`.
-    pub(super) fn nearest(&self, offset: u64) -> Option<&Entry> {
+    pub(super) fn nearest(&self, offset: u64) -> Option<Entry> {
+        let (noted, given) = (self.noted_before(offset), self.given.offset_before(offset));
+        if noted.map(|entry| entry.plain_offset) >= given {
+            return noted.cloned();
+        }
+        self.given.before(offset)
+    }
+
+    fn noted_before(&self, offset: u64) -> Option<&Entry> {
         let after = self.entries.partition_point(|entry| entry.plain_offset <= offset);
         self.entries[..after].last()
     }
 
     /// Where the stretch of `offset` begins.
     pub(super) fn stretch_start(&self, offset: u64) -> u64 {
-        self.nearest(offset).map_or(0, |entry| entry.plain_offset)
+        let noted = self.noted_before(offset).map_or(0, |entry| entry.plain_offset);
+        self.given.offset_before(offset).map_or(noted, |given| given.max(noted))
+    }
+
+    /// As [`Given::verbatim`].
+    pub(super) fn verbatim(&self, from: u64, end: u64, codec: Codec) -> Option<(Verbatim, Place)> {
+        self.given.verbatim(from, end, codec)
+    }
+
+    /// As [`Given::needed`].
+    pub(super) fn needed(&self, entry: &Entry, end: u64, codec: Codec) -> Option<Needed> {
+        self.given.needed(entry, end, codec).filter(|_| entry.pass == Pass::GIVEN)
     }
 
     /// The first point behind `offset`.
     pub(super) fn next_after(&self, offset: u64) -> Option<u64> {
         let after = self.entries.partition_point(|entry| entry.plain_offset <= offset);
-        self.entries.get(after).map(|entry| entry.plain_offset)
+        let noted = self.entries.get(after).map(|entry| entry.plain_offset);
+        [noted, self.given.offset_after(offset)].into_iter().flatten().min()
     }
 
     /// Adds a point, unless there is one at its place or the list is full.
     pub(super) fn add(&mut self, entry: Entry) -> bool {
-        if entry.plain_offset == 0 || self.entries.len() >= POINTS_MAX {
+        let is_given = self.given.offset_before(entry.plain_offset) == Some(entry.plain_offset);
+        if entry.plain_offset == 0 || is_given || self.entries.len() >= POINTS_MAX {
             return false;
         }
         match self.entries.binary_search_by_key(&entry.plain_offset, |known| known.plain_offset) {
@@ -136,12 +210,19 @@ impl SeekIndex {
 
     /// Forgets the point at `plain_offset`: what it led to has to be decoded anew to have a point there again.
     pub(super) fn remove(&mut self, plain_offset: u64) {
-        if let Ok(at) = self.entries.binary_search_by_key(&plain_offset, |known| known.plain_offset) {
-            let removed = self.entries.remove(at);
-            self.discount(&removed.state);
+        if self.remove_noted(plain_offset) || self.given.remove(plain_offset) {
             let gap = self.stretch_start(plain_offset)..self.next_after(plain_offset).unwrap_or(u64::MAX);
             self.known.remove(gap);
         }
+    }
+
+    fn remove_noted(&mut self, plain_offset: u64) -> bool {
+        let Ok(at) = self.entries.binary_search_by_key(&plain_offset, |known| known.plain_offset) else {
+            return false;
+        };
+        let removed = self.entries.remove(at);
+        self.discount(&removed.state);
+        true
     }
 
     /// Forgets everything.
@@ -177,7 +258,11 @@ impl SeekIndex {
     /// Counts a read that skips much of the stretch of `offset`; returns how many there were.
     pub(super) fn visit(&mut self, offset: u64) -> u8 {
         let after = self.entries.partition_point(|entry| entry.plain_offset <= offset);
+        let given = self.given.offset_before(offset);
         let Some(entry) = after.checked_sub(1).map(|at| &mut self.entries[at]) else { return 0 };
+        if given > Some(entry.plain_offset) {
+            return 0;
+        }
         entry.visits = entry.visits.saturating_add(1);
         entry.visits
     }
@@ -229,6 +314,11 @@ impl Entry {
     /// A point as the decoder of `pass` gave it.
     pub(super) fn raw(point: RestartPoint, pass: Pass) -> Self {
         Self { pass, ..Self::new(point.plain_offset, point.stored_bits, State::Raw(point.state)) }
+    }
+
+    /// A point of the metadata.
+    pub(super) fn given(plain_offset: u64, stored_bits: u64, state: Arc<[u8]>) -> Self {
+        Self { pass: Pass::GIVEN, ..Self::new(plain_offset, stored_bits, State::Given(state)) }
     }
 
     /// A point of an earlier run.

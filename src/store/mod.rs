@@ -93,6 +93,10 @@ pub trait ObjectSource: Send + Sync {
     /// `buf`). Fewer bytes than asked for do not mean the end.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize>;
 
+    /// Says that `len` bytes from `offset` on will soon be read, so that they may be fetched meanwhile. Returns at once, and means nothing
+    /// where a store cannot.
+    fn will_need(&self, _offset: u64, _len: u64) {}
+
     /// Whether the object's bytes may have been overwritten in place since it was opened, as Cinder up to 10.0.2 does
     /// where backups share a name. A store in which objects are only ever replaced whole never says so.
     fn is_changed(&self) -> Result<bool> {

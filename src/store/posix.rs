@@ -143,6 +143,12 @@ impl ObjectSource for PosixObject {
         )
     }
 
+    fn will_need(&self, offset: u64, len: u64) {
+        let Some(len) = std::num::NonZeroU64::new(len).filter(|_| offset <= i64::MAX as u64) else { return };
+        // A file system that cannot fetches nothing, and reads say what is wrong.
+        let _ = rustix::fs::fadvise(&self.file, offset, Some(len), rustix::fs::Advice::WillNeed);
+    }
+
     fn is_changed(&self) -> Result<bool> {
         let now = rustix::fs::fstat(&self.file).map_err(|errno| {
             Error::caused_by(ErrorKind::StoreIo, format!("cannot look at object {:?}", self.name), errno)

@@ -111,12 +111,10 @@ pub fn consolidate(
     if len_bytes == 0 {
         return Err(Error::new(ErrorKind::Usage, format!("the image of backup {} is empty", entry.id)));
     }
-    let (object_bytes, block_bytes) = NewBackup {
-        object_bytes: wanted.object_bytes,
-        block_bytes: wanted.block_bytes.unwrap_or_else(|| usual_block_bytes(&image)),
-        ..NewBackup::full(volume_id.clone())
-    }
-    .sizes(len_bytes)?;
+    let block_bytes = wanted.block_bytes.unwrap_or_else(|| usual_block_bytes(&image));
+    let (object_bytes, block_bytes) =
+        NewBackup { object_bytes: wanted.object_bytes, ..NewBackup::full(volume_id.clone()) }
+            .sizes(block_bytes, len_bytes)?;
     let snapshot = catalog.refresh()?;
     let created_at = creation_time(&snapshot, entry);
     let id = new_id()?;

@@ -75,6 +75,8 @@ pub struct NewBackup {
     pub object_bytes: Option<u64>,
     /// Bytes of a block.
     pub block_bytes: u64,
+    /// Whether a parent's blocks go before [`block_bytes`](Self::block_bytes), which then is for a full backup.
+    pub adopts_blocks: bool,
     /// Where the source may differ from the parent, if somebody else knows; all else is taken from the parent unread.
     pub changed: Option<Changed>,
     /// Whether to read all the same, and to see whether what `changed` tells is right.
@@ -98,6 +100,7 @@ impl NewBackup {
             level: None,
             object_bytes: None,
             block_bytes: BLOCK_BYTES,
+            adopts_blocks: false,
             changed: None,
             paranoid: false,
             threads: std::thread::available_parallelism().map_or(1, usize::from),
@@ -106,9 +109,8 @@ impl NewBackup {
 
     /// The size of its objects and blocks in bytes, checked: [`ErrorKind::Usage`] when a volume of that length can have no
     /// such ones.
-    pub(super) fn sizes(&self, len_bytes: u64) -> Result<(u64, u64)> {
+    pub(super) fn sizes(&self, block_bytes: u64, len_bytes: u64) -> Result<(u64, u64)> {
         let refuse = |message: String| Err(Error::new(ErrorKind::Usage, message));
-        let block_bytes = self.block_bytes;
         if !(BLOCK_BYTES_MIN..=BLOCK_BYTES_MAX).contains(&block_bytes) {
             return refuse(format!(
                 "the block size is {block_bytes} bytes, expected {BLOCK_BYTES_MIN} to {BLOCK_BYTES_MAX}"
@@ -169,11 +171,16 @@ pub fn create(
         return Err(Error::new(ErrorKind::Usage, message));
     }
     let len_bytes = source.len_bytes();
-    let (object_bytes, block_bytes) = new.sizes(len_bytes)?;
+    if !new.adopts_blocks {
+        new.sizes(new.block_bytes, len_bytes)?; // a wrong call is one whatever the store holds
+    }
     let snapshot = catalog.refresh()?;
     let parent = find_parent(catalog, &snapshot, new)?;
     let digests =
-        parent.as_ref().map(|parent| parent_digests(catalog, parent, block_bytes, len_bytes)).transpose()?;
+        parent.as_ref().map(|parent| parent_digests(catalog, parent, new, len_bytes)).transpose()?;
+    // The parent's, where there is one; `parent_digests` refuses what differs.
+    let block_bytes = digests.as_ref().map_or(new.block_bytes, BlockHashTable::block_bytes);
+    let (object_bytes, block_bytes) = new.sizes(block_bytes, len_bytes)?;
 
     let id = new_id()?;
     let created_at = creation_time(&snapshot, &new.volume_id, now)?;
@@ -264,7 +271,7 @@ fn find_parent(catalog: &Catalog, snapshot: &Snapshot, new: &NewBackup) -> Resul
 fn parent_digests(
     catalog: &Catalog,
     parent: &Entry,
-    block_bytes: u64,
+    new: &NewBackup,
     len_bytes: u64,
 ) -> Result<BlockHashTable> {
     let id = &parent.id;
@@ -279,10 +286,11 @@ fn parent_digests(
             return Err(refuse(format!("its digest file is damaged ({error}); make a full backup")));
         }
     };
-    if table.block_bytes() != block_bytes {
-        let theirs = table.block_bytes();
+    let block_bytes = table.block_bytes();
+    if !new.adopts_blocks && block_bytes != new.block_bytes {
         return Err(refuse(format!(
-            "its hash block size is {theirs} bytes, here it is {block_bytes}; give --block-size {theirs}, or make a full backup"
+            "its hash block size is {block_bytes} bytes, here it is {}; give --block-size {block_bytes} or none, or make a full backup",
+            new.block_bytes
         )));
     }
     let size_gib = len_bytes.div_ceil(GIB);

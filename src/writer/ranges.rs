@@ -2,11 +2,14 @@
 //!
 //! Problem: asking the file system for holes again and again is slow where it must look at every page to find the end of
 //! the data (tmpfs). Idea: remember the answers that were given last; neighbours ask about the same one.
+//!
+//! Besides, where somebody else knows what changed, only the blocks that this touches need reading.
 
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use super::source::Source;
+use super::source::changed::Changed;
 use crate::error::Result;
 
 /// How many answers are remembered: more than there are threads that ask about places of their own.
@@ -53,6 +56,37 @@ impl<'a> Ranges<'a> {
     }
 }
 
+/// The whole blocks of `range`, which begins at one, that a list of changes touches; sorted, and apart from each other. The
+/// volume's last block is always one: it may have become longer or shorter, which no list tells.
+pub(super) fn listed_blocks(
+    listed: &Changed,
+    range: &Range<u64>,
+    block_bytes: u64,
+    len_bytes: u64,
+) -> Vec<Range<u64>> {
+    let mut blocks = Vec::new();
+    let mut at = range.start;
+    while let Some(changed) = listed.next(at).filter(|changed| changed.start < range.end) {
+        let start = changed.start - changed.start % block_bytes;
+        let end = changed.end.next_multiple_of(block_bytes).min(range.end);
+        join(&mut blocks, start..end);
+        at = end;
+    }
+    if range.end == len_bytes && at < range.end {
+        let last = (len_bytes - 1) / block_bytes * block_bytes;
+        join(&mut blocks, last..len_bytes);
+    }
+    blocks
+}
+
+/// Adds a range that begins at or behind the end of the last one.
+pub(super) fn join(ranges: &mut Vec<Range<u64>>, range: Range<u64>) {
+    match ranges.last_mut() {
+        Some(last) if last.end == range.start => last.end = range.end,
+        _ => ranges.push(range),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
@@ -95,5 +129,40 @@ mod tests {
             }
         }
         assert_eq!(source.0.load(Ordering::Relaxed), 3, "each answer is asked for once");
+    }
+    #[test]
+    #[expect(clippy::single_range_in_vec_init, reason = "a list of one range is meant")]
+    fn listed_blocks_are_those_that_a_change_touches() {
+        const BLOCK: u64 = 4;
+        let lists = [
+            vec![],
+            vec![0..1],
+            vec![3..5],
+            vec![0..4, 8..9, 10..13, 15..16],
+            vec![1..2, 5..6, 30..42],
+            vec![0..42],
+            vec![41..42],
+        ];
+        for list in lists {
+            let text: Vec<_> = list
+                .iter()
+                .map(|r| format!(r#"{{"offset":{},"length":{},"exists":"true"}}"#, r.start, r.end - r.start))
+                .collect();
+            let changed = Changed::parse(format!("[{}]", text.join(",")).as_bytes(), 42).unwrap();
+            for range in [0..16, 16..32, 32..42, 8..42] {
+                let found = listed_blocks(&changed, &range, BLOCK, 42);
+                for block in (range.start..range.end).step_by(BLOCK as usize) {
+                    let end = range.end.min(block + BLOCK);
+                    let is_listed = list.iter().any(|r| r.start < end && r.end > block) || end == 42;
+                    assert_eq!(
+                        found.iter().any(|r| r.contains(&block)),
+                        is_listed,
+                        "{list:?} {range:?} {block}"
+                    );
+                }
+                assert!(found.iter().all(|r| r.start >= range.start && r.end <= range.end && !r.is_empty()));
+                assert!(found.windows(2).all(|pair| pair[0].end < pair[1].start), "{found:?}");
+            }
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -223,6 +224,30 @@ impl Backup {
     }
 }
 
+/// A store with three backups of others: one in the container that ours will share, one beside, one below `ab`.
+pub(crate) fn store() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    Backup::new("11111111-other", "team/one").write(folder.path(), None).unwrap();
+    Backup::new("22222222-other", "team").write(folder.path(), None).unwrap();
+    Backup::new("abab0000-other", "ab/ab/abab0000-other").write(folder.path(), None).unwrap();
+    fs::write(folder.path().join("team/one/notes.txt"), "mine").unwrap();
+    folder
+}
+
+/// Ours: in a container that exists, and in three that do not, with less and less of their path.
+pub(crate) fn ours() -> [Backup; 4] {
+    [
+        Backup::new("abcd1234-ours", "team/one"),
+        Backup::new("abcd1234-ours", "team/two"),
+        Backup::new("abcd1234-ours", "ab/cd/abcd1234-ours"),
+        Backup::new("abcd1234-ours", "new/cd/abcd1234-ours"),
+    ]
+}
+
+pub(crate) fn errno(number: i32) -> io::Error {
+    io::Error::from_raw_os_error(number)
+}
+
 /// Runs a command that must succeed.
 #[track_caller]
 pub(crate) fn run(command: &mut Command) -> Output {
@@ -234,7 +259,7 @@ pub(crate) fn run(command: &mut Command) -> Output {
 /// A small ext4 in a file; unmounted with its value.
 pub(crate) struct SmallFileSystem {
     mountpoint: PathBuf,
-    _folder: tempfile::TempDir,
+    _folder: Option<tempfile::TempDir>,
 }
 
 impl SmallFileSystem {
@@ -254,7 +279,14 @@ impl SmallFileSystem {
         fs::File::create(&image).unwrap().set_len(bytes).unwrap();
         run(Command::new("mkfs.ext4").args(["-q", "-F", "-m", "0", "-N", &files.to_string()]).arg(&image));
         run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&mountpoint));
-        Self { mountpoint, _folder: folder }
+        Self { mountpoint, _folder: Some(folder) }
+    }
+
+    /// Of what was made in that file.
+    #[allow(dead_code, reason = "each test binary uses its part of the kit")]
+    pub(crate) fn of(image: &Path, mountpoint: &Path) -> Self {
+        run(Command::new("mount").args(["-o", "loop"]).arg(image).arg(mountpoint));
+        Self { mountpoint: mountpoint.to_owned(), _folder: None }
     }
 
     pub(crate) fn root(&self) -> &Path {
@@ -270,7 +302,7 @@ impl SmallFileSystem {
 impl Drop for SmallFileSystem {
     fn drop(&mut self) {
         // A process that is just being started may have our files open for a moment.
-        let deadline = Instant::now() + Duration::from_secs(5);
+        let deadline = Instant::now() + Duration::from_secs(30);
         loop {
             let output = Command::new("umount").arg(&self.mountpoint).output();
             if output.as_ref().is_ok_and(|output| output.status.success()) {

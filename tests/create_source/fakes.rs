@@ -9,20 +9,20 @@ use std::process::{Command, Stdio};
 use cinderfs::writer::snapshot::{SnapshotKind, prepare_on};
 use cinderfs::writer::source::host::Host;
 use cinderfs::writer::source::identity::{Origin, identify};
-use cinderfs::{ErrorKind, Result};
+use cinderfs::{Error, ErrorKind, Result};
 use tempfile::TempDir;
 
 use crate::kit::{Loop, image, soon};
 
 /// A machine with programs that write down how they are called, and a loop device in the part of a volume.
-struct Machine {
+pub(crate) struct Machine {
     root: TempDir,
-    device: Loop,
-    host: Host,
+    pub(crate) device: Loop,
+    pub(crate) host: Host,
 }
 
 impl Machine {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let root = tempfile::tempdir().unwrap();
         let device = Loop::new(&image(root.path(), "disk", 1), &[]);
         let host = Host::with_root(root.path());
@@ -32,12 +32,12 @@ impl Machine {
         Self { root, device, host }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.root.path().join(name)
     }
 
     /// `body` gets the arguments as they are, and `$root`.
-    fn program(&self, name: &str, body: &str) {
+    pub(crate) fn program(&self, name: &str, body: &str) {
         let path = self.path(&format!("bin/{name}"));
         let root = self.root.path().display();
         let script = format!(
@@ -54,7 +54,7 @@ impl Machine {
     }
 
     /// The calls since the last time, with the snapshot's name as `NAME`.
-    fn calls(&self) -> Vec<String> {
+    pub(crate) fn calls(&self) -> Vec<String> {
         let log = fs::read_to_string(self.path("log")).unwrap_or_default();
         let _ = fs::remove_file(self.path("log"));
         log.lines().map(named).collect()
@@ -80,7 +80,7 @@ impl Machine {
 
     fn with_zfs(self) -> Self {
         fs::create_dir_all(self.path("dev/zvol/tank/vols")).unwrap();
-        symlink(&self.device.0, self.path("dev/zvol/tank/vols/web 1")).unwrap();
+        symlink(&self.device.0, self.path("dev/zvol/tank/vols/web+1")).unwrap();
         fs::write(self.path("listed"), "").unwrap();
         self.program(
             "zfs",
@@ -179,8 +179,33 @@ fn a_snapshot_that_cannot_be_dropped_is_told() {
     }
 }
 
+#[test]
+fn a_snapshot_that_ran_full_is_what_an_error_of_reading_is_blamed_on() {
+    let machine = Machine::new().with_lvm(THICK);
+    let prepared = prepare_on(&machine.host, &machine.device.0, SnapshotKind::Lvm, false).unwrap();
+    let explained = |invalid: &str, kind| {
+        let lvs = r#"{"report":[{"lv":[{"lv_name":"s","lv_snapshot_invalid":"INVALID"}]}]}"#;
+        fs::write(machine.path("lvs.json"), lvs.replace("INVALID", invalid)).unwrap();
+        prepared.explain(Error::new(kind, "cannot read")).to_string()
+    };
+    for invalid in ["snapshot invalid", "1"] {
+        let text = explained(invalid, ErrorKind::Source);
+        assert!(text.contains("ran full: more than its 4294967296 bytes"), "{text}");
+        assert!(text.ends_with(": cannot read"), "{text}");
+        assert_eq!(explained(invalid, ErrorKind::Target), "cannot read", "it is the store that failed");
+    }
+    for invalid in ["", "0", "unknown"] {
+        assert_eq!(explained(invalid, ErrorKind::Source), "cannot read");
+    }
+    let call = machine.calls().pop().unwrap();
+    assert_eq!(call, format!("{LVS} [lv_name,lv_snapshot_invalid] [cinder-volumes/NAME]"));
+    machine.program("lvs", "exit 5");
+    assert_eq!(prepared.explain(Error::new(ErrorKind::Source, "cannot read")).to_string(), "cannot read");
+    prepared.finish().unwrap();
+}
+
 /// Names whose process cannot be: this machine's (`lives` is one of ours), with another process.
-fn names_like(lives: &str) -> (String, String, String) {
+pub(crate) fn names_like(lives: &str) -> (String, String, String) {
     let parts: Vec<&str> = lives.split('-').collect();
     let with = |at: usize, value: &str| {
         let mut parts = parts.clone();
@@ -190,7 +215,7 @@ fn names_like(lives: &str) -> (String, String, String) {
     (with(5, "7ffffff0"), with(2, "00000001"), with(3, "00000001"))
 }
 
-fn name_of(path: &Path) -> String {
+pub(crate) fn name_of(path: &Path) -> String {
     path.file_name().unwrap().to_string_lossy().into_owned()
 }
 
@@ -228,7 +253,7 @@ fn leftovers_in_the_group_are_dropped_but_nothing_else() {
 #[test]
 fn zfs_volumes_are_read_from_a_clone_of_a_snapshot() {
     let machine = Machine::new().with_zfs();
-    let volume = machine.path("dev/zvol/tank/vols/web 1");
+    let volume = machine.path("dev/zvol/tank/vols/web+1");
     for kind in [SnapshotKind::Auto, SnapshotKind::Zfs] {
         let prepared = prepare_on(&machine.host, &volume, kind, false).unwrap();
         assert!(prepared.path_to_read().starts_with(machine.path("dev/zvol/tank/vols")), "{prepared:?}");
@@ -265,7 +290,7 @@ fn zfs_volumes_are_read_from_a_clone_of_a_snapshot() {
 fn a_clone_that_fails_takes_its_snapshot_along() {
     let machine = Machine::new().with_zfs();
     machine.program("zfs", "[ \"$1\" != clone ] || { echo 'no such property' >&2; exit 1; }");
-    let volume = machine.path("dev/zvol/tank/vols/web 1");
+    let volume = machine.path("dev/zvol/tank/vols/web+1");
     let error = prepare_on(&machine.host, &volume, SnapshotKind::Zfs, true).unwrap_err();
     assert!(error.to_string().contains("no such property"), "{error}");
     let calls = machine.calls();

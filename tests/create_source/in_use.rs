@@ -224,6 +224,7 @@ fn a_file_that_changes_while_it_is_read_is_noticed() {
     forced.check_unchanged().unwrap();
 }
 
+// > Without `--volume-id` a volume is known by the id in the name that Cinder gave it, or else by one that follows from its device or path.
 #[test]
 fn a_volume_is_known_by_cinders_name_or_by_its_place() {
     let host = Host::default();

@@ -195,19 +195,19 @@ impl Bz2Decoder {
         }
     }
 
-    /// A decoder at a block. Reads nothing yet.
+    /// A decoder at a block, or, where the state is empty, at a stream's head. Reads nothing yet.
     pub(super) fn resume(object: Arc<Object>, point: &RestartPoint) -> Result<Self> {
-        let level = match *point.state {
-            [level @ 1..=9] => level,
+        // Far from overflows; no object is that long.
+        let at = point.stored_bits.min(u64::MAX / 2);
+        let mut decoder = Self::start(object);
+        (decoder.place, decoder.level) = match *point.state {
+            [level @ 1..=9] => (Place::Block(at), level),
+            [] if at.is_multiple_of(8) => (Place::Head(at / 8), 0),
             _ => {
                 let message = format!("bz2: no restart at plain offset {}", point.plain_offset);
                 return Err(Error::new(ErrorKind::Codec, message));
             }
         };
-        // Far from overflows; no object is that long.
-        let at = point.stored_bits.min(u64::MAX / 2);
-        let mut decoder = Self::start(object);
-        (decoder.place, decoder.level) = (Place::Block(at), level);
         (decoder.plain_offset, decoder.last_point) = (point.plain_offset, point.plain_offset);
         Ok(decoder)
     }

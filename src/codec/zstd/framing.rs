@@ -14,7 +14,7 @@ const MAGIC: u32 = 0xFD2F_B528;
 const MAGIC_SKIPPABLE: u32 = 0x184D_2A50;
 
 /// The longest frame header, its magic number included.
-const HEADER_BYTES_MAX: usize = 18;
+pub(super) const HEADER_BYTES_MAX: usize = 18;
 
 /// What the frame's header says.
 #[derive(Clone, Copy, Default, Debug)]
@@ -90,6 +90,17 @@ pub(super) fn block_header(bytes: [u8; 3]) -> Option<(bool, BlockKind, u32, u64)
         _ => return None,
     };
     Some((header & 1 == 1, kind, size, stored))
+}
+
+/// The frame that `bytes`, an object's first ones, begin; `None` when they do not.
+pub(super) fn frame_of(bytes: &[u8]) -> Option<Frame> {
+    let mut framing = Framing::at_frame(0);
+    let mut frame = None;
+    for byte in bytes {
+        framing.push(std::slice::from_ref(byte), 0, |_| ());
+        frame = frame.or(framing.border().map(|(frame, _)| *frame));
+    }
+    frame
 }
 
 impl Framing {

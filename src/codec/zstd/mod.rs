@@ -11,6 +11,7 @@
 //! know is exactly what a dictionary can tell it. Frames that follow each other are points for nothing.
 
 mod block;
+mod context;
 mod framing;
 mod fse;
 mod prune;
@@ -18,11 +19,12 @@ mod recorder;
 mod sequences;
 mod state;
 
-use ::zstd::zstd_safe::zstd_sys::ZSTD_ErrorCode;
-use ::zstd::zstd_safe::{
-    DCtx, DParameter, InBuffer, OutBuffer, ResetDirective, get_error_name, is_error_kind,
-};
+use std::sync::Arc;
 
+use ::zstd::zstd_safe::zstd_sys::ZSTD_ErrorCode;
+use ::zstd::zstd_safe::{DParameter, InBuffer, OutBuffer, ResetDirective, get_error_name, is_error_kind};
+
+use self::context::Context;
 use self::framing::Framing;
 use self::recorder::Recorder;
 use self::state::State;
@@ -52,7 +54,7 @@ const CHECKSUM_BYTES: usize = 4;
 
 /// The state of a run of zstd frames.
 pub(super) struct Zstd {
-    context: DCtx<'static>,
+    context: Context,
     /// Stored bytes of the next call.
     wanted: usize,
     /// The last call filled its output, so libzstd may hold more plain bytes.
@@ -85,7 +87,7 @@ impl Zstd {
     /// Fails with [`ErrorKind::LimitExceeded`] when there is no memory for the state.
     pub(super) fn new() -> Result<Self> {
         let no_memory = || Error::new(ErrorKind::LimitExceeded, "zstd: out of memory");
-        let mut context = DCtx::try_create().ok_or_else(no_memory)?;
+        let mut context = Context::take().ok_or_else(no_memory)?;
         context.set_parameter(DParameter::WindowLogMax(WINDOW_LOG_MAX)).map_err(|_| no_memory())?;
         Ok(Self {
             context,
@@ -122,7 +124,9 @@ impl Zstd {
         }
         let state = State::read(&point.state).ok_or_else(refused)?;
         stream.framing = Framing::at_block(stored, state.frame());
-        stream.context.load_dictionary(state.dictionary()).map_err(|_| refused())?;
+        if !state.dictionary().is_empty() {
+            stream.context.load_dictionary(state.dictionary()).map_err(|_| refused())?;
+        }
         let header = state.frame_header();
         let mut input = InBuffer::around(&header);
         match stream.context.decompress_stream(&mut OutBuffer::around(&mut [0; 0][..]), &mut input) {
@@ -216,6 +220,20 @@ impl Zstd {
             Next::Fail(ErrorKind::Codec, get_error_name(code).to_owned())
         }
     }
+}
+
+/// As [`ObjectStream::state_of_nothing`](super::ObjectStream::state_of_nothing).
+pub(super) fn state_of_nothing(source: &dyn ObjectSource) -> Result<Arc<[u8]>> {
+    let mut header = [0; framing::HEADER_BYTES_MAX];
+    let mut filled = 0;
+    while filled < header.len() {
+        match source.read_at(&mut header[filled..], filled as u64)? {
+            0 => break,
+            read => filled += read,
+        }
+    }
+    let state = framing::frame_of(&header[..filled]).and_then(|frame| state::of_nothing(&frame));
+    state.ok_or_else(|| Error::new(ErrorKind::Codec, "zstd: the object's first frame has no restart points"))
 }
 
 /// The same point with a smaller state, which the bytes of `source` that follow it decide.

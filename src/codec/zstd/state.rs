@@ -6,7 +6,8 @@
 //!
 //! Layout of a state: tag ([`RAW`] or [`PACKED`]), flags, window descriptor (of RFC 8878 section 3.1.1.1.2), two bytes
 //! with the length of the dictionary before its window, then the dictionary; a packed one is four bytes with its length
-//! and a zstd frame. An empty state is the start of a frame.
+//! and a zstd frame. One with the tag [`NOTHING`] ends behind its descriptor: where an independent job begins, nothing before it counts.
+//! An empty state is the start of a frame.
 //!
 //! Invariants: what comes from a file is a claim. Nothing is allocated beyond [`WINDOW_BYTES_MAX`] and a little, and what
 //! does not fit together is refused; what fits and is wrong gives wrong bytes, which the digests find.
@@ -30,6 +31,7 @@ const TABLES_BYTES_MAX: usize = 512;
 /// Tags.
 const RAW: u8 = 1;
 const PACKED: u8 = 2;
+const NOTHING: u8 = 3;
 
 /// Bytes before the dictionary or its packed length.
 const HEADER_BYTES: usize = 5;
@@ -106,6 +108,13 @@ pub(super) fn write(
     (tables_bytes <= TABLES_BYTES_MAX).then_some(state)
 }
 
+/// The state at a block border inside `frame` behind which nothing refers to what is before it. `None` where the window is too large.
+pub(super) fn of_nothing(frame: &Frame) -> Option<Arc<[u8]>> {
+    let descriptor = window_descriptor(frame.window_bytes)?;
+    let [tag, flags, descriptor, ..] = header(NOTHING, frame.has_checksum, descriptor, 0);
+    (window_bytes(descriptor) <= WINDOW_BYTES_MAX).then(|| Arc::from([tag, flags, descriptor]))
+}
+
 fn header(tag: u8, has_checksum: bool, descriptor: u8, tables_bytes: usize) -> [u8; HEADER_BYTES] {
     let [low, high] = (tables_bytes as u16).to_le_bytes();
     [tag, if has_checksum { FLAG_CHECKSUM } else { 0 }, descriptor, low, high]
@@ -114,6 +123,11 @@ fn header(tag: u8, has_checksum: bool, descriptor: u8, tables_bytes: usize) -> [
 impl State {
     /// Reads a state that is not empty.
     pub(super) fn read(bytes: &[u8]) -> Option<Self> {
+        if let &[NOTHING, flags, descriptor] = bytes {
+            let has_checksum = flags & FLAG_CHECKSUM != 0;
+            let state = Self { has_checksum, descriptor, tables_bytes: 0, dictionary: Vec::new() };
+            return (window_bytes(descriptor) <= WINDOW_BYTES_MAX).then_some(state);
+        }
         let (&[tag, flags, descriptor, low, high], rest) = bytes.split_first_chunk::<HEADER_BYTES>()?;
         let tables_bytes = usize::from(u16::from_le_bytes([low, high]));
         let window = window_bytes(descriptor);
@@ -159,7 +173,7 @@ impl State {
         [0x28, 0xB5, 0x2F, 0xFD, 0, self.descriptor]
     }
 
-    /// The dictionary.
+    /// The dictionary; empty where nothing is to be known.
     pub(super) fn dictionary(&self) -> &[u8] {
         &self.dictionary
     }

@@ -84,7 +84,7 @@ pub struct MountOptions {
     pub log: Option<PathBuf>,
     /// `passthrough=on|off`: whether the kernel may read hydrated images itself.
     pub passthrough: bool,
-    /// `seek_index=on|off`: whether restart points are noted, kept and used.
+    /// `seek_index=on|off`: whether restart points are noted, kept and used. Those that the metadata tells are used in any case.
     pub seek_index: bool,
     /// `nonempty`: the mountpoint may hold files, which the mount hides.
     pub nonempty: bool,

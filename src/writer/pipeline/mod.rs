@@ -359,10 +359,12 @@ impl<'a> Pipeline<'a, '_> {
     }
 
     fn progress(&self) -> Progress {
+        let done_bytes = self.counters.done.load(Ordering::Relaxed);
         Progress {
-            done_bytes: self.counters.done.load(Ordering::Relaxed),
+            done_bytes,
             total_bytes: self.len_bytes,
-            changed_bytes: self.counters.changed.load(Ordering::Relaxed),
+            // Others go on counting between the two.
+            changed_bytes: self.counters.changed.load(Ordering::Relaxed).min(done_bytes),
             stored_bytes: self.counters.stored.load(Ordering::Relaxed),
             unlisted_bytes: self.maker.unlisted.load(Ordering::Relaxed),
         }

@@ -109,6 +109,11 @@ impl<'a> ObjectWriter<'a> {
         })
     }
 
+    /// Where it begins in the volume.
+    pub(super) fn begin_offset(&self) -> u64 {
+        self.offset
+    }
+
     /// Where it ends in the volume so far.
     pub(super) fn end(&self) -> u64 {
         self.offset + self.assembler.plain_bytes()

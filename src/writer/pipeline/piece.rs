@@ -11,7 +11,7 @@ use crate::block::{hash_of, hash_of_zeros};
 use crate::error::{ErrorKind, Result};
 use crate::types::BlockHash;
 use crate::writer::encode::{EncodedPiece, Encoder};
-use crate::writer::ranges::Ranges;
+use crate::writer::ranges::{Ranges, join, listed_blocks};
 use crate::writer::source::Source;
 use crate::writer::source::changed::Changed;
 
@@ -45,51 +45,84 @@ pub(super) struct PieceMaker<'a> {
 impl PieceMaker<'_> {
     /// Makes the piece `range`, which begins at a block and ends at one or at the volume's end.
     pub(super) fn make(&self, range: Range<u64>, is_known_hole: bool) -> Result<Done> {
-        if !self.paranoid && self.is_as_in_parent(&range)? {
-            return Ok(Done { offset: range.start, plain: Vec::new(), runs: Vec::new() });
+        let parts = self.parts_to_read(&range)?;
+        let is_whole = parts.first() == Some(&range);
+        if is_whole && (is_known_hole || self.ranges.is_hole(&range)?) {
+            let done = self.make_zeros(range)?;
+            self.count_unlisted(&done);
+            return Ok(done);
         }
-        let done = self.read(range, is_known_hole)?;
-        if let Some(listed) = self.changed {
-            for run in &done.runs {
-                let end = done.offset + run.range.end;
-                let blocks = (done.offset + run.range.start..end).step_by(self.block_bytes as usize);
-                let blocks = blocks.map(|start| start..end.min(start + self.block_bytes));
-                let unlisted = blocks.filter(|block| !listed.touches(block.clone()));
-                let bytes = unlisted.map(|block| block.end - block.start).sum();
-                self.unlisted.fetch_add(bytes, Ordering::Relaxed);
-            }
+        let mut done = Done { offset: range.start, plain: Vec::new(), runs: Vec::new() };
+        if parts.is_empty() {
+            return Ok(done);
         }
+        done.plain = lock(&self.idle).pop().unwrap_or_default();
+        done.plain.resize((range.end - range.start) as usize, 0);
+        for part in &parts {
+            self.read_part(&mut done, part)?;
+        }
+        if done.runs.is_empty() {
+            self.give_back(std::mem::take(&mut done.plain));
+        }
+        self.count_unlisted(&done);
         Ok(done)
     }
 
-    /// Takes the parent's digests for a piece that did not change since; `false` when it must be read.
-    fn is_as_in_parent(&self, range: &Range<u64>) -> Result<bool> {
-        let (Some(listed), Some(parent)) = (self.changed, self.parent) else { return Ok(false) };
-        // The last block may have become longer or shorter, which no list tells.
-        if range.end == self.len_bytes || listed.touches(range.clone()) {
-            return Ok(false);
+    /// What of a piece must be read: whole blocks, in order. With a list of changes those that it names; the others' digests
+    /// are taken from the parent. The buffer of a piece keeps what another left there between its parts.
+    fn parts_to_read(&self, range: &Range<u64>) -> Result<Vec<Range<u64>>> {
+        let (Some(listed), Some(parent), false) = (self.changed, self.parent, self.paranoid) else {
+            return Ok(vec![range.clone()]);
+        };
+        let mut parts = Vec::new();
+        let mut at = range.start;
+        for part in listed_blocks(listed, range, self.block_bytes, self.len_bytes) {
+            self.take_from_parent(parent, at..part.start, &mut parts)?;
+            at = part.end;
+            join(&mut parts, part);
         }
-        let first = range.start / self.block_bytes;
+        self.take_from_parent(parent, at..range.end, &mut parts)?;
+        Ok(parts)
+    }
+
+    /// Takes the parent's digests for whole blocks that did not change since; a block whose digest is damaged there becomes
+    /// one of the `parts` to be read.
+    fn take_from_parent(
+        &self,
+        parent: &BlockHashTable,
+        range: Range<u64>,
+        parts: &mut Vec<Range<u64>>,
+    ) -> Result<()> {
+        let mut first = range.start / self.block_bytes;
         let mut digests = Vec::new();
         for digest in parent.get(first..range.end / self.block_bytes) {
             match digest {
                 Ok(digest) => digests.push(digest),
-                Err(error) if error.kind() == ErrorKind::Malformed => return Ok(false),
+                Err(error) if error.kind() == ErrorKind::Malformed => {
+                    self.digests.put(first, &digests)?;
+                    first += digests.len() as u64;
+                    digests.clear();
+                    let start = first * self.block_bytes;
+                    join(parts, start..start + self.block_bytes);
+                    first += 1;
+                }
                 Err(error) => return Err(error.context("while taking digests from the parent backup")),
             }
         }
-        self.digests.put(first, &digests)?;
-        Ok(true)
+        if digests.is_empty() { Ok(()) } else { self.digests.put(first, &digests) }
     }
 
-    fn read(&self, range: Range<u64>, is_known_hole: bool) -> Result<Done> {
-        if is_known_hole || self.ranges.is_hole(&range)? {
-            return self.make_zeros(range);
+    /// Reads a part of the piece: its bytes, its digests, and the runs of blocks that changed.
+    fn read_part(&self, done: &mut Done, part: &Range<u64>) -> Result<()> {
+        let begin = (part.start - done.offset) as usize;
+        let plain = &mut done.plain[begin..(part.end - done.offset) as usize];
+        if self.ranges.is_hole(part)? {
+            plain.fill(0);
+        } else {
+            self.source.read_exact_at(plain, part.start)?;
         }
-        let mut plain = lock(&self.idle).pop().unwrap_or_default();
-        plain.resize((range.end - range.start) as usize, 0);
-        self.source.read_exact_at(&mut plain, range.start)?;
-        let first = range.start / self.block_bytes;
+        let plain = &*plain;
+        let first = part.start / self.block_bytes;
         let block_bytes = self.block_bytes as usize;
         let digest = |block: &[u8]| match is_zeros(block) {
             true if block.len() == block_bytes => self.digests.of_zeros,
@@ -97,17 +130,27 @@ impl PieceMaker<'_> {
         };
         let digests: Vec<BlockHash> = plain.chunks(block_bytes).map(digest).collect();
         self.digests.put(first, &digests)?;
-        let mut runs = Vec::new();
         for blocks in self.changed(first, &digests)? {
             let bytes = blocks.start * block_bytes..plain.len().min(blocks.end * block_bytes);
             let encoded = plain[bytes.clone()].chunks(self.encode_bytes);
             let encoded = encoded.map(|piece| self.encoder.encode_piece(piece)).collect::<Result<_>>()?;
-            runs.push(Run { range: bytes.start as u64..bytes.end as u64, encoded });
+            let range = (begin + bytes.start) as u64..(begin + bytes.end) as u64;
+            done.runs.push(Run { range, encoded });
         }
-        if runs.is_empty() {
-            self.give_back(std::mem::take(&mut plain));
+        Ok(())
+    }
+
+    /// Notes what changed although the list of changes does not tell so.
+    fn count_unlisted(&self, done: &Done) {
+        let Some(listed) = self.changed else { return };
+        for run in &done.runs {
+            let end = done.offset + run.range.end;
+            let blocks = (done.offset + run.range.start..end).step_by(self.block_bytes as usize);
+            let blocks = blocks.map(|start| start..end.min(start + self.block_bytes));
+            let unlisted = blocks.filter(|block| !listed.touches(block.clone()));
+            let bytes = unlisted.map(|block| block.end - block.start).sum();
+            self.unlisted.fetch_add(bytes, Ordering::Relaxed);
         }
-        Ok(Done { offset: range.start, plain, runs })
     }
 
     /// A buffer is free again.

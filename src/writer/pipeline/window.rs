@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::object::{ObjectRecord, ObjectWriter, Objects, Plain};
-use crate::error::Result;
+use crate::error::{Result, ResultExt};
 use crate::writer::encode::EncodedPiece;
 
 /// What of a piece is to be stored.
@@ -102,23 +102,33 @@ impl InOrder<'_> {
             }
             let object = match &mut self.current {
                 Some(object) => object,
-                none => none.insert(ObjectWriter::begin(self.objects, offset)?),
+                none => {
+                    let begun = ObjectWriter::begin(self.objects, offset);
+                    none.insert(begun.context(|| called(offset))?)
+                }
             };
+            let begin = object.begin_offset();
             let plain = match done.plain.get(run.range.start as usize..run.range.end as usize) {
                 Some(bytes) if !bytes.is_empty() => Plain::Bytes(bytes),
                 _ => Plain::Zeros(run.range.end - run.range.start),
             };
-            object.append(plain, &run.encoded)?;
+            object.append(plain, &run.encoded).context(|| called(begin))?;
         }
         Ok(())
     }
 
     fn end_object(&mut self) -> Result<()> {
         if let Some(object) = self.current.take() {
-            self.finished.push(object.finish()?);
+            let begin = object.begin_offset();
+            self.finished.push(object.finish().context(|| called(begin))?);
         }
         Ok(())
     }
+}
+
+/// What to call an object in an error: its place, since its number is only known when all objects before it are there.
+fn called(offset: u64) -> String {
+    format!("the object that begins at byte {offset} of the volume")
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -44,6 +44,7 @@ pub(super) fn take(host: &Host, path: &Path) -> Result<Taken, Declined> {
         file: None,
         undo: vec![guard],
         name: format!("btrfs snapshot {snapshot:?}"),
+        room: None,
     })
 }
 

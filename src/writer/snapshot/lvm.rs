@@ -1,8 +1,8 @@
 //! A snapshot of an LVM volume.
 //!
 //! Of a volume in a thin pool it takes no room of its own. Of others it needs room in the group for what is written meanwhile: as much
-//! as the volume has, or all that is free. If that does not suffice, LVM drops the snapshot; it can then not be read any more, and the
-//! backup fails with that error instead of going wrong.
+//! as the volume has, or all that is free. If that does not suffice, the kernel gives the snapshot up: every read of it fails from then on,
+//! with a mere I/O error, and so does the backup, instead of going wrong. [`Room`] tells what that error means.
 
 use serde::Deserialize;
 
@@ -43,6 +43,34 @@ struct Volume {
     vg_free: String,
     #[serde(default)]
     lv_tags: String,
+    #[serde(default)]
+    lv_snapshot_invalid: String,
+}
+
+/// The room of a snapshot that is not thin.
+#[derive(Debug)]
+pub(super) struct Room {
+    host: Host,
+    group: String,
+    snapshot: String,
+    bytes: u64,
+}
+
+impl Room {
+    /// Explains an error of reading the snapshot, when it ran full.
+    pub(super) fn explain(&self, error: Error) -> Error {
+        let Self { host, group, snapshot, bytes } = self;
+        let found = lvs(host, "lv_name,lv_snapshot_invalid", &format!("{group}/{snapshot}"));
+        // In numbers where `report/binary_values_as_numeric` is set.
+        let is_invalid =
+            |volume: &Volume| matches!(volume.lv_snapshot_invalid.as_str(), "snapshot invalid" | "1");
+        if !found.is_ok_and(|volumes| volumes.iter().any(is_invalid)) {
+            return error;
+        }
+        error.context(format!(
+            "the snapshot ran full: more than its {bytes} bytes were changed while it was read; make room in the group {group}"
+        ))
+    }
 }
 
 /// Takes a snapshot of the LVM volume that is `device`.
@@ -62,6 +90,7 @@ pub(super) fn take(host: &Host, device: rustix::fs::Dev) -> Result<Taken, Declin
             format!("lvs does not know the volume {group}/{name}"),
         )));
     };
+    let mut room_bytes = None;
     let is_thin = !volume.pool_lv.is_empty();
     if !is_thin && !volume.origin.is_empty() {
         return Err(Declined::Unfit("it is an LVM snapshot itself".into()));
@@ -83,6 +112,7 @@ pub(super) fn take(host: &Host, device: rustix::fs::Dev) -> Result<Taken, Declin
             return Err(Declined::Failed(Error::new(FAILED, message)));
         }
         arguments.extend(["--size".into(), format!("{room}b")]);
+        room_bytes = Some(room);
     }
     arguments.push(format!("{group}/{name}"));
 
@@ -90,7 +120,9 @@ pub(super) fn take(host: &Host, device: rustix::fs::Dev) -> Result<Taken, Declin
     guard.make(Call::new("lvcreate", arguments))?;
     let path = host.dev.join(&group).join(&snapshot);
     await_device(&path)?;
-    Ok(Taken { path, file: None, undo: vec![guard], name: format!("LVM snapshot {group}/{snapshot}") })
+    let name = format!("LVM snapshot {group}/{snapshot}");
+    let room = room_bytes.map(|bytes| Room { host: host.clone(), group, snapshot, bytes });
+    Ok(Taken { path, file: None, undo: vec![guard], name, room })
 }
 
 fn remove(group: &str, snapshot: &str) -> Call {

@@ -112,6 +112,8 @@ struct Taken {
     /// The last is dropped first.
     undo: Vec<Guard>,
     name: String,
+    /// What may run full while it is read.
+    room: Option<lvm::Room>,
 }
 
 /// Why no snapshot was taken.
@@ -205,6 +207,7 @@ pub struct Prepared {
     kept: Option<File>,
     undo: Vec<Guard>,
     snapshot: Option<String>,
+    room: Option<lvm::Room>,
     warnings: Vec<String>,
     /// What a file was like that is read itself.
     before: Option<State>,
@@ -248,21 +251,23 @@ pub fn prepare_on(host: &Host, path: &Path, kind: SnapshotKind, force: bool) -> 
         kept: None,
         undo: Vec::new(),
         snapshot: None,
+        room: None,
         warnings: Vec::new(),
         before: None,
     };
-    let mut declined = String::new();
+    let mut declined = Vec::new();
     for &candidate in candidates(kind, is_block(&metadata)) {
         match take(host, path, &metadata, candidate) {
             Ok(taken) => {
                 prepared.path_to_read = taken.path;
                 prepared.kept = taken.file;
                 prepared.undo = taken.undo;
+                prepared.room = taken.room;
                 prepared.snapshot = Some(taken.name);
                 return Ok(prepared);
             }
             Err(Declined::Unfit(why)) if kind == SnapshotKind::Auto => {
-                declined = format!("; no snapshot of it can be taken: {why}");
+                declined.push(why.to_string());
             }
             Err(Declined::Unfit(why)) => {
                 let message = format!("no {candidate} snapshot of source {path:?} can be taken: {why}");
@@ -281,10 +286,12 @@ pub fn prepare_on(host: &Host, path: &Path, kind: SnapshotKind, force: bool) -> 
     if !found.uses.is_empty() {
         let uses = list(&found.uses);
         if !force {
-            let message = format!(
-                "source {path:?} is in use: {uses}{declined}; end that use, have a snapshot read with --snapshot, or \
-                 read it as it is with --force"
-            );
+            let advice = match declined.is_empty() {
+                true => "end that use, have a snapshot read with --snapshot,".to_owned(),
+                false => format!("no snapshot of it can be taken ({}); end that use,", declined.join(", ")),
+            };
+            let message =
+                format!("source {path:?} is in use: {uses}; {advice} or read it as it is with --force");
             return Err(Error::new(FAILED, message));
         }
         prepared.warnings.push(format!("source {path:?} is in use and read all the same: {uses}"));
@@ -362,6 +369,14 @@ impl Prepared {
             self.source
         );
         Err(Error::new(FAILED, message))
+    }
+
+    /// Explains an error of reading, when the snapshot is the cause. To be called before [`Self::finish`].
+    pub fn explain(&self, error: Error) -> Error {
+        match &self.room {
+            Some(room) if error.kind() == FAILED => room.explain(error),
+            _ => error,
+        }
     }
 
     /// Drops the snapshot, and tells if that does not work: it is then still there. To be called when nothing reads it any more.

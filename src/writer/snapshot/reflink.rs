@@ -43,7 +43,7 @@ pub(super) fn take(host: &Host, path: &Path) -> Result<Taken, Declined> {
         Err(errno) => return Err(failed("make a reflink", errno.into())),
     }
     let path = PathBuf::from(format!("/proc/self/fd/{}", clone.as_raw_fd()));
-    Ok(Taken { path, file: Some(clone), undo: Vec::new(), name: "a reflink".into() })
+    Ok(Taken { path, file: Some(clone), undo: Vec::new(), name: "a reflink".into(), room: None })
 }
 
 /// An empty file without a name in `folder`.

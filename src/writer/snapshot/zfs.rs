@@ -17,6 +17,9 @@ use crate::writer::source::in_use::cannot_open;
 const LINKS_MAX: usize = 100_000;
 const DEPTH_MAX: usize = 32;
 
+/// What the links have for a space of the name; no name has it.
+const LINKED_SPACE: &str = "+";
+
 /// Takes a snapshot of the file system in which the regular file at `path` lies.
 pub(super) fn take_of_file(host: &Host, path: &Path) -> Result<Taken, Declined> {
     let canonical = path.canonicalize().map_err(|e| cannot_open(path, e))?;
@@ -32,7 +35,13 @@ pub(super) fn take_of_file(host: &Host, path: &Path) -> Result<Taken, Declined> 
     let name = Marker::new(host)?.name();
     let guard = snapshot(host, dataset, &name)?;
     let path = mount.at.join(".zfs/snapshot").join(&name).join(relative);
-    Ok(Taken { path, file: None, undo: vec![guard], name: format!("ZFS snapshot {dataset}@{name}") })
+    Ok(Taken {
+        path,
+        file: None,
+        undo: vec![guard],
+        name: format!("ZFS snapshot {dataset}@{name}"),
+        room: None,
+    })
 }
 
 /// Takes a snapshot of the ZFS volume at `path`, a block device.
@@ -51,10 +60,16 @@ pub(super) fn take_of_volume(host: &Host, path: &Path) -> Result<Taken, Declined
     let origin = format!("{volume}@{name}");
     clone_guard
         .make(Call::new("zfs", ["clone", "-o", "readonly=on", "-o", "volmode=dev", &origin, &clone]))?;
-    let path = host.dev.join("zvol").join(&clone);
+    let path = host.dev.join("zvol").join(clone.replace(' ', LINKED_SPACE));
     await_device(&path)?;
     // The last is dropped first.
-    Ok(Taken { path, file: None, undo: vec![guard, clone_guard], name: format!("ZFS snapshot {origin}") })
+    Ok(Taken {
+        path,
+        file: None,
+        undo: vec![guard, clone_guard],
+        name: format!("ZFS snapshot {origin}"),
+        room: None,
+    })
 }
 
 fn snapshot(host: &Host, dataset: &str, name: &str) -> Result<Guard> {
@@ -85,7 +100,10 @@ fn dataset_name(name: &str) -> Option<&str> {
 /// The volume that a device is: its path below `/dev/zvol`.
 fn volume_of(host: &Host, path: &Path) -> Option<String> {
     let folder = host.dev.join("zvol");
-    let name = |link: &Path| dataset_name(link.strip_prefix(&folder).ok()?.to_str()?).map(ToOwned::to_owned);
+    let name = |link: &Path| {
+        let name = link.strip_prefix(&folder).ok()?.to_str()?.replace(LINKED_SPACE, " ");
+        dataset_name(&name).map(ToOwned::to_owned)
+    };
     let absolute = std::path::absolute(path).ok()?;
     if absolute.starts_with(&folder) {
         return name(&absolute);

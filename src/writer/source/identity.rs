@@ -5,7 +5,8 @@
 //! what the source is known by:
 //!
 //! 1. A name that Cinder gives: `volume-<uuid>` as a file (NFS), an LVM volume (also as device-mapper escapes it:
-//!    `vg-volume--1a2b…`), an RBD or ZFS device, in an iSCSI target's path; or a UUID and nothing else.
+//!    `vg-volume--1a2b…`), an RBD or ZFS device, in an iSCSI target's path; a copy of one, `volume-<uuid>.img` or `.raw`; or a UUID and
+//!    nothing else.
 //! 2. A block device's own mark: the UUID of a device-mapper or RAID device, else the world-wide name or serial number of a disk; for
 //!    a partition, with the sector where it begins. Such an id stays the same under other names, after a restart, and on another machine.
 //! 3. Else the machine (`/etc/machine-id`) and the canonical path. It stays the same after a restart, and when an image is replaced by a restored
@@ -111,7 +112,9 @@ fn links(path: &Path) -> Vec<PathBuf> {
 
 /// The id in a name that Cinder gives a volume.
 pub fn cinder_id(name: &str) -> Option<String> {
-    if let Some(id) = uuid(name.strip_prefix("volume-").unwrap_or(name)) {
+    let volume = name.strip_prefix("volume-");
+    let copy = volume.and_then(|name| name.strip_suffix(".img").or_else(|| name.strip_suffix(".raw")));
+    if let Some(id) = uuid(copy.or(volume).unwrap_or(name)) {
         return Some(id);
     }
     // ip-10.0.0.1:3260-iscsi-iqn.2010-10.org.openstack:volume-<uuid>-lun-1
@@ -195,6 +198,8 @@ mod tests {
             ID.to_owned(),
             ID.to_uppercase(),
             format!("volume-{ID}"),
+            format!("volume-{ID}.img"),
+            format!("volume-{ID}.raw"),
             format!("ip-10.0.0.1:3260-iscsi-iqn.2010-10.org.openstack:volume-{ID}-lun-1"),
         ] {
             assert_eq!(cinder_id(&name).as_deref(), Some(ID), "{name}");
@@ -203,6 +208,9 @@ mod tests {
             format!("_snapshot-{ID}"),
             format!("snapshot-{ID}"),
             format!("volume-{ID}.184d9841"),
+            format!("volume-{ID}.qcow2"),
+            format!("volume-{ID}.img.raw"),
+            format!("{ID}.img"),
             format!("volume-{ID}-lun-1"),
             format!("volume-{}", &ID[1..]),
             format!("volume-{}", ID.replace('-', "0")),

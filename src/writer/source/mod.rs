@@ -11,6 +11,8 @@ pub mod changed;
 pub mod host;
 // Which volume it is.
 pub mod identity;
+// Whether it is an image file of a format of its own.
+pub mod image_format;
 // Who else uses it.
 pub mod in_use;
 mod lease;

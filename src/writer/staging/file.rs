@@ -83,7 +83,7 @@ impl Parts {
     pub(super) fn create(self: &Arc<Self>, name: FileName) -> Result<StagedFile> {
         let part = self.next.fetch_add(1, Ordering::Relaxed);
         let made = self.disk.make_file(&self.folder, &part_name(part), FILE_MODE);
-        let file = made.map_err(|errno| failed(format!("cannot make {name}"), errno))?;
+        let file = made.map_err(|errno| failed(format!("cannot make {}", name.kind()), errno))?;
         self.state().open += 1;
         Ok(StagedFile {
             parts: Arc::clone(self),
@@ -198,7 +198,8 @@ impl StagedFile {
     /// Writes all `bytes` at `offset`, from any thread. What nobody wrote reads as zeros.
     pub fn write_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
         let written = self.parts.disk.write_all_at(&self.file, &self.name.suffix(), bytes, offset);
-        written.map_err(|errno| failed(format!("cannot write {} at byte {offset}", self.name), errno))?;
+        written
+            .map_err(|errno| failed(format!("cannot write {} at byte {offset}", self.name.kind()), errno))?;
         self.len.fetch_max(offset + bytes.len() as u64, Ordering::Relaxed);
         Ok(())
     }
@@ -206,7 +207,7 @@ impl StagedFile {
     /// Reads back at `offset`; returns how many bytes were read, 0 only at or past the end (or for an empty `buf`).
     pub fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
         rustix::io::retry_on_intr(|| rustix::io::pread(&self.file, &mut *buf, offset)).map_err(|errno| {
-            let message = format!("cannot read {} again at byte {offset}", self.name);
+            let message = format!("cannot read {} again at byte {offset}", self.name.kind());
             Error::caused_by(ErrorKind::StoreIo, message, errno)
         })
     }
@@ -218,7 +219,7 @@ impl StagedFile {
 
     /// The file is complete: makes it durable, and part of what is published.
     pub fn finish(mut self) -> Result<()> {
-        let sync_failed = |errno| failed(format!("cannot make {} durable", self.name), errno);
+        let sync_failed = |errno| failed(format!("cannot make {} durable", self.name.kind()), errno);
         let is_small = self.len_bytes() < SYNC_ALONE_BYTES;
         let waits = {
             let mut state = self.parts.state();

@@ -70,6 +70,15 @@ impl FileName {
         }
     }
 
+    /// What it is, without a number: that of an object may not be its final one, and whoever knows which it is says so.
+    fn kind(self) -> &'static str {
+        match self {
+            Self::Object(_) => "an object",
+            Self::Digests => "the digest file",
+            Self::Metadata => "the metadata document",
+        }
+    }
+
     fn suffix(self) -> String {
         self.with("")
     }
@@ -89,8 +98,7 @@ impl fmt::Display for FileName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Object(number) => write!(f, "object {number}"),
-            Self::Digests => f.write_str("the digest file"),
-            Self::Metadata => f.write_str("the metadata document"),
+            Self::Digests | Self::Metadata => f.write_str(self.kind()),
         }
     }
 }

@@ -1,0 +1,35 @@
+//! Digests around those that are read, asked for in time.
+//!
+//! Problem: a random read of an image needs one digest out of 72 bytes of a file, and waits for the disk before it can wait for its data. Idea:
+//! the first read of each window of the file tells the store that the rest of it will be wanted; nobody waits for that.
+//!
+//! Invariant: a window is told once, and takes one bit.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::store::ObjectSource;
+
+/// Bytes of a window: the digests of 14 MiB of volume in usual blocks. A first read of a large volume makes the disk read no more
+/// than this for nothing.
+const WINDOW_BYTES: u64 = 32 << 10;
+
+/// Which windows have been told.
+pub(super) struct Ahead(Box<[AtomicU64]>);
+
+impl Ahead {
+    /// For a file that is `len_bytes` long: 32 bytes for each 8 MiB of it.
+    pub(super) fn new(len_bytes: u64) -> Self {
+        let words = len_bytes.div_ceil(WINDOW_BYTES).div_ceil(64);
+        Self((0..words).map(|_| AtomicU64::new(0)).collect())
+    }
+
+    /// Something at `offset` was read.
+    pub(super) fn touch(&self, source: &dyn ObjectSource, offset: u64) {
+        let window = offset / WINDOW_BYTES;
+        let Some(word) = usize::try_from(window / 64).ok().and_then(|at| self.0.get(at)) else { return };
+        let bit = 1 << (window % 64);
+        if word.load(Ordering::Relaxed) & bit == 0 && word.fetch_or(bit, Ordering::Relaxed) & bit == 0 {
+            source.will_need(window * WINDOW_BYTES, WINDOW_BYTES);
+        }
+    }
+}

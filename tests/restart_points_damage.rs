@@ -1,0 +1,95 @@
+//! Does damage of an object with restart points cost little, and its points nothing?
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests; a panic is the report")]
+
+#[path = "common/cases.rs"]
+mod cases;
+#[path = "common/restart_kit.rs"]
+mod restart_kit;
+#[path = "common/store_kit.rs"]
+mod store_kit;
+#[path = "common/volume.rs"]
+mod volume;
+#[path = "common/watched_store.rs"]
+mod watched_store;
+
+use std::fs;
+use std::time::Duration;
+
+use cinderfs::cache_dir::seek_indexes::SavedIndex;
+use cinderfs::store::Store;
+
+use cases::Watchdog;
+use restart_kit::*;
+use volume::{BLOCK, MIB, full, mixed};
+
+/// Flips a bit in the middle of the stored object; returns the plain bytes that lie between the points around it.
+fn damage(kit: &Kit, saved: &SavedIndex) -> std::ops::Range<u64> {
+    let source = kit.store.inner.open(&kit.object).unwrap();
+    let mut stored = vec![0; kit.stored_bytes as usize];
+    assert_eq!(source.read_at(&mut stored, 0).unwrap(), stored.len());
+    let at = stored.len() / 2;
+    for byte in &mut stored[at..at + 64] {
+        *byte ^= 0x5A;
+    }
+    kit.store.inner.insert(kit.object.clone(), stored);
+    let before = saved.points().iter().rfind(|point| point.stored_bits / 8 <= at as u64).unwrap();
+    let after = saved.points().iter().find(|point| point.stored_bits / 8 > at as u64).unwrap();
+    before.plain_offset..after.plain_offset
+}
+
+// > In a compressed object with restart points, damage costs what lies between it and the next point.
+#[test]
+fn damage_costs_the_stretch_that_it_lies_in_and_no_index() {
+    for &(name, packing, spacing) in HARMED {
+        let _watchdog = Watchdog::new();
+        check_damage(&Kit::new(name, mixed(8, 16 * MIB), packing).spaced(spacing));
+    }
+}
+
+fn check_damage(kit: &Kit) {
+    let saved = kit.make_index();
+    let stretch = damage(kit, &saved);
+    let bytes = fs::read(kit.index_path()).unwrap();
+    let block = BLOCK as u64;
+    for round in 0..2 {
+        let (catalog, image) = kit.open(Some(kit.indexes()));
+        let lost = lost(&image, &kit.plain);
+        assert!(!lost.is_empty(), "a flipped byte went unnoticed");
+        let is_near = |at: &u64| at + block > stretch.start && *at < stretch.end;
+        let far: Vec<_> = lost.iter().filter(|at| !is_near(at)).collect();
+        assert!(
+            far.is_empty(),
+            "{}, round {round}: lost outside the damaged stretch {stretch:?}: {far:?}",
+            kit.id
+        );
+        catalog.keep_indexes();
+        drop((catalog, image));
+        assert!(
+            fs::read(kit.index_path()).unwrap() == bytes,
+            "{}, round {round}: the index was thrown away",
+            kit.id
+        );
+    }
+}
+
+/// An object with a wrong block is opened anew now and then, in case it was repaired; its points stay known.
+#[test]
+fn points_outlive_the_suspicion_of_their_object_without_a_cache_directory() {
+    let _watchdog = Watchdog::new();
+    let kit = Kit::new("a", mixed(8, 24 * MIB), ZLIB);
+    let mut spec = full("a", &kit.plain, ZLIB);
+    let bad =
+        (0..300).rev().find(|n| kit.plain[n * BLOCK..(n + 1) * BLOCK].iter().any(|&byte| byte != 0)).unwrap();
+    spec.digests.as_mut().unwrap().1[bad] = [1; 32];
+    put(&kit.store, &spec);
+    let (_catalog, image) = kit.open(None);
+    for round in 0..2 {
+        assert_eq!(lost(&image, &kit.plain), [(bad * BLOCK) as u64], "round {round}: one block is lost");
+        std::thread::sleep(Duration::from_millis(3200));
+        kit.store.take_read_bytes();
+        kit.check(&image, 20 * MIB, 4096);
+        let read = kit.store.take_read_bytes();
+        assert!(read < kit.stored_bytes / 4, "round {round}: {read} bytes were fetched for one read");
+    }
+}
