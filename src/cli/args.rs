@@ -2,10 +2,8 @@
 //!
 //! Each verb's own words stand beside its code. Doc comments here are what `--help` prints.
 
-use std::ffi::{OsStr, OsString};
-use std::fs;
-use std::io;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::cell::OnceCell;
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -13,9 +11,11 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 
 use super::cache;
 use super::exit::Failure;
+use super::place::{self, Place};
 use super::render::Format;
 use crate::cache_dir::CacheDir;
 use crate::catalog::{Catalog, CatalogOptions};
+use crate::cinder_conf::BackupConf;
 use crate::error::{Error, ErrorKind};
 use crate::store::posix::PosixStore;
 
@@ -163,44 +163,47 @@ pub(crate) fn column(known: &[&str], word: &str) -> Result<usize, Failure> {
     })
 }
 
-/// The store: a directory that holds containers of backups (`backup_posix_path`, a mounted NFS share, or a copy of
-/// one), or a file:// URL of it
+/// The store
 #[derive(Args, Debug)]
 #[group(skip)]
 pub(crate) struct StoreArg {
-    /// Directory that holds the backups: Cinder's `backup_posix_path`, a mounted share, or a copy; or its file:// URL
+    /// Where the backups are: a directory (Cinder's `backup_posix_path`, a mounted share, a copy), its file:// URL, an NFS share as
+    /// HOST:/PATH, a GlusterFS volume as glusterfs://HOST/VOLUME, or the cinder.conf that says all this
     #[arg(value_name = "STORE")]
     location: OsString,
+    /// Found out once; holds the mount of a share.
+    #[arg(skip)]
+    place: OnceCell<Place>,
 }
 
 impl StoreArg {
     /// The store that a word names, for a verb that can do without one.
     pub(crate) fn at(location: OsString) -> Self {
-        Self { location }
+        Self { location, place: OnceCell::new() }
+    }
+
+    /// Where the word leads. A share that is not mounted is mounted for as long as this argument lives.
+    fn place(&self) -> Result<&Place, Failure> {
+        if let Some(place) = self.place.get() {
+            return Ok(place);
+        }
+        let place = Place::resolve(&self.location)?;
+        Ok(self.place.get_or_init(|| place))
     }
 
     /// The directory that the word names, which exists.
     pub(crate) fn path(&self) -> Result<PathBuf, Failure> {
-        let path = directory_of(&self.location)?;
-        match fs::metadata(&path) {
-            Ok(meta) if meta.is_dir() => Ok(path),
-            Ok(meta) if meta.is_file() => Err(Failure::new(
-                ErrorKind::Usage,
-                format!(
-                    "{path:?} is a file; reading the store's place from a cinder.conf is not supported yet"
-                ),
-            )
-            .hint("give the directory itself: backup_posix_path, or where the share is mounted")),
-            Ok(_) => Err(Failure::new(ErrorKind::Usage, format!("{path:?} is not a directory"))),
-            Err(error) => {
-                let kind = match error.kind() {
-                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => ErrorKind::StoreNotFound,
-                    io::ErrorKind::PermissionDenied => ErrorKind::AccessDenied,
-                    _ => ErrorKind::StoreIo,
-                };
-                Err(Error::caused_by(kind, format!("cannot open the store {path:?}"), error).into())
-            }
-        }
+        Ok(self.place()?.path().to_owned())
+    }
+
+    /// What a cinder.conf says, where the word is one.
+    pub(crate) fn conf(&self) -> Result<Option<&BackupConf>, Failure> {
+        Ok(self.place()?.conf())
+    }
+
+    /// The word as another process in another working directory has to be given it.
+    pub(crate) fn word_for_child(&self) -> OsString {
+        place::absolute_word(&self.location)
     }
 
     /// Opens the store and reads which backups it holds.
@@ -231,49 +234,6 @@ impl StoreArg {
 /// decode for each other.
 const CACHE_BYTES_MAX: u64 = 32 << 20;
 
-/// The path of a STORE word: itself, or that of its file:// URL.
-fn directory_of(word: &OsStr) -> Result<PathBuf, Failure> {
-    let Some((scheme, rest)) = scheme_of(word.as_bytes()) else { return Ok(word.into()) };
-    if scheme != "file" {
-        return Err(Failure::new(ErrorKind::Usage, format!("{scheme}: stores are not supported yet"))
-            .hint("copy or mount the bucket, then give its directory; object names with slashes are fine"));
-    }
-    let usage = |why: &str| Failure::new(ErrorKind::Usage, format!("{word:?} {why}"));
-    let path = rest.strip_prefix(b"//").ok_or_else(|| usage("is no file URL; expected file:///path"))?;
-    let path = path.strip_prefix(b"localhost").filter(|path| path.starts_with(b"/")).unwrap_or(path);
-    if !path.starts_with(b"/") {
-        return Err(usage("names another host; mount its share and give the directory"));
-    }
-    let path = percent_decoded(path).ok_or_else(|| usage("has a '%' without two hexadecimal digits"))?;
-    Ok(OsString::from_vec(path).into())
-}
-
-/// Splits a URL after its scheme. `x://…` is always one, `x:…` for the schemes of stores only: colons are legal in
-/// directory names, and `./` before such a name makes it a path again.
-fn scheme_of(word: &[u8]) -> Option<(&str, &[u8])> {
-    let colon = word.iter().position(|&b| b == b':')?;
-    let (scheme, rest) = (std::str::from_utf8(&word[..colon]).ok()?, &word[colon + 1..]);
-    let is_scheme = scheme.starts_with(|c: char| c.is_ascii_alphabetic())
-        && scheme.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'-' | b'.'));
-    let is_store = matches!(scheme, "file" | "swift" | "s3" | "gs");
-    (is_scheme && (is_store || rest.starts_with(b"//"))).then_some((scheme, rest))
-}
-
-fn percent_decoded(text: &[u8]) -> Option<Vec<u8>> {
-    let mut decoded = Vec::with_capacity(text.len());
-    let mut rest = text.iter();
-    while let Some(&byte) = rest.next() {
-        if byte == b'%' {
-            let mut digit = || (*rest.next()? as char).to_digit(16);
-            let value = digit()? << 4 | digit()?;
-            decoded.push(u8::try_from(value).ok()?);
-        } else {
-            decoded.push(byte);
-        }
-    }
-    Some(decoded)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -299,29 +259,6 @@ mod tests {
         let help = top.get_after_long_help().unwrap().to_string();
         for word in ["cinderfs index", "cinderfs hydrate", "disk cache", "hydrated images"] {
             assert!(help.contains(word), "{word}");
-        }
-    }
-
-    #[test]
-    fn stores_are_directories_and_file_urls() {
-        let path = |word: &str| directory_of(OsStr::new(word)).map_err(|failure| failure.code());
-        assert_eq!(path("/backup_mount"), Ok("/backup_mount".into()));
-        assert_eq!(path("./swift:x"), Ok("./swift:x".into()));
-        assert_eq!(path("host:dir"), Ok("host:dir".into()));
-        assert_eq!(path("file:///srv/a%20b%2f"), Ok("/srv/a b/".into()));
-        assert_eq!(path("file://localhost/srv"), Ok("/srv".into()));
-        for bad in [
-            "swift://c",
-            "swift:c",
-            "s3://bucket",
-            "gs://b",
-            "https://x/y",
-            "file://host/x",
-            "file:x",
-            "file:///%2",
-            "file:///%zz",
-        ] {
-            assert_eq!(path(bad), Err(2), "{bad}");
         }
     }
 

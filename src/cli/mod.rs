@@ -16,6 +16,7 @@ mod made;
 mod memory;
 #[cfg(feature = "fuse")]
 mod mount;
+mod place;
 mod progress;
 mod record;
 mod render;

@@ -160,7 +160,7 @@ fn child_arguments(args: &MountArgs, verbosity: i16) -> Result<Vec<OsString>, Fa
         arguments.extend(["-o".into(), options.into()]);
     }
     // Both may begin with a dash. They are made absolute because the child leaves this working directory.
-    arguments.extend(["--".into(), absolute(&args.store.path()?), absolute(&args.mountpoint)]);
+    arguments.extend(["--".into(), args.store.word_for_child(), absolute(&args.mountpoint)]);
     Ok(arguments)
 }
 
