@@ -77,7 +77,7 @@ impl Zstd {
         let parameters = [
             CParameter::CompressionLevel(level),
             CParameter::WindowLog(JOB_LOG),
-            CParameter::NbWorkers(1),
+            CParameter::NbWorkers(2),
             CParameter::JobSize(LIBRARY_JOB_BYTES),
             CParameter::OverlapSizeLog(1),
             CParameter::ContentSizeFlag(false),
