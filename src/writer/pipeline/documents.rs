@@ -73,7 +73,7 @@ impl Digests {
 
     pub(super) fn finish(self) -> Result<()> {
         self.file.write_at(self.layout.trailer(), self.layout.trailer_offset())?;
-        self.file.finish().map(drop)
+        self.file.finish()
     }
 }
 

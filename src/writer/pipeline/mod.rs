@@ -56,6 +56,9 @@ const PIECES_PER_THREAD: usize = 2;
 /// Pieces that wait to be put in order together, beside those.
 const PIECES_TOGETHER: u64 = 2 * LANES as u64;
 
+/// Threads beside the others that end objects, so that these go on while the disk makes files durable.
+const ENDING_THREADS: usize = 2;
+
 /// Most restart points in one backup. Each takes some five bytes of the metadata, which Cinder and we read whole.
 const POINTS_MAX: u64 = 2_000_000;
 
@@ -149,16 +152,19 @@ pub(super) fn run(plan: &Plan<'_>) -> Result<(Progress, u64)> {
         counters: Counters::default(),
     };
     thread::scope(|scope| {
-        for number in 1..threads {
+        let roles = [(Role::All, threads - 1), (Role::End, ENDING_THREADS)];
+        let roles = roles.into_iter().flat_map(|(role, count)| std::iter::repeat_n(role, count));
+        for (number, role) in (1..).zip(roles) {
+            let pipeline = &pipeline;
             let started = thread::Builder::new()
                 .name(format!("create {number}"))
-                .spawn_scoped(scope, || pipeline.work());
+                .spawn_scoped(scope, move || pipeline.work(role));
             if let Err(error) = started {
                 tracing::warn!("only {number} threads could be started: {error}");
                 break;
             }
         }
-        pipeline.work();
+        pipeline.work(Role::All);
     });
     let progress = pipeline.progress();
     let failure = pipeline.schedule.into_inner().unwrap_or_else(PoisonError::into_inner).failure;
@@ -168,6 +174,14 @@ pub(super) fn run(plan: &Plan<'_>) -> Result<(Progress, u64)> {
     plan.source.check_len()?;
     digests.finish()?;
     Ok((progress, listing.finish()?))
+}
+
+/// What a thread is for.
+#[derive(Clone, Copy)]
+enum Role {
+    All,
+    /// Ends windows, which is waiting for the disk.
+    End,
 }
 
 struct Pipeline<'a, 'l> {
@@ -183,9 +197,9 @@ struct Pipeline<'a, 'l> {
 }
 
 impl<'a> Pipeline<'a, '_> {
-    fn work(&self) {
+    fn work(&self, role: Role) {
         let _alarm = Alarm(self);
-        while let Some(job) = self.next_job() {
+        while let Some(job) = self.next_job(role) {
             if let Err(error) = self.run_job(job) {
                 self.lock().failure.get_or_insert(error);
                 self.changed.notify_all();
@@ -194,7 +208,7 @@ impl<'a> Pipeline<'a, '_> {
         }
     }
 
-    fn next_job(&self) -> Option<Job<'a>> {
+    fn next_job(&self, role: Role) -> Option<Job<'a>> {
         let mut schedule = self.lock();
         loop {
             if self.plan.cancel.load(Ordering::Relaxed) && schedule.failure.is_none() {
@@ -204,8 +218,12 @@ impl<'a> Pipeline<'a, '_> {
             if schedule.failure.is_some() {
                 return None;
             }
-            if let Some(job) = schedule.next_job(&self.bounds) {
-                return Some(job);
+            let job = match role {
+                Role::All => schedule.next_job(&self.bounds),
+                Role::End => schedule.next_end(),
+            };
+            if job.is_some() {
+                return job;
             }
             if schedule.is_over(&self.bounds) {
                 return None;
@@ -228,7 +246,7 @@ impl<'a> Pipeline<'a, '_> {
                 };
                 let mut schedule = self.lock();
                 schedule.opened(Window::new(index, range, self.objects), holes);
-                self.wake(schedule, true);
+                self.wake(schedule);
             }
             Job::Make { window, number, range, is_hole } => {
                 let len_bytes = range.end - range.start;
@@ -237,26 +255,20 @@ impl<'a> Pipeline<'a, '_> {
                 self.counters.changed.fetch_add(changed, Ordering::Relaxed);
                 self.counters.done.fetch_add(len_bytes, Ordering::Relaxed);
                 let mut schedule = self.lock();
-                let is_complete = schedule.made(window.index, number, done);
-                self.wake(schedule, false);
-                if is_complete {
-                    self.end(&window)?;
-                }
+                schedule.made(window.index, number, done);
+                self.wake(schedule);
                 (self.plan.on_progress)(&self.progress());
             }
             Job::Order(batch) => {
                 append_all(&batch)?;
-                let mut complete = Vec::new();
                 let mut schedule = self.lock();
                 for (window, done) in batch {
                     self.maker.give_back(done.plain);
-                    if schedule.ordered(window.index) {
-                        complete.push(window);
-                    }
+                    schedule.ordered(window.index);
                 }
-                self.wake(schedule, true);
-                complete.iter().try_for_each(|window| self.end(window))?;
+                self.wake(schedule);
             }
+            Job::End(window) => self.end(&window)?,
         }
         Ok(())
     }
@@ -269,19 +281,17 @@ impl<'a> Pipeline<'a, '_> {
         let (listed, waiting) = self.listing.put(window.index, objects)?;
         let mut schedule = self.lock();
         schedule.ended(listed, waiting);
-        self.wake(schedule, true);
+        self.wake(schedule);
         (self.plan.on_progress)(&self.progress());
         Ok(())
     }
 
-    /// Whoever waits for a job looks again; all, or one where no more than one job can have come up.
-    fn wake(&self, schedule: MutexGuard<'_, Schedule<'a>>, all: bool) {
+    /// Whoever waits for a job looks again.
+    fn wake(&self, schedule: MutexGuard<'_, Schedule<'a>>) {
         let sleepers = schedule.sleepers;
         drop(schedule);
-        match sleepers {
-            0 => {}
-            _ if all => self.changed.notify_all(),
-            _ => self.changed.notify_one(),
+        if sleepers > 0 {
+            self.changed.notify_all();
         }
     }
 

@@ -15,7 +15,7 @@ use crate::writer::staging::{FileName, FinishedFile, StagedFile, Staging};
 const WRITE_BYTES: usize = 256 << 10;
 
 /// What zeros are made of, for md5.
-static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+pub(super) static ZEROS: [u8; 1 << 20] = [0; 1 << 20];
 
 /// Between states of md5 over zeros that are remembered, in bytes.
 const STATE_BYTES: u64 = 1 << 20;
@@ -47,7 +47,7 @@ impl Objects<'_> {
             return Ok(ObjectRecord { offset, stored_bytes: 0, ..record.clone() });
         }
         let mut object = ObjectWriter::begin(self, offset)?;
-        object.append_zeros(len_bytes, pieces)?;
+        object.append_zeros(pieces)?;
         let (file, record) = object.finish_file()?;
         *last = Some((file, record.clone()));
         Ok(record)
@@ -82,7 +82,7 @@ impl ZeroDigests {
     }
 }
 
-fn update_with_zeros(hasher: &mut Md5State, mut len_bytes: u64) {
+pub(super) fn update_with_zeros(hasher: &mut Md5State, mut len_bytes: u64) {
     while len_bytes > 0 {
         let part = len_bytes.min(ZEROS.len() as u64);
         hasher.update(&ZEROS[..part as usize]);
@@ -145,11 +145,8 @@ impl<'a> ObjectWriter<'a> {
         self.md5.get_or_insert_with(|| self.objects.zero_digests.after(so_far))
     }
 
-    /// Appends a run of zeros.
-    pub(super) fn append_zeros(&mut self, len_bytes: u64, pieces: &[EncodedPiece]) -> Result<()> {
-        if let Some(md5) = &mut self.md5 {
-            update_with_zeros(md5, len_bytes);
-        }
+    /// Appends a run of zeros. Behind data they are to be added to [`md5`](Self::md5).
+    pub(super) fn append_zeros(&mut self, pieces: &[EncodedPiece]) -> Result<()> {
         self.append(pieces, self.objects.encoder.codec() == Codec::None)
     }
 
@@ -259,7 +256,7 @@ impl File {
         if self.file.len_bytes() < self.at {
             self.file.write_at(&[0], self.at - 1)?;
         }
-        self.file.finish()
+        self.file.finish_to_link()
     }
 }
 

@@ -25,6 +25,9 @@ const WINDOWS_AHEAD_MAX: u64 = 4096;
 /// How many holes may wait: enough to find the data behind them, few enough to be looked through for each job.
 const HOLES_MAX: usize = 256;
 
+/// How many windows may wait to be ended, each with some open files.
+const COMPLETE_MAX: usize = 16;
+
 /// How many objects may wait for those of earlier windows to be listed: about 10 MiB.
 const OBJECTS_WAITING_MAX: u64 = 50_000;
 
@@ -50,10 +53,14 @@ pub(super) struct Schedule<'a> {
     waiting: u64,
     /// Windows that somebody looks at for holes, or ends.
     between: usize,
+    /// Those of them that are looked at.
+    opening: usize,
     lanes: Vec<Lane<'a>>,
     /// How many of these are holes, and whether a thread is at one.
     holes: usize,
     is_at_hole: bool,
+    /// Windows of which all is in order.
+    complete: VecDeque<Arc<Window<'a>>>,
     /// Threads that wait for a job.
     pub(super) sleepers: usize,
     /// Pieces begun and not in order.
@@ -85,6 +92,8 @@ pub(super) enum Job<'a> {
     Make { window: Arc<Window<'a>>, number: u64, range: Range<u64>, is_hole: bool },
     /// Put one piece in order in each of these windows.
     Order(Vec<(Arc<Window<'a>>, Done)>),
+    /// End a window of which all pieces are in order.
+    End(Arc<Window<'a>>),
 }
 
 impl<'a> Lane<'a> {
@@ -127,11 +136,25 @@ impl<'a> Lane<'a> {
 impl<'a> Schedule<'a> {
     /// Whether nothing is left that this thread may wait for.
     pub(super) fn is_over(&self, bounds: &Bounds) -> bool {
-        self.next_window == bounds.windows && self.between == 0 && self.lanes.is_empty()
+        self.next_window == bounds.windows
+            && self.between == 0
+            && self.lanes.is_empty()
+            && self.complete.is_empty()
     }
 
+    /// What a thread does that makes pieces.
     pub(super) fn next_job(&mut self, bounds: &Bounds) -> Option<Job<'a>> {
-        self.order(false).or_else(|| self.begin(bounds)).or_else(|| self.order(true))
+        self.order(false)
+            .or_else(|| self.begin(bounds))
+            .or_else(|| self.order(true))
+            .or_else(|| self.next_end())
+    }
+
+    /// What a thread does that ends windows.
+    pub(super) fn next_end(&mut self) -> Option<Job<'a>> {
+        let window = self.complete.pop_front()?;
+        self.between += 1;
+        Some(Job::End(window))
     }
 
     /// What is ready to be put in order: what takes no time at once, else several together, or some if they `must`.
@@ -150,14 +173,14 @@ impl<'a> Schedule<'a> {
 
     /// A piece of a window that nobody works at, else a new window, else a piece of that with the fewest threads.
     fn begin(&mut self, bounds: &Bounds) -> Option<Job<'a>> {
-        if self.outstanding >= bounds.pieces {
+        if self.outstanding >= bounds.pieces || self.complete.len() >= COMPLETE_MAX {
             return None;
         }
         let is_first = self.next_window == self.listed;
         let may_open = self.next_window < bounds.windows
             && self.next_window < self.listed + WINDOWS_AHEAD_MAX
             && (is_first || self.waiting < OBJECTS_WAITING_MAX)
-            && self.lanes.len() - self.holes + self.between < bounds.lanes
+            && self.lanes.len() - self.holes + self.opening < bounds.lanes
             && self.holes < HOLES_MAX;
         if !self.is_at_hole
             && let Some(hole) = self.lanes.iter_mut().find(|lane| lane.is_hole && !lane.is_given_out())
@@ -175,6 +198,7 @@ impl<'a> Schedule<'a> {
             _ if may_open => {
                 self.next_window += 1;
                 self.between += 1;
+                self.opening += 1;
                 Some(Job::Open(self.next_window - 1))
             }
             _ => None,
@@ -186,6 +210,7 @@ impl<'a> Schedule<'a> {
         let next_offset = window.range.start;
         let is_hole = holes.front() == Some(&window.range);
         self.between -= 1;
+        self.opening -= 1;
         self.holes += usize::from(is_hole);
         self.lanes.push(Lane {
             window: Arc::new(window),
@@ -199,21 +224,21 @@ impl<'a> Schedule<'a> {
         });
     }
 
-    /// A piece was made. Says whether all of the window is in order now; it is for the caller to end then.
-    pub(super) fn made(&mut self, window: u64, number: u64, done: Done) -> bool {
-        let Some(place) = self.place_of(window) else { return false };
+    /// A piece was made.
+    pub(super) fn made(&mut self, window: u64, number: u64, done: Done) {
+        let Some(place) = self.place_of(window) else { return };
         self.is_at_hole &= !self.lanes[place].is_hole;
         self.lanes[place].made.insert(number, done);
-        self.pass_empty(place)
+        self.pass_empty(place);
     }
 
-    /// A piece is in order now. Says the same.
-    pub(super) fn ordered(&mut self, window: u64) -> bool {
-        let Some(place) = self.place_of(window) else { return false };
+    /// A piece is in order now.
+    pub(super) fn ordered(&mut self, window: u64) {
+        let Some(place) = self.place_of(window) else { return };
         self.lanes[place].is_busy = false;
         self.lanes[place].in_order += 1;
         self.outstanding -= 1;
-        self.pass_empty(place)
+        self.pass_empty(place);
     }
 
     /// A window was ended; how many are listed from the first on, and how many objects wait.
@@ -229,19 +254,17 @@ impl<'a> Schedule<'a> {
     }
 
     /// Pieces of which nothing is stored are in order at once.
-    fn pass_empty(&mut self, place: usize) -> bool {
+    fn pass_empty(&mut self, place: usize) {
         let lane = &mut self.lanes[place];
         while lane.ready().is_some_and(|done| done.runs.is_empty()) {
             lane.made.remove(&lane.in_order);
             lane.in_order += 1;
             self.outstanding -= 1;
         }
-        let is_complete = lane.is_given_out() && lane.outstanding() == 0;
-        if is_complete {
+        if lane.is_given_out() && lane.outstanding() == 0 {
             self.holes -= usize::from(lane.is_hole);
-            self.lanes.remove(place);
-            self.between += 1;
+            let lane = self.lanes.remove(place);
+            self.complete.push_back(lane.window);
         }
-        is_complete
     }
 }

@@ -8,13 +8,13 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::md5;
-use super::object::{ObjectRecord, ObjectWriter, Objects};
+use super::md5::{self, Md5State};
+use super::object::{ObjectRecord, ObjectWriter, Objects, ZEROS, update_with_zeros};
 use crate::error::Result;
 use crate::writer::encode::EncodedPiece;
 
 /// How many zeros behind data end an object, in bytes. Fewer are hashed, in 20 ms at most; and a window gets no more
-/// objects than one for each so many bytes, and one.
+/// objects than one for each so many bytes, and one. (Zeros are hashed as they come, before it is known whether they stay.)
 const CUT_BYTES: u64 = 16 << 20;
 
 /// Runs from so many bytes on are worth waiting for others, to be hashed side by side.
@@ -39,8 +39,9 @@ pub(super) struct Run {
 impl Done {
     /// Whether its last run takes long to hash.
     pub(super) fn is_large(&self) -> bool {
-        let len_bytes = |run: &Run| run.range.end - run.range.start;
-        !self.plain.is_empty() && self.runs.last().is_some_and(|run| len_bytes(run) >= LARGE_RUN_BYTES)
+        let Some(Run { range, .. }) = self.runs.last() else { return false };
+        let len_bytes = range.end - range.start;
+        len_bytes >= LARGE_RUN_BYTES && (!self.plain.is_empty() || len_bytes <= ZEROS.len() as u64)
     }
 }
 
@@ -59,6 +60,8 @@ struct InOrder<'a> {
     /// Zeros behind the current object's data, less than [`CUT_BYTES`], of which is not known yet whether they belong to it.
     held: Vec<EncodedPiece>,
     held_bytes: u64,
+    /// The md5 without them; they were added to the object's.
+    md5_before_held: Option<Md5State>,
     finished: Vec<ObjectRecord>,
 }
 
@@ -70,6 +73,7 @@ impl<'a> Window<'a> {
             current: None,
             held: Vec::new(),
             held_bytes: 0,
+            md5_before_held: None,
             finished: Vec::new(),
         };
         Self { index, range, order: Mutex::new(order) }
@@ -116,37 +120,53 @@ impl<'a> InOrder<'a> {
                     self.object(offset)?.append_data(&run.encoded)?;
                     to_hash = Some(bytes);
                 }
-                _ => self.append_zeros(offset, run)?,
+                _ => to_hash = self.append_zeros(offset, run)?,
             }
         }
         Ok(to_hash)
     }
 
-    fn append_zeros(&mut self, offset: u64, run: &Run) -> Result<()> {
+    /// The same for a run of zeros.
+    fn append_zeros(&mut self, offset: u64, run: &Run) -> Result<Option<&'static [u8]>> {
         let len_bytes = run.range.end - run.range.start;
         if len_bytes == self.window_bytes {
             self.finished.push(self.objects.zeros(offset, len_bytes, &run.encoded)?);
-            return Ok(());
+            return Ok(None);
         }
         let object = self.object(offset)?;
         if object.is_zeros() {
-            return object.append_zeros(len_bytes, &run.encoded);
+            object.append_zeros(&run.encoded)?;
+            return Ok(None);
         }
         self.held.extend_from_slice(&run.encoded);
         self.held_bytes += len_bytes;
         if self.held_bytes >= CUT_BYTES {
             let (held, held_bytes) = (std::mem::take(&mut self.held), std::mem::take(&mut self.held_bytes));
+            if let (Some(md5), Some(object)) = (self.md5_before_held.take(), &mut self.current) {
+                *object.md5() = md5;
+            }
             self.end_object()?;
-            self.object(offset + len_bytes - held_bytes)?.append_zeros(held_bytes, &held)?;
+            self.object(offset + len_bytes - held_bytes)?.append_zeros(&held)?;
+            return Ok(None);
         }
-        Ok(())
+        let Some(object) = &mut self.current else { return Ok(None) };
+        let md5 = object.md5();
+        self.md5_before_held.get_or_insert_with(|| md5.clone());
+        match ZEROS.get(..len_bytes as usize) {
+            Some(zeros) => Ok(Some(zeros)),
+            None => {
+                update_with_zeros(md5, len_bytes);
+                Ok(None)
+            }
+        }
     }
 
     /// Zeros between data belong to the object.
     fn add_held(&mut self) -> Result<()> {
         let (held, held_bytes) = (std::mem::take(&mut self.held), std::mem::take(&mut self.held_bytes));
+        self.md5_before_held = None;
         match &mut self.current {
-            Some(object) if held_bytes > 0 => object.append_zeros(held_bytes, &held),
+            Some(object) if held_bytes > 0 => object.append_zeros(&held),
             _ => Ok(()),
         }
     }

@@ -236,7 +236,12 @@ impl StagedFile {
     }
 
     /// The file is complete: makes it durable, and part of what is published.
-    pub fn finish(mut self) -> Result<FinishedFile> {
+    pub fn finish(self) -> Result<()> {
+        self.finish_to_link().map(drop)
+    }
+
+    /// The same for a file that may get more names.
+    pub fn finish_to_link(mut self) -> Result<FinishedFile> {
         let sync_failed = |errno| failed(format!("cannot make {} durable", self.name), errno);
         let is_small = self.len_bytes() < SYNC_ALONE_BYTES;
         let waits = {
