@@ -42,7 +42,7 @@ fn main() -> std::io::Result<()> {
         let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
         let joined =
             threads.into_iter().map(|thread| thread.join().map_err(|_| std::io::Error::other("a panic")));
-        joined.map(|result| result.flatten()).try_fold(0, |all, one| one.map(|one| all ^ one))
+        joined.map(|result| result.and_then(|all| all)).try_fold(0, |all, one| one.map(|one| all ^ one))
     })?;
     let seconds = begun.elapsed().as_secs_f64();
     println!("{{\"seconds\": {seconds:.6}, \"bytes\": {len}, \"threads\": {threads}, \"all\": {all}}}");

@@ -36,9 +36,29 @@ pub(super) struct Objects<'a> {
 }
 
 impl Objects<'_> {
-    /// A whole object of zeros, which are `pieces`: one more name for the one before, or a file of its own.
+    /// A window of zeros, which are `pieces`, as one object.
     pub(super) fn zeros(&self, offset: u64, len_bytes: u64, pieces: &[EncodedPiece]) -> Result<ObjectRecord> {
-        // Whoever else wants one waits for the first, so that there is but one.
+        self.once(offset, len_bytes, || {
+            let mut object = ObjectWriter::begin(self, offset)?;
+            object.append_zeros(pieces)?;
+            Ok(object)
+        })
+    }
+
+    /// Ends the object of a window, all of which is zeros.
+    pub(super) fn end_zeros(&self, object: ObjectWriter<'_>) -> Result<ObjectRecord> {
+        let (offset, len_bytes) = (object.offset, object.len_bytes());
+        self.once(offset, len_bytes, || Ok(object))
+    }
+
+    /// One more name for the file of the zeros before, if they are as many, else the object that `make` makes.
+    fn once<'o>(
+        &self,
+        offset: u64,
+        len_bytes: u64,
+        make: impl FnOnce() -> Result<ObjectWriter<'o>>,
+    ) -> Result<ObjectRecord> {
+        // Whoever else has one waits for the first, so that there is but one file.
         let mut last = self.last_zeros.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((file, record)) = &*last
             && record.len_bytes == len_bytes
@@ -46,10 +66,11 @@ impl Objects<'_> {
         {
             return Ok(ObjectRecord { offset, stored_bytes: 0, ..record.clone() });
         }
-        let mut object = ObjectWriter::begin(self, offset)?;
-        object.append_zeros(pieces)?;
-        let (file, record) = object.finish_file()?;
-        *last = Some((file, record.clone()));
+        let (file, record) = make()?.finish_file()?;
+        // The volume's last window may be shorter, and is no use to others.
+        if last.as_ref().is_none_or(|(_, known)| known.len_bytes <= len_bytes) {
+            *last = Some((file, record.clone()));
+        }
         Ok(record)
     }
 
@@ -131,6 +152,11 @@ impl<'a> ObjectWriter<'a> {
     /// Where it ends in the volume so far.
     pub(super) fn end(&self) -> u64 {
         self.offset + self.assembler.plain_bytes()
+    }
+
+    /// Its plain bytes so far.
+    pub(super) fn len_bytes(&self) -> u64 {
+        self.assembler.plain_bytes()
     }
 
     /// Whether all its plain bytes are zeros so far.

@@ -182,7 +182,8 @@ impl<'a> InOrder<'a> {
     fn end_object(&mut self) -> Result<()> {
         self.add_held()?;
         if let Some(object) = self.current.take() {
-            self.finished.push(object.finish()?);
+            let is_whole = object.is_zeros() && object.len_bytes() == self.window_bytes;
+            self.finished.push(if is_whole { self.objects.end_zeros(object)? } else { object.finish()? });
         }
         Ok(())
     }
