@@ -16,7 +16,7 @@
 pub(crate) mod beneath;
 mod walk;
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -64,6 +64,11 @@ impl PosixStore {
             location: root.to_string_lossy().into(),
             folders: walk::FolderCache::default(),
         })
+    }
+
+    /// Names the root directory, whatever has its path by now; gives no right to it.
+    pub fn root(&self) -> BorrowedFd<'_> {
+        self.root.root()
     }
 
     /// How many folders [`Store::list`] has read so far; one that it remembered is not counted.

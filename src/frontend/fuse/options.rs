@@ -86,6 +86,8 @@ pub struct MountOptions {
     pub passthrough: bool,
     /// `seek_index=on|off`: whether restart points are noted, kept and used.
     pub seek_index: bool,
+    /// `no_sandbox` not given: the daemon gives up what it does not need.
+    pub sandbox: bool,
     /// `nonempty`: the mountpoint may hold files, which the mount hides.
     pub nonempty: bool,
 }
@@ -103,6 +105,7 @@ impl Default for MountOptions {
             log: None,
             passthrough: true,
             seek_index: true,
+            sandbox: true,
             nonempty: false,
         }
     }
@@ -140,6 +143,7 @@ impl MountOptions {
             ("allow_other", None) => self.allow_other = true,
             ("allow_root", None) => self.allow_root = true,
             ("nonempty", None) => self.nonempty = true,
+            ("no_sandbox", None) => self.sandbox = false,
             ("uid", Some(id)) => self.uid = Some(parse_id(id).ok_or_else(|| bad("a numeric user id"))?),
             ("gid", Some(id)) => self.gid = Some(parse_id(id).ok_or_else(|| bad("a numeric group id"))?),
             ("cache_size", Some(size)) => {
@@ -171,7 +175,7 @@ impl MountOptions {
             ("uid" | "gid" | "cache_size" | "disk_cache" | "threads", None) => {
                 return Err(bad("a value after '='"));
             }
-            ("allow_other" | "allow_root" | "nonempty" | "ro" | "rw", Some(_)) => {
+            ("allow_other" | "allow_root" | "nonempty" | "no_sandbox" | "ro" | "rw", Some(_)) => {
                 return Err(bad("no value"));
             }
             ("rw", None) => {

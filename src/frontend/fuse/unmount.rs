@@ -132,8 +132,31 @@ fn find(mountpoint: &Path) -> Result<(PathBuf, Option<MountLine>)> {
     Ok((path, line))
 }
 
+/// What was found where a mount was to be taken away.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Taken {
+    /// The mount, which is gone now, or nothing.
+    Gone,
+    /// Another mount, of this type; it stays.
+    Hidden(String),
+}
+
+/// Takes the file system `device` away from `mountpoint` if it stands there on top. [`ErrorKind::Target`] when it is in use or
+/// may not be unmounted.
+pub(super) fn take_away(mountpoint: &Path, device: &str, lazy: bool) -> Result<Taken> {
+    match mounted_at(mountpoint)? {
+        Some(line) if line.device == device => {
+            detach(mountpoint, lazy).map(|()| Taken::Gone).map_err(|error| {
+                Error::caused_by(ErrorKind::Target, format!("cannot unmount {mountpoint:?}"), error)
+            })
+        }
+        Some(line) => Ok(Taken::Hidden(line.kind)),
+        None => Ok(Taken::Gone),
+    }
+}
+
 /// Asks the kernel, or for other users than root the setuid helper of libfuse.
-pub(super) fn detach(path: &Path, lazy: bool) -> io::Result<()> {
+fn detach(path: &Path, lazy: bool) -> io::Result<()> {
     let flags = if lazy { UnmountFlags::NOFOLLOW | UnmountFlags::DETACH } else { UnmountFlags::NOFOLLOW };
     match rustix::mount::unmount(path, flags) {
         Err(Errno::PERM) => detach_by_helper(path, lazy),
