@@ -32,6 +32,7 @@ fn quotes() -> BTreeMap<String, Vec<String>> {
         "hydrate.rs",
         "readahead.rs",
         "restart_points.rs",
+        "sandbox.rs",
         "seek_index_store.rs",
     ];
     files.retain(|path| {

@@ -49,8 +49,8 @@ Options for -o:
   log=FILE         where the background process logs; syslog unless told
   passthrough=off  do not let the kernel read hydrated images itself
                    (see `cinderfs hydrate`)
-  no_sandbox       let the daemon keep all rights of its user; otherwise it gives
-                   up what it does not need (see docs/SECURITY.md)
+  no_sandbox       let the daemon keep all its rights; unless told it gives up
+                   what serving does not take (see docs/SECURITY.md)
   nonempty         mount over a directory that is not empty";
 
 /// Show every backup of a store as a read-only disk image
@@ -139,7 +139,8 @@ fn serve(args: &MountArgs, options: &MountOptions, child: Option<Child>) -> Resu
     let mut stack_depth = 0;
     if let Some(images) = images {
         // Handing files to the kernel takes a right that is worth nearly all others, so it is kept only where there is a use.
-        let passthrough = options.passthrough && (!options.sandbox || images.keys()?.first().is_some());
+        let is_used = images.keys().is_ok_and(|keys| !keys.is_empty());
+        let passthrough = options.passthrough && (is_used || !options.sandbox);
         if passthrough {
             stack_depth = hydrated::stack_depth(images.folder());
         }

@@ -26,7 +26,7 @@ use super::options::MountOptions;
 use super::unmount::{self, SOURCE_PREFIX, Taken};
 use super::unmounter::Unmounter;
 use crate::error::{Error, ErrorKind, Result};
-use crate::sandbox::Needs;
+use crate::sandbox::{Needs, Report};
 
 /// The device through which the kernel is spoken to; each thread opens its own.
 const FUSE_DEVICE: &str = "/dev/fuse";
@@ -44,6 +44,8 @@ pub struct Mounted {
     mountpoint: PathBuf,
     device: String,
     unmounter: Unmounter,
+    /// What the process gave up, to be told once the log is where it stays.
+    report: Option<Report>,
     events: mpsc::Receiver<Event>,
 }
 
@@ -91,10 +93,13 @@ pub fn mount(
     let found = unmount::mounted_at(mountpoint)?;
     let device = found.map(|line| line.device).ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
     raise_read_ahead(&device);
-    if let Some(mut needs) = needs {
-        needs.device(Path::new(FUSE_DEVICE)).map_err(failed)?;
-        needs.restrict().log();
-    }
+    let report = match needs {
+        Some(mut needs) => {
+            needs.device(Path::new(FUSE_DEVICE)).map_err(failed)?;
+            Some(needs.restrict())
+        }
+        None => None,
+    };
     let started = start(session, signals).and_then(|events| {
         // The first question through the kernel: what is ready answers it.
         std::fs::metadata(mountpoint).map(|_| events)
@@ -104,7 +109,7 @@ pub fn mount(
         failed(error)
     })?;
     tracing::info!(mountpoint = %mountpoint.display(), store, "mounted");
-    Ok(Mounted { mountpoint: mountpoint.to_owned(), device, unmounter, events })
+    Ok(Mounted { mountpoint: mountpoint.to_owned(), device, unmounter, report, events })
 }
 
 /// Starts the threads: those that serve, and those that tell of the end.
@@ -134,6 +139,9 @@ impl Mounted {
     /// Serves until a signal or an unmount ends it; an error only when the session itself failed or the mount could not be
     /// taken away.
     pub fn serve(mut self) -> Result<()> {
+        if let Some(report) = &self.report {
+            report.log();
+        }
         match self.events.recv() {
             Ok(Event::Signal(signal)) => {
                 tracing::info!(signal, "unmounting");

@@ -241,7 +241,7 @@ mod tests {
     fn our_options() {
         let options = MountOptions::parse(&[
             "allow_other,uid=1000,gid=0,cache_size=64M",
-            "threads=3,log=/var/log/a\\,b,passthrough=off,seek_index=off,nonempty,cache_size=1g,disk_cache=2T",
+            "threads=3,log=/var/log/a\\,b,passthrough=off,seek_index=off,no_sandbox,nonempty,cache_size=1g,disk_cache=2T",
         ])
         .unwrap();
         assert_eq!(
@@ -257,6 +257,7 @@ mod tests {
                 log: Some("/var/log/a,b".into()),
                 passthrough: false,
                 seek_index: false,
+                sandbox: false,
                 nonempty: true,
             }
         );
@@ -294,6 +295,7 @@ mod tests {
             ("passthrough=maybe", "passthrough=off"),
             ("seek_index=maybe", "seek_index=off"),
             ("allow_other=yes", "no value"),
+            ("no_sandbox=off", "no value"),
             ("allow_other,allow_root", "exclude"),
             ("big\u{1b}[31m", "\"big\\u{1b}[31m\""),
         ] {
