@@ -29,6 +29,7 @@ fn quotes() -> BTreeMap<String, Vec<String>> {
     let others = [
         "disk_cache.rs",
         "disk_cache_size.rs",
+        "hangs.rs",
         "hydrate.rs",
         "readahead.rs",
         "restart_points.rs",

@@ -22,6 +22,7 @@ use crate::frontend::fuse::options::MountOptions;
 use crate::frontend::fuse::tree::Tree;
 use crate::sandbox::{CapabilitySet, Needs};
 use crate::store::Store;
+use crate::store::deadline::DeadlineStore;
 use crate::store::posix::PosixStore;
 
 const EXAMPLES: &str = "\
@@ -46,6 +47,8 @@ Options for -o:
                    permissions allow
   allow_root       let root in
   uid=N, gid=N     show everything as owned by this user, this group
+  store_timeout=N  how many seconds the store may take for an answer before a
+                   read fails; 30 unless told, 0 for ever
   log=FILE         where the background process logs; syslog unless told
   passthrough=off  do not let the kernel read hydrated images itself
                    (see `cinderfs hydrate`)
@@ -68,7 +71,7 @@ pub(crate) struct MountArgs {
     mountpoint: PathBuf,
 
     /// Mount options: allow_other, allow_root, uid=N, gid=N, cache_size=SIZE, disk_cache=SIZE, seek_index=off,
-    /// passthrough=off, threads=N, log=FILE, no_sandbox, nonempty
+    /// passthrough=off, threads=N, store_timeout=N, log=FILE, no_sandbox, nonempty
     #[arg(short = 'o', value_name = "OPTION,...")]
     options: Vec<String>,
 
@@ -122,8 +125,12 @@ fn serve(args: &MountArgs, options: &MountOptions, child: Option<Child>) -> Resu
     };
     let seek_indexes = if options.seek_index { cache::seek_indexes_if_any() } else { None };
     let images = cache::images_if_any(options.seek_index && seek_indexes.is_none());
+    let timed = options.store_timeout.map(|timeout| Arc::new(DeadlineStore::new(store.clone(), timeout)));
     let catalog = Catalog::open(
-        store.clone(),
+        match &timed {
+            Some(timed) => timed.clone(),
+            None => store.clone() as Arc<dyn Store>,
+        },
         CatalogOptions {
             cache_bytes_max: options.cache_bytes_max,
             restart_points: options.seek_index,
@@ -147,6 +154,10 @@ fn serve(args: &MountArgs, options: &MountOptions, child: Option<Child>) -> Resu
         tree = tree.hydrated(Hydrated::new(images, passthrough));
     }
     let needs = options.sandbox.then(|| needs(&store, cache_dir.as_deref(), stack_depth > 0)).transpose()?;
+    if let Some(timed) = &timed {
+        // Not before: the process has to have one thread until it is restricted, and nothing below asks the store before that.
+        timed.arm();
+    }
     let fs = CinderFs::new(tree).passthrough(stack_depth);
     let mounted = mount(fs, &location, &mountpoint, options, needs)?;
     if let Some(child) = child

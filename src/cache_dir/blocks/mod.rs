@@ -33,7 +33,6 @@ mod ring;
 mod table;
 
 use std::cell::Cell;
-use std::fs;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -163,8 +162,8 @@ impl BlockRing {
     /// Whether the folder is gone for this process for good: one that gave up its rights may not make or enter another.
     fn may_not_be_made(&self) -> bool {
         let is_denied = |folder: &Path| {
-            let made = fs::create_dir(folder).err().map(|error| error.kind());
-            let entered = fs::read_dir(folder).err().map(|error| error.kind());
+            let made = std::fs::create_dir(folder).err().map(|error| error.kind());
+            let entered = std::fs::read_dir(folder).err().map(|error| error.kind());
             [made, entered].contains(&Some(io::ErrorKind::PermissionDenied))
         };
         is_denied(self.cache.path()) || is_denied(&self.cache.path().join(PART))
