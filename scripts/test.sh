@@ -18,7 +18,7 @@ failed=()
 packages() {
     local missing=() pair
     for pair in fusermount3:fuse3 qemu-img:qemu-utils mkfs.ext4:e2fsprogs losetup:mount python3:python3 zstd:zstd \
-        setpriv:util-linux getfattr:attr mkfs.btrfs:btrfs-progs mkfs.xfs:xfsprogs; do
+        setpriv:util-linux getfattr:attr mkfs.btrfs:btrfs-progs mkfs.xfs:xfsprogs bindfs:bindfs; do
         command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
     done
     python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)

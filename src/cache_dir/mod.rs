@@ -30,7 +30,10 @@ use crate::error::{Error, ErrorKind, Result};
 pub const VARIABLE: &str = "CINDERFS_CACHE_DIR";
 
 /// What the parts are called.
-const PARTS: [&str; 3] = [seek_indexes::PART, "blocks", "images"];
+const PARTS: [&str; 4] = [seek_indexes::PART, "blocks", images::FOLDER, SCRATCH];
+
+/// Where files without a name are made, for who may not write elsewhere.
+const SCRATCH: &str = "scratch";
 
 /// Tells backup programs to leave the directory out, see <https://bford.info/cachedir/>.
 const TAG_NAME: &str = "CACHEDIR.TAG";
@@ -84,6 +87,17 @@ impl CacheDir {
     /// [`open`](Self::open).
     fn part(&self, name: &'static str) -> Result<Part> {
         Part::open(self, name)
+    }
+
+    /// The folders that are written to while a store is read, as far as they exist: all parts but the images.
+    pub fn written(&self) -> Vec<PathBuf> {
+        let written = PARTS.iter().filter(|part| **part != images::FOLDER).map(|part| self.path.join(part));
+        written.filter(|folder| folder.is_dir()).collect()
+    }
+
+    /// A folder for temporary files, which is made where it is missing.
+    pub fn scratch(&self) -> Result<PathBuf> {
+        Ok(self.part(SCRATCH)?.path().to_owned())
     }
 
     /// Size in bytes of the file system that it lies on.
