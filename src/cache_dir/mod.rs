@@ -1,4 +1,4 @@
-//! What is kept between runs: restart points, verified blocks, whole images.
+//! What is kept between runs: restart points, verified blocks, whole images, what was verified when.
 //!
 //! Problem: what was found out by decoding a 2 GB stream is worth seconds, and is lost when the process ends. Idea: one
 //! directory per user, outside the store (Cinder counts the files of a container), with a part for each kind of knowledge.
@@ -12,6 +12,7 @@ pub mod blocks;
 pub mod images;
 mod part;
 pub mod seek_indexes;
+pub mod verified;
 
 use std::ffi::OsString;
 use std::fs::{DirBuilder, File};
@@ -30,7 +31,7 @@ use crate::error::{Error, ErrorKind, Result};
 pub const VARIABLE: &str = "CINDERFS_CACHE_DIR";
 
 /// What the parts are called.
-const PARTS: [&str; 3] = [seek_indexes::PART, "blocks", "images"];
+const PARTS: [&str; 4] = [seek_indexes::PART, "blocks", "images", verified::PART];
 
 /// Tells backup programs to leave the directory out, see <https://bford.info/cachedir/>.
 const TAG_NAME: &str = "CACHEDIR.TAG";

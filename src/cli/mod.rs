@@ -21,8 +21,10 @@ mod render;
 mod restore;
 mod select;
 mod show;
+mod spans;
 #[cfg(feature = "fuse")]
 mod umount;
+mod verify;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -68,6 +70,7 @@ fn run(cli: Cli) -> Result<Outcome, Failure> {
         Verb::Hydrate(args) => hydrate::run(&args, verbosity < 0),
         Verb::Delete(args) => delete::run(&args, verbosity < 0),
         Verb::Record(args) => record::run(&args),
+        Verb::Verify(args) => verify::run(&args, verbosity < 0),
     }
 }
 
