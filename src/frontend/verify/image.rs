@@ -32,7 +32,7 @@ pub(super) enum Known<'a> {
     /// It was not checked in this run.
     Nothing,
     /// It was; these ranges of the volume are to be read, because it is damaged, or because no digest speaks of them.
-    Checked { bad: &'a [Range<u64>], unproven: &'a [Range<u64>] },
+    Checked { bad: &'a [Range<u64>], unproven: &'a [Range<u64>], is_faulty: bool },
 }
 
 /// Why a range had to be read.
@@ -124,8 +124,11 @@ pub(super) fn look<'a>(
             let Piece::Data { image: range, object, .. } = piece else { continue };
             match known(object) {
                 Known::Nothing => eye.sight.unread_bytes += range.end - range.start,
-                Known::Checked { bad, unproven } => {
-                    eye.piece(object, range, bad, unproven, table.as_ref(), layer == tip)?;
+                Known::Checked { bad, unproven, is_faulty } => {
+                    let is_own = layer == tip;
+                    eye.damaged(object, &range, bad)?;
+                    eye.unproven(object, &range, unproven, is_faulty, is_own)?;
+                    eye.piece(range, table.as_ref(), is_own)?;
                 }
             }
         }
@@ -226,29 +229,42 @@ impl Eye<'_> {
         if error.kind().is_damage() { self.suspect(bytes, Cause::DigestDamaged) } else { Err(error) }
     }
 
-    /// What an object holds of the image. `theirs` are the digests of its backup.
-    fn piece(
-        &mut self,
-        object: ObjectIndex,
-        range: Range<u64>,
-        bad: &[Range<u64>],
-        unproven: &[Range<u64>],
-        theirs: Option<&BlockHashTable>,
-        is_own: bool,
-    ) -> Result<()> {
-        let image = self.image;
-        for bad in common(bad, &range) {
+    /// What is damaged in an object that holds this range.
+    fn damaged(&mut self, object: ObjectIndex, range: &Range<u64>, bad: &[Range<u64>]) -> Result<()> {
+        for bad in common(bad, range) {
             if self.sight.visible.last() != Some(&object) {
                 self.sight.visible.push(object);
             }
             self.suspect(bad, Cause::Object(object))?;
         }
+        Ok(())
+    }
+
+    /// What was not compared with digests, in an object that holds this range.
+    fn unproven(
+        &mut self,
+        object: ObjectIndex,
+        range: &Range<u64>,
+        unproven: &[Range<u64>],
+        is_faulty: bool,
+        is_own: bool,
+    ) -> Result<()> {
         // Without digests an object is as right as its md5.
-        let Some(ours) = image.digests() else { return Ok(()) };
-        for unproven in common(unproven, &range) {
-            let cause = if is_own { self.cause_of_unproven(ours, &unproven)? } else { Cause::Unproven };
+        let Some(ours) = self.image.digests() else { return Ok(()) };
+        for unproven in common(unproven, range) {
+            let cause = match (is_own, is_faulty) {
+                (_, true) => Cause::Object(object),
+                (true, false) => self.cause_of_unproven(ours, &unproven)?,
+                (false, false) => Cause::Unproven,
+            };
             self.suspect(unproven, cause)?;
         }
+        Ok(())
+    }
+
+    /// What an object holds of the image. `theirs` are the digests of its backup.
+    fn piece(&mut self, range: Range<u64>, theirs: Option<&BlockHashTable>, is_own: bool) -> Result<()> {
+        let Some(ours) = self.image.digests() else { return Ok(()) };
         let blocks = self.whole_blocks(&range, ours.block_bytes())?;
         match theirs {
             _ if is_own => Ok(()),
@@ -301,8 +317,9 @@ impl Eye<'_> {
     /// Reads what is gathered.
     fn read(&mut self) -> Result<()> {
         let mut suspects = std::mem::take(&mut self.suspects);
-        suspects.sort_by(|a, b| (a.0.start, a.1).cmp(&(b.0.start, b.1)));
+        // Of several reasons to read a block the first counts: see the order of causes.
         let (image, block_bytes) = (self.image, self.image.block_bytes());
+        suspects.sort_by_key(|(range, cause)| (range.start / block_bytes, *cause));
         let is_proven = image.digests().is_some();
         let mut done = 0;
         for (range, cause) in suspects {

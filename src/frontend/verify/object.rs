@@ -294,7 +294,13 @@ impl Pass<'_> {
         let whole = object.offset..object.offset + object.len_bytes;
         let has_md5 = object.md5 == Some(actual);
         let fault = |kind, message, cinder, reason, bad| Some(Fault { kind, message, cinder, reason, bad });
-        let behind = |plain: u64| (object.offset + plain).min(whole.end)..whole.end;
+        let block_bytes = self.layer.digests.as_ref().map_or(1, |table| table.block_bytes().max(1));
+        let behind = |plain: u64| {
+            let at = (object.offset + plain).min(whole.end);
+            // A block of which a part is missing is missing.
+            let start = if at < whole.end { (at / block_bytes * block_bytes).max(whole.start) } else { at };
+            start..whole.end
+        };
         match end {
             End::Failed(plain, error) => {
                 let bad = self.bad_with(behind(plain));

@@ -387,11 +387,12 @@ impl<'a> Work<'a> {
             let Some(&layer) = chain.get(object.layer as usize) else { return Known::Nothing };
             match self.state(layer, object.object) {
                 NOT_CHECKED => Known::Nothing,
-                GOOD => Known::Checked { bad: &[], unproven: &[] },
+                GOOD => Known::Checked { bad: &[], unproven: &[], is_faulty: false },
                 _ => match noted.get(&(number(layer), object.object)) {
                     Some(checked) => Known::Checked {
                         bad: checked.fault.as_ref().map_or(&[], |fault| &fault.bad),
                         unproven: &checked.unproven,
+                        is_faulty: checked.fault.as_ref().is_some_and(|fault| !fault.bad.is_empty()),
                     },
                     None => Known::Nothing,
                 },
@@ -474,7 +475,11 @@ impl<'a> Work<'a> {
             let reason = "it looks neither at digests nor at lengths";
             report.findings.push(Finding::new(Kind::BackupUnusable, error.to_string(), Cinder::Unknown, reason));
         }
-        for object in &sight.visible {
+        let lost = sight.lost_by_cause.keys().filter_map(|cause| match cause {
+            image::Cause::Object(object) => Some(object),
+            _ => None,
+        });
+        for object in sight.visible.iter().chain(lost) {
             let layer = chain.len().checked_sub(1 + object.layer as usize).and_then(|at| chain.get(at));
             if let Some(&finding) = layer.and_then(|layer| of_object.get(&(number(*layer), object.object))) {
                 let is_felt = report.findings[finding].cinder != Cinder::Yes
