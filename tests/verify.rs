@@ -23,7 +23,8 @@ fn chain(root: &Path) -> [Backup; 2] {
     newer[BLOCK..2 * BLOCK].copy_from_slice(&noise(2, BLOCK));
     let full = Backup::new(FULL, VOLUME, image).extents(&[0..2 * BLOCK, 2 * BLOCK..4 * BLOCK]);
     #[expect(clippy::single_range_in_vec_init, reason = "one object")]
-    let child = Backup::new(CHILD, VOLUME, newer).on(FULL, &[BLOCK..2 * BLOCK]).at("2024-03-02 01:01:07+00:00");
+    let child =
+        Backup::new(CHILD, VOLUME, newer).on(FULL, &[BLOCK..2 * BLOCK]).at("2024-03-02 01:01:07+00:00");
     full.put(root);
     child.put(root);
     [full, child]
@@ -65,7 +66,8 @@ impl Kit {
 
 /// `[id, verdict, cinder]` of each backup.
 fn verdicts(report: &Value) -> Vec<[&str; 3]> {
-    let words = |backup: &'_ Value| ["id", "verdict", "cinder"].map(|key| backup[key].as_str().unwrap().to_owned());
+    let words =
+        |backup: &'_ Value| ["id", "verdict", "cinder"].map(|key| backup[key].as_str().unwrap().to_owned());
     let all: Vec<_> = report["backups"].as_array().unwrap().iter().map(words).collect();
     all.into_iter().map(|words| words.map(|word| &*word.leak())).collect()
 }
@@ -171,7 +173,11 @@ fn parts_are_everything_and_each_alone_is_unchecked() {
         let is_hit = !kinds(&report).is_empty();
         assert_eq!(output.status.code(), Some(if is_hit { 3 } else { 0 }), "{report}");
         if !is_hit && report["summary"]["objects"] != 3 {
-            assert!(verdicts(&report).iter().any(|[_, verdict, cinder]| [*verdict, *cinder] == ["unchecked", "unknown"]));
+            assert!(
+                verdicts(&report)
+                    .iter()
+                    .any(|[_, verdict, cinder]| [*verdict, *cinder] == ["unchecked", "unknown"])
+            );
         }
     }
     assert_eq!((objects, found), (3, 1));

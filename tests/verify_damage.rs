@@ -80,12 +80,13 @@ fn check(case: &Case) -> Vec<String> {
             Is::Equal if found.verdict == Verdict::Unusable => complain("is unusable".into()),
             _ => {}
         }
-        let damage = report
-            .findings
-            .iter()
-            .filter(|finding| finding.kind.severity() == Severity::Damage && finding.backups.contains(&found.id));
+        let damage = report.findings.iter().filter(|finding| {
+            finding.kind.severity() == Severity::Damage && finding.backups.contains(&found.id)
+        });
         let is_blamed = damage.count() > 0;
-        if matches!(is, Is::Lost | Is::Unusable) != is_blamed && (is != Is::Equal || found.verdict == Verdict::Good) {
+        if matches!(is, Is::Lost | Is::Unusable) != is_blamed
+            && (is != Is::Equal || found.verdict == Verdict::Good)
+        {
             complain(format!("is {:?}, and findings of damage: {is_blamed}", found.verdict));
         }
         if found.verdict == Verdict::Unchecked || found.cinder == Cinder::Unknown && is == Is::Equal {

@@ -193,7 +193,10 @@ mod tests {
         for changed in [stat(2, 1), stat(1, 2)] {
             assert_eq!(again.get(&name("a"), &changed), None);
         }
-        assert_eq!(Verified::open(&dir, &root.path().join("other")).unwrap().get(&name("a"), &stat(1, 1)), None);
+        assert_eq!(
+            Verified::open(&dir, &root.path().join("other")).unwrap().get(&name("a"), &stat(1, 1)),
+            None
+        );
         again.keep_only([(&name("b"), &stat(1, 1))].into_iter());
         again.save().unwrap();
         assert_eq!(open().get(&name("a"), &stat(1, 1)), None);

@@ -65,7 +65,9 @@ mod tests {
         ] {
             assert_eq!(span(text).map(|span| span.as_secs()), Ok(seconds), "{text}");
         }
-        for text in ["", "h", "2 parsecs", "-1h", "1.5h", "1h30", "99999999999999999999s", "18446744073709551615w"] {
+        for text in
+            ["", "h", "2 parsecs", "-1h", "1.5h", "1h30", "99999999999999999999s", "18446744073709551615w"]
+        {
             assert!(span(text).is_err(), "{text}");
         }
     }

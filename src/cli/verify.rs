@@ -125,7 +125,11 @@ pub(crate) fn run(args: &VerifyArgs, quiet: bool) -> Result<Outcome, Failure> {
     };
     let reporter = Reporter::new(args.progress, quiet, 0);
     let report = engine::verify(&catalog, chosen.as_deref(), &options, &|progress| {
-        reporter.update_with(progress.done_bytes, progress.total_bytes, || json!({ "findings": progress.findings }));
+        reporter.update_with(
+            progress.done_bytes,
+            progress.total_bytes,
+            || json!({ "findings": progress.findings }),
+        );
     })?;
     reporter.finish(|| document::summary(&report));
     let snapshot = catalog.snapshot();
@@ -164,7 +168,8 @@ fn outcome(report: Report, signals: &Signals, catalog: &Catalog) -> Result<Outco
 
 /// What earlier runs did. A run without it is a run all the same.
 fn stamps(store: &Path) -> Option<Verified> {
-    let opened = cache::location().ok().map(|path| CacheDir::open(&path).and_then(|dir| Verified::open(&dir, store)));
+    let opened =
+        cache::location().ok().map(|path| CacheDir::open(&path).and_then(|dir| Verified::open(&dir, store)));
     match opened {
         Some(Ok(stamps)) => Some(stamps),
         Some(Err(error)) => {

@@ -75,7 +75,11 @@ pub(super) struct StreamDecoder<S> {
 }
 
 enum State<S> {
-    Running { stream: S, input: StoredInput, idle_steps: u32 },
+    Running {
+        stream: S,
+        input: StoredInput,
+        idle_steps: u32,
+    },
     /// Before this stored byte.
     Ended(u64),
     Failed(Error),

@@ -44,7 +44,8 @@ fn ids(backups: &[BackupId]) -> Vec<&str> {
 }
 
 fn ranges(ranges: &Ranges) -> Value {
-    let range = |range: &std::ops::Range<u64>| json!({ "offset": range.start, "length": range.end - range.start });
+    let range =
+        |range: &std::ops::Range<u64>| json!({ "offset": range.start, "length": range.end - range.start });
     ranges.kept().iter().map(range).collect()
 }
 

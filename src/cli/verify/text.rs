@@ -75,7 +75,8 @@ fn findings(out: &mut dyn Write, findings: &[&Finding]) -> io::Result<()> {
     for finding in findings {
         let object = finding.object.as_deref().map(|name| format!("{}: ", visible(name))).unwrap_or_default();
         // What the message says of the object itself, it says with the whole name.
-        let object = if finding.message.contains(object.trim_end_matches(": ")) { String::new() } else { object };
+        let object =
+            if finding.message.contains(object.trim_end_matches(": ")) { String::new() } else { object };
         let (severity, kind) = (finding.kind.severity().name(), finding.kind.name());
         writeln!(out, "  {severity} {kind}: {object}{}", visible(&finding.message))?;
         let ranges = ranges(finding);
@@ -97,11 +98,8 @@ fn findings(out: &mut dyn Write, findings: &[&Finding]) -> io::Result<()> {
 
 fn ranges(finding: &Finding) -> String {
     let kept = finding.ranges.kept();
-    let mut shown: Vec<String> = kept
-        .iter()
-        .take(RANGES_SHOWN_MAX)
-        .map(|range| format!("{} to {}", range.start, range.end))
-        .collect();
+    let mut shown: Vec<String> =
+        kept.iter().take(RANGES_SHOWN_MAX).map(|range| format!("{} to {}", range.start, range.end)).collect();
     if kept.len() > RANGES_SHOWN_MAX {
         shown.push(format!("and more, {} in all", BinaryBytes(finding.ranges.bytes())));
     }
@@ -116,11 +114,7 @@ fn summary(report: &Report) -> String {
     let seconds = report.elapsed.as_secs_f64();
     let rate = (report.plain_bytes as f64 / seconds.max(0.001)) as u64;
     let of = |verdict: Verdict| report.backups.iter().filter(|backup| backup.verdict == verdict).count();
-    let mut text = format!(
-        "{}: {} good",
-        count(report.backups.len() as u64, "backup"),
-        of(Verdict::Good)
-    );
+    let mut text = format!("{}: {} good", count(report.backups.len() as u64, "backup"), of(Verdict::Good));
     for verdict in [Verdict::Damaged, Verdict::Unusable, Verdict::Unchecked] {
         if of(verdict) > 0 {
             text.push_str(&format!(", {} {}", of(verdict), verdict.name()));

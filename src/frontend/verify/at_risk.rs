@@ -36,7 +36,10 @@ pub(super) fn find(store: &dyn Store, image: &Arc<Image>, cancel: &AtomicBool) -
         if cancel.load(Ordering::Relaxed) {
             return Err(Error::new(ErrorKind::Interrupted, "interrupted"));
         }
-        let len = image.layers()[object.layer as usize].objects.get(object.object as usize).map_or(0, |o| o.len_bytes);
+        let len = image.layers()[object.layer as usize]
+            .objects
+            .get(object.object as usize)
+            .map_or(0, |o| o.len_bytes);
         let start = range.start - object_offset;
         let mut at = object_offset / PIECE_BYTES * PIECE_BYTES;
         while start + at < range.end {

@@ -335,6 +335,10 @@ mod tests {
 
     #[test]
     fn worse_answers_are_greater() {
-        assert!(Cinder::Yes < Cinder::Unknown && Cinder::Unknown < Cinder::Wrongly && Cinder::Wrongly < Cinder::No);
+        assert!(
+            Cinder::Yes < Cinder::Unknown
+                && Cinder::Unknown < Cinder::Wrongly
+                && Cinder::Wrongly < Cinder::No
+        );
     }
 }

@@ -283,12 +283,7 @@ impl Eye<'_> {
         }
     }
 
-    fn compare(
-        &mut self,
-        ours: &BlockHashTable,
-        theirs: &BlockHashTable,
-        blocks: &Range<u64>,
-    ) -> Result<()> {
+    fn compare(&mut self, ours: &BlockHashTable, theirs: &BlockHashTable, blocks: &Range<u64>) -> Result<()> {
         let block_bytes = ours.block_bytes();
         for_batches(blocks, |batch| {
             self.check_cancel()?;
@@ -325,8 +320,10 @@ impl Eye<'_> {
         for (range, cause) in suspects {
             // With digests a block is had or lost as a whole.
             let range = match is_proven {
-                true => range.start / block_bytes * block_bytes
-                    ..(range.end.div_ceil(block_bytes) * block_bytes).min(image.len_bytes()),
+                true => {
+                    range.start / block_bytes * block_bytes
+                        ..(range.end.div_ceil(block_bytes) * block_bytes).min(image.len_bytes())
+                }
                 false => range,
             };
             let mut at = range.start.max(done);

@@ -136,7 +136,10 @@ fn copies(snapshot: &Snapshot, names: &[ListedObject]) -> Vec<Finding> {
             let place = Place::of(&listed.name, None)?.ok()?;
             let entry = by_name.get(&place.id_by_name());
             let message = match entry {
-                Some(entry) => format!("another document of this backup; {:?} is the one that counts", entry.metadata_name),
+                Some(entry) => format!(
+                    "another document of this backup; {:?} is the one that counts",
+                    entry.metadata_name
+                ),
                 None => "a document of a backup that has another one".to_owned(),
             };
             let reason = "it restores by its database's word where the backup lies";

@@ -82,11 +82,7 @@ pub(super) fn is_near(a: &BlockHash, b: &BlockHash) -> bool {
 }
 
 impl Layer {
-    pub(super) fn new(
-        backup: Arc<Backup>,
-        digests: Option<BlockHashTable>,
-        len_bytes: Option<u64>,
-    ) -> Self {
+    pub(super) fn new(backup: Arc<Backup>, digests: Option<BlockHashTable>, len_bytes: Option<u64>) -> Self {
         let hidden = hidden(&backup.objects);
         Self { backup, digests, len_bytes, hidden }
     }
@@ -186,7 +182,10 @@ pub(super) fn check(
     let mut md5 = Md5Hasher::new();
     let end = pass.run(object, &mut *stream, &mut md5, cancel, tell)?;
     if opened.is_changed()? {
-        return Err(Error::new(ErrorKind::StoreIo, format!("object {name:?} was overwritten while it was read")));
+        return Err(Error::new(
+            ErrorKind::StoreIo,
+            format!("object {name:?} was overwritten while it was read"),
+        ));
     }
     let actual = Md5(md5.finalize().into());
     let trailing = stream.stored_end().map_or(0, |end| opened.stat().len_bytes.saturating_sub(end));
@@ -324,7 +323,8 @@ impl Pass<'_> {
                 fault(Kind::ObjectTooLong, message, cinder, reason, bad)
             }
             End::Beyond => {
-                let message = format!("it goes on behind the {} plain bytes that it should have", object.len_bytes);
+                let message =
+                    format!("it goes on behind the {} plain bytes that it should have", object.len_bytes);
                 let bad = self.bad_without_digests(&whole);
                 fault(Kind::ObjectTooLong, message, Cinder::Wrongly, WRITES_ALL, bad)
             }

@@ -63,8 +63,9 @@ pub(super) fn draw_of(name: &str) -> u64 {
 /// [`Subset::Share`].
 pub(super) fn choose(mut items: Vec<Item>, subset: Subset, fresh_since: Option<u64>, seed: u64) -> Vec<Item> {
     let is_bad = |item: &Item| item.stamp.is_some_and(|stamp| !stamp.is_good);
-    let is_fresh =
-        |item: &Item| item.stamp.zip(fresh_since).is_some_and(|(stamp, since)| stamp.is_good && stamp.at >= since);
+    let is_fresh = |item: &Item| {
+        item.stamp.zip(fresh_since).is_some_and(|(stamp, since)| stamp.is_good && stamp.at >= since)
+    };
     items.retain(|item| !is_fresh(item));
     match subset {
         Subset::All => {}

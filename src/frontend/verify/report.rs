@@ -92,7 +92,8 @@ impl Report {
     pub fn is_damaged(&self) -> bool {
         self.count(Severity::Damage) > 0
             || self.backups.iter().any(|backup| {
-                backup.cinder > Cinder::Unknown || matches!(backup.verdict, Verdict::Damaged | Verdict::Unusable)
+                backup.cinder > Cinder::Unknown
+                    || matches!(backup.verdict, Verdict::Damaged | Verdict::Unusable)
             })
     }
 }

@@ -58,7 +58,8 @@ impl<'a> Layers<'a> {
         for entry in &self.entries {
             let Some(problem) = &entry.problem else { continue };
             if is_of_the_store(problem) {
-                let finding = Finding::new(Kind::Unreadable, problem.to_string(), Cinder::Unknown, NOT_LOOKED_AT);
+                let finding =
+                    Finding::new(Kind::Unreadable, problem.to_string(), Cinder::Unknown, NOT_LOOKED_AT);
                 report.add(finding.object(entry.metadata_name.as_str()).of(&entry.id));
                 report.fail(problem);
                 continue;
@@ -66,7 +67,9 @@ impl<'a> Layers<'a> {
             let (cinder, reason) = match problem.kind() {
                 ErrorKind::Ambiguous => (Cinder::Unknown, "its database decides which of them counts"),
                 ErrorKind::ChainBroken => (Cinder::No, "it needs the whole chain"),
-                ErrorKind::LimitExceeded | ErrorKind::Unsupported => (Cinder::Unknown, "Cinder has other limits"),
+                ErrorKind::LimitExceeded | ErrorKind::Unsupported => {
+                    (Cinder::Unknown, "Cinder has other limits")
+                }
                 _ => (Cinder::No, "it cannot read the metadata"),
             };
             let finding = Finding::new(Kind::BackupUnusable, problem.to_string(), cinder, reason);
@@ -83,7 +86,8 @@ impl<'a> Layers<'a> {
                 let name = backup.object_name(object).ok()?;
                 Some(name.as_str().strip_prefix(stem)?.into())
             });
-            let owned = Owned { id: entry.id.clone(), stem: stem.to_owned(), suffixes: Some(suffixes.collect()) };
+            let owned =
+                Owned { id: entry.id.clone(), stem: stem.to_owned(), suffixes: Some(suffixes.collect()) };
             stock::strays(names, &owned)
         };
         self.entries.iter().filter_map(of).collect()
@@ -102,7 +106,9 @@ impl<'a> Layers<'a> {
                     object: number(index),
                     stored_bytes: listed.map_or(0, |listed| listed.stat.len_bytes),
                     draw: draw_of(name.as_str()),
-                    stamp: listed.zip(stamps).and_then(|(listed, stamps)| stamps.get(&listed.name, &listed.stat)),
+                    stamp: listed
+                        .zip(stamps)
+                        .and_then(|(listed, stamps)| stamps.get(&listed.name, &listed.stat)),
                 });
             }
         }
@@ -445,9 +451,10 @@ impl<'a> Work<'a> {
             }
             // What Cinder stumbles over in an ancestor, it stumbles over here.
             let id = &self.layers.entries[layer].id;
-            let strays = report.findings.iter().enumerate().filter(|(_, finding)| {
-                finding.kind == Kind::Stray && finding.backups.first() == Some(id)
-            });
+            let strays =
+                report.findings.iter().enumerate().filter(|(_, finding)| {
+                    finding.kind == Kind::Stray && finding.backups.first() == Some(id)
+                });
             ours.extend(strays.map(|(index, _)| index).collect::<Vec<_>>());
         }
         let (mut sight, mut is_unknown, mut unusable) = (Sight::default(), entry.problem.is_none(), None);
@@ -473,7 +480,12 @@ impl<'a> Work<'a> {
         if let Some(error) = &unusable {
             ours.push(report.findings.len());
             let reason = "it looks neither at digests nor at lengths";
-            report.findings.push(Finding::new(Kind::BackupUnusable, error.to_string(), Cinder::Unknown, reason));
+            report.findings.push(Finding::new(
+                Kind::BackupUnusable,
+                error.to_string(),
+                Cinder::Unknown,
+                reason,
+            ));
         }
         let lost = sight.lost_by_cause.keys().filter_map(|cause| match cause {
             image::Cause::Object(object) => Some(object),

@@ -33,18 +33,15 @@ pub(super) struct Owned {
 /// Names that begin with a backup's stem and are not its own. `names` are sorted.
 pub(super) fn strays(names: &[ListedObject], owned: &Owned) -> Option<Finding> {
     let suffixes = owned.suffixes.as_ref()?;
-    let own = |suffix: &str| {
-        [METADATA_SUFFIX, SHA256FILE_SUFFIX].contains(&suffix) || suffixes.contains(suffix)
-    };
+    let own =
+        |suffix: &str| [METADATA_SUFFIX, SHA256FILE_SUFFIX].contains(&suffix) || suffixes.contains(suffix);
     let strays: Vec<&str> = behind(names, &owned.stem)
         .map(|listed| listed.name.as_str())
         .filter(|name| !own(&name[owned.stem.len()..]))
         .collect();
     let first = strays.first()?;
-    let message = format!(
-        "{} begin(s) with the prefix of this backup and are none of its objects",
-        some_of(&strays)
-    );
+    let message =
+        format!("{} begin(s) with the prefix of this backup and are none of its objects", some_of(&strays));
     let reason = "it refuses a backup whose files are not its objects";
     Some(Finding::new(Kind::Stray, message, Cinder::No, reason).object(*first).of(&owned.id))
 }
@@ -84,7 +81,8 @@ pub(super) fn orphans(names: &[ListedObject], now: SystemTime) -> Vec<Finding> {
         .into_iter()
         .filter(|(stem, _)| looks_like_a_backup(stem))
         .map(|(stem, (count, bytes, written))| {
-            let is_young = written.is_some_and(|at| now.duration_since(at).is_ok_and(|age| age < YOUNG) || at > now);
+            let is_young =
+                written.is_some_and(|at| now.duration_since(at).is_ok_and(|age| age < YOUNG) || at > now);
             let what = format!("{count} file(s), {bytes} bytes, that no metadata speaks of");
             let finding = match is_young {
                 true => {
