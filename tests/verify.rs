@@ -8,7 +8,14 @@ mod store;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
+use cinderfs::ErrorKind;
+use cinderfs::catalog::{Catalog, CatalogOptions};
+use cinderfs::frontend::verify::{Report, Subset, VerifyOptions, verify};
+use cinderfs::store::fault::{Fault, FaultStore, Operation, Rule};
+use cinderfs::store::posix::PosixStore;
 use serde_json::Value;
 use store::{BLOCK, Backup, flip, noise};
 
@@ -215,31 +222,64 @@ fn no_object_is_begun_when_the_time_is_up() {
     assert_eq!((&report["summary"]["objects"], &report["summary"]["complete"]), (&0.into(), &false.into()));
 }
 
-// > A store that fails is no damage: what it does not give is unchecked, and the exit code is 1 if nothing else is wrong.
-#[test]
-fn what_may_not_be_read_is_no_damage() {
-    let kit = Kit::new();
-    let [full, _] = chain(&kit.store());
-    let options = cinderfs::frontend::verify::VerifyOptions {
+/// The report of the library on a store that may fail.
+fn report(root: &Path, script: Vec<Rule>, is_cancelled: bool) -> Report {
+    let options = VerifyOptions {
         threads: 2,
-        cancel: &std::sync::atomic::AtomicBool::new(false),
-        subset: cinderfs::frontend::verify::Subset::All,
+        cancel: &AtomicBool::new(is_cancelled),
+        subset: Subset::All,
         fresh_since: None,
         until: None,
         stamps: None,
         seed: 0,
+        root: None,
     };
-    use cinderfs::store::fault::{Fault, FaultStore, Operation, Rule};
-    let failing = Rule::new(Operation::Read, Fault::Error(cinderfs::ErrorKind::StoreIo)).names("*1-00002");
-    let inner = cinderfs::store::posix::PosixStore::open(&kit.store()).unwrap();
-    let store = std::sync::Arc::new(FaultStore::new(inner, [failing]));
-    let catalog = cinderfs::catalog::Catalog::open(store, Default::default()).unwrap();
-    let report = cinderfs::frontend::verify::verify(&catalog, None, &options, &|_| {}).unwrap();
-    assert!(!report.is_damaged(), "{:?}", report.findings);
-    assert!(report.failure.is_some());
+    let store = Arc::new(FaultStore::new(PosixStore::open(root).unwrap(), script));
+    let catalog = Catalog::open(store, CatalogOptions::default()).unwrap();
+    verify(&catalog, None, &options, &|_| {}).unwrap()
+}
+
+// > A store that fails is no damage: what it does not give is unchecked, and the exit code is 1 if nothing else is wrong.
+#[test]
+fn what_the_store_does_not_give_is_no_damage() {
+    let kit = Kit::new();
+    chain(&kit.store());
+    for operation in [Operation::Read, Operation::Open] {
+        let failing = Rule::new(operation, Fault::Error(ErrorKind::StoreIo)).names("*1-00002");
+        let report = report(&kit.store(), vec![failing], false);
+        assert!(!report.is_damaged(), "{:?}", report.findings);
+        assert_eq!(report.failure.as_ref().unwrap().kind(), ErrorKind::StoreIo);
+        assert!(
+            report.backups.iter().all(|backup| backup.verdict.name() == "unchecked"),
+            "{:?}",
+            report.backups
+        );
+        assert!(
+            report.backups.iter().all(|backup| backup.cinder.name() == "unknown"),
+            "{:?}",
+            report.backups
+        );
+        assert_eq!(report.findings.len(), 1);
+    }
+}
+
+#[test]
+fn an_interrupted_run_calls_nothing_good() {
+    let kit = Kit::new();
+    chain(&kit.store());
+    let report = report(&kit.store(), Vec::new(), true);
+    assert!(report.is_interrupted && !report.is_damaged());
     assert!(report.backups.iter().all(|backup| backup.verdict.name() == "unchecked"), "{:?}", report.backups);
-    assert_eq!(report.findings.len(), 1);
-    drop(full);
+}
+
+#[test]
+fn what_a_killed_run_left_is_noted() {
+    let kit = Kit::new();
+    chain(&kit.store());
+    fs::create_dir(kit.store().join(".cinderfs-x")).unwrap();
+    let report = kit.verify(0, &[]);
+    assert_eq!(kinds(&report), ["leftovers"]);
+    assert_eq!(report["findings"][0]["object"], ".cinderfs-x");
 }
 
 #[test]

@@ -47,6 +47,7 @@ fn report(world: &World) -> Report {
         until: None,
         stamps: None,
         seed: 0,
+        root: None,
     };
     verify(&catalog, None, &options, &|_| {}).unwrap()
 }

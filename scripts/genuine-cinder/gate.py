@@ -3,6 +3,7 @@
 
     read    genuine Cinder backs random volumes up, and cinderfs reads them (below)
     create  cinderfs backs them up, and genuine Cinder restores them and makes increments of them (creates.py)
+    verify  genuine stores are damaged, and Cinder does with them what `cinderfs verify` says (verifies.py)
 
 In the first, each backup is looked at in three ways, and each must give the volume as it was when the backup was made, to
 the byte and with its exact length:
@@ -29,6 +30,7 @@ import time
 
 import creates
 import kit
+import verifies
 import volumes
 
 # Cinder's smallest unit of time in names is the second; the volumes' backups are a minute apart.
@@ -75,12 +77,12 @@ def find_cinderfs():
     return path
 
 
-PARTS = ('read', 'create')
+PARTS = ('read', 'create', 'verify')
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('part', nargs='*', help=f"{' or '.join(PARTS)}; both unless told")
+    parser.add_argument('part', nargs='*', help=f"{' or '.join(PARTS)}; all unless told")
     parser.add_argument('--seed', type=int, help='repeat the run of this seed')
     parser.add_argument('--volumes', type=int, default=24,
                         help='read: random volumes beside the fixed ones (%(default)s)')
@@ -96,7 +98,8 @@ def main():
     work = pathlib.Path(tempfile.mkdtemp(prefix='cinderfs-gate-')).resolve()
     tally, good = kit.Tally(), True
     print(f'seed {seed}', flush=True)
-    runs = {'read': (run_read, arguments.volumes), 'create': (creates.run, arguments.rounds)}
+    runs = {'read': (run_read, arguments.volumes), 'create': (creates.run, arguments.rounds),
+            'verify': (verifies.run, len(verifies.CHAINS))}
     try:
         for part in parts:
             function, count = runs[part]

@@ -121,6 +121,7 @@ pub(crate) fn run(args: &VerifyArgs, quiet: bool) -> Result<Outcome, Failure> {
         fresh_since: args.stale_after.map(|age| now.saturating_sub(age).as_secs()),
         until: args.max_duration.and_then(|time| Instant::now().checked_add(time)),
         stamps: stamps.as_ref(),
+        root: Some(&path),
         seed: u64::from(now.subsec_nanos()) ^ now.as_secs(),
     };
     let reporter = Reporter::new(args.progress, quiet, 0);

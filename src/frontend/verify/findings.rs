@@ -61,6 +61,8 @@ pub enum Kind {
     InProgress,
     /// Objects without metadata: what an interrupted or half-deleted backup leaves.
     Orphans,
+    /// A hidden folder of a run of this program that is writing, or was killed.
+    Leftovers,
     /// A folder or file that could not be looked at.
     Unreadable,
     /// Releases 22 to 28 of Cinder restore this backup wrongly to a new volume.
@@ -93,6 +95,7 @@ impl Kind {
             Self::Copy => "copy",
             Self::InProgress => "in_progress",
             Self::Orphans => "orphans",
+            Self::Leftovers => "leftovers",
             Self::Unreadable => "unreadable",
             Self::ZeroDefect => "cinder_22_to_28",
         }
@@ -121,7 +124,9 @@ impl Kind {
             | Self::Stray
             | Self::Orphans
             | Self::Unreadable => Severity::Warning,
-            Self::BlockSizeChanged | Self::Copy | Self::InProgress | Self::ZeroDefect => Severity::Note,
+            Self::BlockSizeChanged | Self::Copy | Self::InProgress | Self::Leftovers | Self::ZeroDefect => {
+                Severity::Note
+            }
         }
     }
 }

@@ -318,7 +318,14 @@ impl Pass<'_> {
             }
             End::At(plain) if plain > object.len_bytes => {
                 let message = format!("it has {plain} plain bytes, expected {}", object.len_bytes);
-                let (cinder, reason) = unnoticed(has_md5);
+                let (cinder, reason) = match unnoticed(has_md5) {
+                    (Cinder::Wrongly, _)
+                        if self.differ.is_empty() && self.is_covered(behind_end(object, plain)) =>
+                    {
+                        (Cinder::Yes, "the objects behind it overwrite what is too much")
+                    }
+                    answer => answer,
+                };
                 let bad = self.bad_without_digests(&whole);
                 fault(Kind::ObjectTooLong, message, cinder, reason, bad)
             }
@@ -330,6 +337,16 @@ impl Pass<'_> {
             }
             End::At(_) => self.judge_bytes(object, actual, trailing),
         }
+    }
+
+    /// Whether later objects of the backup are written over a range.
+    fn is_covered(&self, range: Range<u64>) -> bool {
+        let later = self.layer.backup.objects.iter().skip(self.index as usize + 1);
+        let mut over: Vec<_> = later.map(|o| o.offset..o.offset + o.len_bytes).collect();
+        over.sort_by_key(|over| over.start);
+        let reach =
+            over.iter().fold(range.start, |at, over| if over.start <= at { at.max(over.end) } else { at });
+        reach >= range.end
     }
 
     /// An object of the right length.
@@ -399,6 +416,11 @@ impl Pass<'_> {
     fn bad_without_digests(&mut self, whole: &Range<u64>) -> Vec<Range<u64>> {
         if self.layer.digests.is_none() { vec![whole.clone()] } else { self.bad_with(0..0) }
     }
+}
+
+/// The bytes of the volume that an object's plain bytes reach into behind its end.
+fn behind_end(object: &DataObject, plain: u64) -> Range<u64> {
+    object.offset + object.len_bytes..object.offset + plain
 }
 
 const WRITES_ALL: &str = "it writes what it decodes, and compares nothing";

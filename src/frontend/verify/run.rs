@@ -422,6 +422,15 @@ impl<'a> Work<'a> {
         Ok(Looked { sight: Some(sight), digests, at_risk })
     }
 
+    /// Cinder's answer to the objects of a chain, whether they show or not.
+    fn worst_of(&self, chain: &[usize], noted: &BTreeMap<(u32, u32), Checked>) -> Cinder {
+        let of_layer = |&layer: &usize| {
+            let faults = noted.range((number(layer), 0)..=(number(layer), u32::MAX));
+            faults.filter_map(|(_, checked)| checked.fault.as_ref()).map(|fault| fault.cinder)
+        };
+        chain.iter().flat_map(of_layer).max().unwrap_or(Cinder::Yes)
+    }
+
     /// One backup's report, and its findings.
     fn sum_up(
         &self,
@@ -479,13 +488,12 @@ impl<'a> Work<'a> {
         }
         if let Some(error) = &unusable {
             ours.push(report.findings.len());
-            let reason = "it looks neither at digests nor at lengths";
-            report.findings.push(Finding::new(
-                Kind::BackupUnusable,
-                error.to_string(),
-                Cinder::Unknown,
-                reason,
-            ));
+            // What the documents contradict each other in, Cinder does not look at.
+            let (cinder, reason) = match checked_bytes == total_bytes {
+                true => (self.worst_of(&chain, noted), "it looks neither at digests nor at lengths"),
+                false => (Cinder::Unknown, NOT_LOOKED_AT),
+            };
+            report.findings.push(Finding::new(Kind::BackupUnusable, error.to_string(), cinder, reason));
         }
         let lost = sight.lost_by_cause.keys().filter_map(|cause| match cause {
             image::Cause::Object(object) => Some(object),
