@@ -56,7 +56,7 @@ DAMAGES = {
     'a flipped bit at its end': lambda stem: flip(of(stem, '-00001'), -1),
     'other bytes': lambda stem: other_bytes(of(stem, '-00001')),
     'an object gone': lambda stem: of(stem, '-00001').unlink(),
-    'an object cut': lambda stem: of(stem, '-00001').write_bytes(of(stem, '-00001').read_bytes()[:-9]),
+    'an object cut': lambda stem: of(stem, '-00001').write_bytes(of(stem, '-00001').read_bytes()[:1]),
     'an object empty': lambda stem: of(stem, '-00001').write_bytes(b''),
     'bytes behind an object': lambda stem: of(stem, '-00001').write_bytes(of(stem, '-00001').read_bytes() + b'\xde\xad' * 9),
     'a stray': lambda stem: of(stem, '-00001.idx').write_bytes(b'mine'),
@@ -94,19 +94,21 @@ def done_by(cinder, backup_id, expected, output):
     """What Cinder does."""
     output.write_bytes(b'\xAA' * expected['bytes'])
     try:
-        cinder.do(may_warn=True, command='restore', backup_id=backup_id, output=str(output), bytes=expected['bytes'])
+        length = cinder.do(may_warn=True, command='restore', backup_id=backup_id, output=str(output),
+                           bytes=expected['bytes'])['bytes']
     except RuntimeError as error:
         if 'ended with status' in str(error):
             raise
         return 'no'
-    got = output.read_bytes()[:expected['bytes']]
-    return 'yes' if hashlib.sha256(got).hexdigest() == expected['sha256'] else 'wrongly'
+    got = output.read_bytes()
+    # A file grows where Cinder writes behind the volume's end; a device does not.
+    return 'yes' if length == expected['bytes'] and hashlib.sha256(got).hexdigest() == expected['sha256'] else 'wrongly'
 
 
 def run(cinderfs, work, rng, count, tally):
     expected = json.loads((STORES / 'expected.json').read_bytes())
     work.mkdir(parents=True)
-    seen = {}
+    seen, unknown = {}, 0
     for name in CHAINS[:count]:
         backups = expected[name]['backups']
         ordered = sorted(backups, key=lambda id: backups[id]['order'])
@@ -128,7 +130,8 @@ def run(cinderfs, work, rng, count, tally):
                         tally.expected += 1
                         does = done_by(cinder, id, backups[id], work / 'restored.img')
                         seen[does] = seen.get(does, 0) + 1
-                        if answers[id] == does:
+                        unknown += answers[id] == 'unknown'
+                        if answers[id] in (does, 'unknown'):
                             tally.passed += 1
                         else:
                             print(f'MISMATCH verify: {name}, backup {place + 1} with {damage}: of {id} it says '
@@ -136,6 +139,7 @@ def run(cinderfs, work, rng, count, tally):
         finally:
             cinder.close()
     print(f'verify: Cinder restored {seen.get("yes", 0)} rightly, {seen.get("wrongly", 0)} wrongly, '
-          f'and refused {seen.get("no", 0)}', flush=True)
-    tally.expected += 3
+          f'and refused {seen.get("no", 0)}; of {unknown} verify does not know', flush=True)
+    tally.expected += 4
+    tally.passed += unknown * 20 < sum(seen.values())  # who says nothing is not wrong, and of no use
     tally.passed += sum(seen.get(answer, 0) >= 10 for answer in ('yes', 'wrongly', 'no'))  # else the damage is too tame

@@ -414,7 +414,14 @@ impl Pass<'_> {
 
     /// The blocks that differ; without digests all of it, since an md5 over more bytes proves nothing for a reader.
     fn bad_without_digests(&mut self, whole: &Range<u64>) -> Vec<Range<u64>> {
-        if self.layer.digests.is_none() { vec![whole.clone()] } else { self.bad_with(0..0) }
+        match &self.layer.digests {
+            None => vec![whole.clone()],
+            // Its last block, if the object ends within it: what is wrong there is the length.
+            Some(table) => {
+                let start = whole.end / table.block_bytes().max(1) * table.block_bytes();
+                self.bad_with(start.max(whole.start)..whole.end)
+            }
+        }
     }
 }
 

@@ -64,12 +64,18 @@ impl<'a> Layers<'a> {
                 report.fail(problem);
                 continue;
             }
+            let is_unsupported = |layer: &usize| {
+                let ancestor = &self.entries[*layer];
+                ancestor.problem.as_ref().is_some_and(|problem| problem.kind() == ErrorKind::Unsupported)
+            };
             let (cinder, reason) = match problem.kind() {
                 ErrorKind::Ambiguous => (Cinder::Unknown, "its database decides which of them counts"),
-                ErrorKind::ChainBroken => (Cinder::No, "it needs the whole chain"),
-                ErrorKind::LimitExceeded | ErrorKind::Unsupported => {
-                    (Cinder::Unknown, "Cinder has other limits")
+                _ if entry.volume_id.is_some() && self.chain(entry).iter().any(is_unsupported) => {
+                    (Cinder::Unknown, "it looks at the version of the wanted backup only")
                 }
+                ErrorKind::Unsupported => (Cinder::No, "it knows no other versions and compressions"),
+                ErrorKind::ChainBroken => (Cinder::No, "it needs the whole chain"),
+                ErrorKind::LimitExceeded => (Cinder::Unknown, "Cinder has other limits"),
                 _ => (Cinder::No, "it cannot read the metadata"),
             };
             let finding = Finding::new(Kind::BackupUnusable, problem.to_string(), cinder, reason);
