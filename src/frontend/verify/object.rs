@@ -319,6 +319,9 @@ impl Pass<'_> {
             End::At(plain) if plain > object.len_bytes => {
                 let message = format!("it has {plain} plain bytes, expected {}", object.len_bytes);
                 let (cinder, reason) = match unnoticed(has_md5) {
+                    (Cinder::Wrongly, _) if self.is_behind_the_volume(behind_end(object, plain)) => {
+                        (Cinder::No, "it writes behind the end of the volume, which a device refuses")
+                    }
                     (Cinder::Wrongly, _)
                         if self.differ.is_empty() && self.is_covered(behind_end(object, plain)) =>
                     {
@@ -347,6 +350,10 @@ impl Pass<'_> {
         let reach =
             over.iter().fold(range.start, |at, over| if over.start <= at { at.max(over.end) } else { at });
         reach >= range.end
+    }
+
+    fn is_behind_the_volume(&self, range: Range<u64>) -> bool {
+        self.layer.len_bytes.is_some_and(|len| range.end > len)
     }
 
     /// An object of the right length.
