@@ -189,7 +189,11 @@ pub(super) fn check(
     }
     let actual = Md5(md5.finalize().into());
     let trailing = stream.stored_end().map_or(0, |end| opened.stat().len_bytes.saturating_sub(end));
-    let fault = pass.judge(object, end, actual, trailing);
+    let mut fault = pass.judge(object, end, actual, trailing);
+    if let (Some(fault), Codec::Bz2, 0) = (&mut fault, object.codec, opened.stat().len_bytes) {
+        (fault.cinder, fault.reason) =
+            (Cinder::Wrongly, "its decompressor takes nothing for a stream of nothing");
+    }
     Ok(Checked { fault, unproven: pass.unproven })
 }
 
