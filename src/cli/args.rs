@@ -98,6 +98,7 @@ pub(crate) enum Verb {
     Hydrate(super::hydrate::HydrateArgs),
     Delete(super::delete::DeleteArgs),
     Record(super::record::RecordArgs),
+    Verify(super::verify::VerifyArgs),
 }
 
 impl Verb {
@@ -115,7 +116,7 @@ impl Verb {
             | Self::Consolidate(_)
             | Self::Restore(_)
             | Self::Hydrate(_) => false,
-            Self::Delete(_) | Self::Record(_) => false,
+            Self::Delete(_) | Self::Record(_) | Self::Verify(_) => false,
         }
     }
 }

@@ -23,8 +23,10 @@ mod restore;
 mod select;
 mod show;
 mod sizes;
+mod spans;
 #[cfg(feature = "fuse")]
 mod umount;
+mod verify;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -70,6 +72,7 @@ fn run(cli: Cli) -> Result<Outcome, Failure> {
         Verb::Hydrate(args) => hydrate::run(&args, verbosity < 0),
         Verb::Delete(args) => delete::run(&args, verbosity < 0),
         Verb::Record(args) => record::run(&args),
+        Verb::Verify(args) => verify::run(&args, verbosity < 0),
     }
 }
 

@@ -6,3 +6,4 @@ pub mod fuse;
 pub mod hydrate;
 pub mod index;
 pub mod restore;
+pub mod verify;

@@ -300,11 +300,7 @@ impl Image {
 
     /// The objects that the image reads from, each once, in the order in which they are first needed.
     pub fn objects(&self) -> Vec<StoredObject<'_>> {
-        let map = match &self.content {
-            Content::Proven(view) => view.map(),
-            Content::Unproven(view) => view.map(),
-        };
-        objects::of(&self.engine, &self.layers, map)
+        objects::of(&self.engine, &self.layers, self.extent_map())
     }
 
     /// The image cut into groups of ranges, each group read fastest by one reader in order, different groups by different
@@ -369,12 +365,30 @@ impl Image {
         }
     }
 
-    /// About how much memory this value holds, in bytes.
-    pub fn memory_bytes(&self) -> u64 {
-        let map = match &self.content {
+    /// Which object of the chain holds which range.
+    pub fn extent_map(&self) -> &ExtentMap {
+        match &self.content {
             Content::Proven(view) => view.map(),
             Content::Unproven(view) => view.map(),
-        };
+        }
+    }
+
+    /// The digests that prove the bytes; `None` where only each object's md5 does.
+    pub fn digests(&self) -> Option<&BlockHashTable> {
+        match &self.content {
+            Content::Proven(view) => Some(view.table()),
+            Content::Unproven(_) => None,
+        }
+    }
+
+    /// The backups of the chain, the full one first, in the order of [`ObjectIndex::layer`].
+    pub fn layers(&self) -> &[Arc<Backup>] {
+        &self.layers
+    }
+
+    /// About how much memory this value holds, in bytes.
+    pub fn memory_bytes(&self) -> u64 {
+        let map = self.extent_map();
         let layers: usize = self.layers.iter().map(|layer| layer.memory_bytes()).sum();
         (size_of_val(map.extents()) + layers + 4096) as u64
     }
