@@ -229,7 +229,7 @@ fn cut(label: &str, columns: usize) -> String {
 fn said_percent(percent: f64) -> String {
     match percent {
         p if p > 0.0 && p < 0.1 => "<0.1%".to_owned(),
-        p if p < 100.0 => format!("{:.1}%", (p * 10.0).floor() / 10.0),
+        p if p < 100.0 => format!("{:.1}%", p.min(99.9)),
         _ => "100%".to_owned(),
     }
 }
