@@ -173,7 +173,7 @@ fn class_of(change: Change) -> usize {
     }
 }
 
-/// How much differs, in a line.
+/// How much differs, in a line, and what is to be said of that in another.
 fn summary(found: &Differences) -> String {
     let &Differences { old_bytes, new_bytes, changed_bytes, zeroed_bytes, unknown_bytes, ranges } = found;
     if ranges == 0 {
@@ -185,15 +185,19 @@ fn summary(found: &Differences) -> String {
         BinaryBytes(changed_bytes),
         BinaryBytes(new_bytes),
     );
-    for (bytes, what) in [(zeroed_bytes, "zeroed"), (unknown_bytes, "unknown")] {
+    let mut more = Vec::new();
+    for (bytes, what) in [(zeroed_bytes, "of that zeroed"), (unknown_bytes, "of that unknown")] {
         if bytes > 0 {
-            text.push_str(&format!(", {} {what}", BinaryBytes(bytes)));
+            more.push(format!("{} {what}", BinaryBytes(bytes)));
         }
     }
     if new_bytes > old_bytes {
-        text.push_str(&format!("; {} longer", BinaryBytes(new_bytes - old_bytes)));
+        more.push(format!("{} longer", BinaryBytes(new_bytes - old_bytes)));
     } else if new_bytes < old_bytes {
-        text.push_str(&format!("; {} shorter", BinaryBytes(old_bytes - new_bytes)));
+        more.push(format!("{} shorter", BinaryBytes(old_bytes - new_bytes)));
+    }
+    if !more.is_empty() {
+        text.push_str(&format!("\n{}", more.join(", ")));
     }
     text
 }
@@ -203,14 +207,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_summary_is_one_line() {
+    fn the_summary_is_short() {
         let mut found = Differences { old_bytes: 2048, new_bytes: 2048, ..Differences::default() };
         assert_eq!(summary(&found), "2.00 KiB without a difference");
         found = Differences { changed_bytes: 1024, zeroed_bytes: 512, ranges: 2, ..found };
-        assert_eq!(summary(&found), "1.00 KiB of 2.00 KiB changed (50.0 %) in 2 range(s), 512 B zeroed");
+        assert_eq!(
+            summary(&found),
+            "1.00 KiB of 2.00 KiB changed (50.0 %) in 2 range(s)\n512 B of that zeroed"
+        );
         found.old_bytes = 1024;
-        assert!(summary(&found).ends_with("; 1.00 KiB longer"));
+        assert!(summary(&found).ends_with("zeroed, 1.00 KiB longer"));
         found = Differences { old_bytes: 4096, ranges: 1, changed_bytes: 0, zeroed_bytes: 0, ..found };
-        assert_eq!(summary(&found), "0 B of 2.00 KiB changed (0.0 %) in 1 range(s); 2.00 KiB shorter");
+        assert_eq!(summary(&found), "0 B of 2.00 KiB changed (0.0 %) in 1 range(s)\n2.00 KiB shorter");
     }
 }

@@ -250,11 +250,14 @@ fn classes(image: &Image, snapshot: &Snapshot) -> (Vec<Class>, ClassOf) {
         of_layer.insert(layer, classes.len());
         classes.push(Class { label: label(layer), ink: Ink::Fill(letter, colour) });
     }
-    let others = layers.len() - shown.len();
-    for (layer, _) in layers {
-        of_layer.entry(layer).or_insert(classes.len());
-    }
-    classes.push(Class { label: format!("{others} other backups"), ink: Ink::Fill(OTHERS.0, OTHERS.1) });
+    let others: Vec<u32> =
+        layers.iter().map(|&(layer, _)| layer).filter(|layer| !of_layer.contains_key(layer)).collect();
+    of_layer.extend(others.iter().map(|&layer| (layer, classes.len())));
+    let others = match others[..] {
+        [only] => label(only),
+        _ => format!("{} other backups", others.len()),
+    };
+    classes.push(Class { label: others, ink: Ink::Fill(OTHERS.0, OTHERS.1) });
     of_layer.insert(0, classes.len());
     let full = (image.chain().len() > 1, label(0));
     classes.push(Class {
