@@ -18,7 +18,9 @@ use cinderfs::store::posix::PosixStore;
 use cinderfs::writer::source::changed::Changed;
 use store::{BLOCK, Backup, flip, noise};
 
-fn compare(store: &Path, threads: usize) -> cinderfs::Result<(Vec<(Range<u64>, Change)>, Differences)> {
+type Ranges = Vec<(Range<u64>, Change)>;
+
+fn compare(store: &Path, threads: usize) -> cinderfs::Result<(Ranges, Differences)> {
     let store = Arc::new(PosixStore::open(store).unwrap());
     let catalog = Catalog::open(store, CatalogOptions { workers: 0, ..CatalogOptions::default() }).unwrap();
     let snapshot = catalog.snapshot();
@@ -215,6 +217,11 @@ a1 -> b2: 96.00 KiB of 384.00 KiB changed (25.0 %) in 3 range(s)
         String::from_utf8(output.stdout).unwrap(),
         format!("\"Start\",\"Length\",\"Change\",\"Dirty\"\n{rows}")
     );
+    // An empty list would say that nothing changed.
+    for verb in [&["diff", store, "a1", "b2"][..], &["map", store, "a1"]] {
+        let output = cinderfs(&[verb, &["--summary", "-f", "json"]].concat());
+        assert_eq!((output.status.code(), output.stdout.len()), (Some(2), 0), "{verb:?}");
+    }
     let output = cinderfs(&["diff", store, "a1", "a1"]);
     assert_eq!(String::from_utf8(output.stdout).unwrap(), "a1 -> a1: 512.00 KiB without a difference\n");
 }

@@ -93,10 +93,12 @@ fn chain(store: &Path) -> [Backup; 3] {
     let mut zeroed = first.image.clone();
     zeroed[4 * BLOCK..8 * BLOCK].fill(0);
     let second = Backup { image: zeroed, ..first.clone() };
+    #[expect(clippy::single_range_in_vec_init, reason = "one object")]
     let second = Backup { id: "i2".into(), ..second }.on("f1", &[4 * BLOCK..8 * BLOCK]);
     let mut newest = second.image.clone();
     newest[20 * BLOCK..].copy_from_slice(&noise(3, 100));
     let third = Backup { id: "i3".into(), image: newest, ..second.clone() };
+    #[expect(clippy::single_range_in_vec_init, reason = "one object")]
     let third = third.on("i2", &[20 * BLOCK..20 * BLOCK + 100]);
     for backup in [&first, &second, &third] {
         backup.put(store);

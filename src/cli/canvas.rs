@@ -5,8 +5,10 @@ use std::io::{self, IsTerminal};
 
 use clap::ValueEnum;
 
+use super::exit::Failure;
 use super::picture::{Picture, Style};
 use super::render::Format;
+use crate::error::ErrorKind;
 
 /// When a picture is drawn.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
@@ -35,6 +37,17 @@ impl When {
             Self::Never => false,
         }
     }
+}
+
+/// Refuses `--summary` with a format for programs: a list without its rows would say that there is nothing.
+pub(crate) fn check_summary(is_summary: bool, format: Format) -> Result<(), Failure> {
+    if is_summary && format != Format::Table {
+        return Err(Failure::new(
+            ErrorKind::Usage,
+            "--summary leaves out the rows, of which --format would print all",
+        ));
+    }
+    Ok(())
 }
 
 /// A picture as stdout can show it, below rows unless it stands alone.

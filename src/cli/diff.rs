@@ -66,6 +66,7 @@ const TITLES: [&str; 4] = ["Start", "Length", "Change", "Dirty"];
 
 /// Runs `diff`. `quiet` takes the summary away where it is not part of a table.
 pub(crate) fn run(args: &DiffArgs, quiet: bool) -> Result<Outcome, Failure> {
+    canvas::check_summary(args.summary, args.output.format)?;
     let catalog = args.store.catalog()?;
     let entries = select::newest_first(&catalog.snapshot());
     let usable = |entry: &Arc<Entry>| catalog.image(entry).is_ok();

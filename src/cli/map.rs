@@ -85,6 +85,7 @@ const ID_SHOWN: usize = 8;
 
 /// Runs `map`.
 pub(crate) fn run(args: &MapArgs) -> Result<Outcome, Failure> {
+    canvas::check_summary(args.summary, args.output.format)?;
     let catalog = args.store.catalog()?;
     let snapshot = catalog.snapshot();
     let entries = select::newest_first(&snapshot);
