@@ -73,8 +73,9 @@ impl Chain {
     pub(crate) fn restored_by_cinder_28(&self) -> Vec<u8> {
         let mut restored = vec![0; self.volume().len()];
         for backup in &self.backups {
-            let whole = [0..backup.image.len()];
-            let extents = if backup.extents.is_empty() { &whole[..] } else { &backup.extents[..] };
+            let whole = 0..backup.image.len();
+            let extents =
+                if backup.extents.is_empty() { std::slice::from_ref(&whole) } else { &backup.extents[..] };
             for extent in extents {
                 for start in extent.clone().step_by(PIECE) {
                     let piece = start..extent.end.min(start + PIECE);
