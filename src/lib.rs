@@ -68,6 +68,8 @@ mod scratch;
 // Threads for work that nobody waits for.
 pub mod workers;
 // -- read path, from the bytes at rest to the reader --
+// What a cinder.conf says about backups.
+pub mod cinder_conf;
 // Where containers live.
 pub mod store;
 // Compressed streams: none, zlib, bz2, zstd.

@@ -1,0 +1,548 @@
+//! What the options of each backup driver mean (Cinder 29, `cinder/backup/drivers/*.py`, with the older names of the drivers).
+//!
+//! Invariants: a driver or option that decides where backups are, and that we cannot follow, is an error that names it; one that
+//! only changes how they are written or fetched, and that we do not follow, is in [`BackupConf::ignored`].
+
+use std::fmt;
+use std::path::PathBuf;
+
+use super::CinderConf;
+use crate::codec::Codec;
+use crate::error::{Error, ErrorKind, Result};
+
+const DEFAULT: &str = "DEFAULT";
+
+/// Object size of the drivers for files unless told, in bytes: `backup_file_size`.
+const FILE_BYTES: u64 = 1_999_994_880;
+/// Object size of the drivers for object stores unless told, in bytes.
+const OBJECT_BYTES: u64 = 52_428_800;
+/// Hash block size unless told, in bytes.
+const BLOCK_BYTES: u64 = 32_768;
+
+/// What cinder-backup is told about backups.
+#[derive(Clone, Debug)]
+pub struct BackupConf {
+    /// Where they live.
+    pub driver: Driver,
+    /// How cinder-backup would compress.
+    pub compression: Codec,
+    /// How long its objects would be before compression, in bytes.
+    pub object_bytes: u64,
+    /// How long its hash blocks would be, in bytes.
+    pub block_bytes: u64,
+    /// The container it would write to unless the caller names one.
+    pub container: Option<String>,
+    /// Options that are set, that belong to backups, and that we do not follow, sorted.
+    pub ignored: Vec<String>,
+}
+
+/// A place for backups, as one driver sees it.
+#[derive(Clone, Debug)]
+pub enum Driver {
+    /// A directory.
+    Posix {
+        /// `backup_posix_path`.
+        path: PathBuf,
+    },
+    /// An NFS share, mounted beneath a directory.
+    Nfs(Share),
+    /// A GlusterFS volume, mounted beneath a directory.
+    Glusterfs(Share),
+    /// OpenStack Swift.
+    Swift(Box<Swift>),
+    /// An S3 bucket.
+    S3(Box<S3>),
+    /// A bucket of Google Cloud Storage.
+    Gcs(Gcs),
+}
+
+impl Driver {
+    /// The word for people.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Posix { .. } => "posix",
+            Self::Nfs(_) => "nfs",
+            Self::Glusterfs(_) => "glusterfs",
+            Self::Swift(_) => "swift",
+            Self::S3(_) => "s3",
+            Self::Gcs(_) => "gcs",
+        }
+    }
+}
+
+/// A share that has to be mounted.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Share {
+    /// `host:/path` or `host:volume`.
+    pub source: String,
+    /// Options for mount(8), if any.
+    pub options: Option<String>,
+    /// The directory that mountpoints are made in, each named by the md5 of its source.
+    pub mount_base: PathBuf,
+    /// How often to try.
+    pub attempts: u64,
+}
+
+/// Access to OpenStack Swift.
+#[derive(Clone, Debug)]
+pub struct Swift {
+    /// `backup_swift_url`: the storage URL without its account, `None` for what the catalogue says.
+    pub storage_url: Option<String>,
+    /// `backup_swift_auth_url`.
+    pub auth_url: Option<String>,
+    /// `per_user` or `single_user`.
+    pub is_single_user: bool,
+    /// 1, 2 or 3.
+    pub auth_version: u64,
+    /// The account's user name.
+    pub user: Option<String>,
+    /// Its key.
+    pub key: Option<Secret>,
+    /// Project or tenant.
+    pub project: Option<String>,
+    /// Domain of the user.
+    pub user_domain: Option<String>,
+    /// Domain of the project.
+    pub project_domain: Option<String>,
+    /// Region to take from the catalogue.
+    pub region: Option<String>,
+    /// Tries after the first one.
+    pub retries: u64,
+    /// Seconds between tries.
+    pub backoff_seconds: u64,
+    /// CA file to check the server with.
+    pub ca_file: Option<PathBuf>,
+    /// Whether the server's certificate is not checked.
+    pub is_insecure: bool,
+}
+
+/// Access to an S3 bucket.
+#[derive(Clone, Debug)]
+pub struct S3 {
+    /// Where the server listens.
+    pub endpoint: String,
+    /// Who asks.
+    pub access_key: Secret,
+    /// And proves it.
+    pub secret_key: Secret,
+    /// The bucket.
+    pub bucket: String,
+    /// Whether the server's certificate is checked.
+    pub verifies_tls: bool,
+    /// CA file to check the server with.
+    pub ca_file: Option<PathBuf>,
+    /// Tries for one request.
+    pub attempts: u64,
+    /// Seconds until a request is given up.
+    pub timeout_seconds: u64,
+    /// Connections at once.
+    pub connections: u64,
+    /// Algorithm and key that objects are encrypted with by the server (SSE-C).
+    pub customer_key: Option<(String, Secret)>,
+}
+
+/// Access to a bucket of Google Cloud Storage.
+#[derive(Clone, Debug)]
+pub struct Gcs {
+    /// The bucket.
+    pub bucket: String,
+    /// The service account's file.
+    pub credential_file: Option<PathBuf>,
+    /// A proxy for all requests; may hold a password.
+    pub proxy: Option<Secret>,
+    /// Tries after the first one.
+    pub retries: u64,
+}
+
+/// Text that is in no message.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// The text, for the one who sends it.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl BackupConf {
+    pub(super) fn of(conf: &CinderConf) -> Result<Self> {
+        let word = conf.text_or(DEFAULT, "backup_driver", "cinder.backup.drivers.swift.SwiftBackupDriver")?;
+        let read = Reader { conf };
+        let (driver, sizes) = match driver_name(&word)? {
+            "posix" => (read.posix()?, FILE_SIZES),
+            "nfs" => (Driver::Nfs(read.nfs()?), FILE_SIZES),
+            "glusterfs" => (Driver::Glusterfs(read.glusterfs()?), FILE_SIZES),
+            "swift" => (Driver::Swift(Box::new(read.swift()?)), SWIFT_SIZES),
+            "s3" => (Driver::S3(Box::new(read.s3()?)), S3_SIZES),
+            "gcs" | "google" => (Driver::Gcs(read.gcs()?), GCS_SIZES),
+            "ceph" => return Err(unsupported(&word, "backups in Ceph RBD are not supported yet")),
+            "tsm" => {
+                return Err(unsupported(
+                    &word,
+                    "only IBM's dsmc reads these backups; restore one with it, then open the file",
+                ));
+            }
+            _ => {
+                return Err(unsupported(
+                    &word,
+                    "the known drivers are posix, nfs, glusterfs, swift, s3 and gcs",
+                ));
+            }
+        };
+        let container = match &driver {
+            Driver::Swift(_) => Some(conf.text_or(DEFAULT, "backup_swift_container", "volumebackups")?),
+            // The bucket itself.
+            Driver::S3(_) | Driver::Gcs(_) => None,
+            _ => conf.text_if_any(DEFAULT, "backup_container")?,
+        };
+        let block_bytes = read.size(sizes.block, BLOCK_BYTES)?;
+        let object_bytes = read.size(sizes.object, sizes.object_default)?;
+        if !object_bytes.is_multiple_of(block_bytes) {
+            return Err(Error::new(
+                ErrorKind::Usage,
+                format!(
+                    "{} = {object_bytes} is no multiple of {} = {block_bytes}, as cinder-backup demands",
+                    sizes.object, sizes.block
+                ),
+            ));
+        }
+        Ok(Self {
+            compression: read.compression()?,
+            driver,
+            object_bytes,
+            block_bytes,
+            container,
+            ignored: ignored(conf),
+        })
+    }
+}
+
+/// The names of the options that say how long objects and blocks are.
+struct Sizes {
+    object: &'static str,
+    object_default: u64,
+    block: &'static str,
+}
+
+const FILE_SIZES: Sizes =
+    Sizes { object: "backup_file_size", object_default: FILE_BYTES, block: "backup_sha_block_size_bytes" };
+const SWIFT_SIZES: Sizes = Sizes {
+    object: "backup_swift_object_size",
+    object_default: OBJECT_BYTES,
+    block: "backup_swift_block_size",
+};
+const S3_SIZES: Sizes =
+    Sizes { object: "backup_s3_object_size", object_default: OBJECT_BYTES, block: "backup_s3_block_size" };
+const GCS_SIZES: Sizes =
+    Sizes { object: "backup_gcs_object_size", object_default: OBJECT_BYTES, block: "backup_gcs_block_size" };
+
+/// The module of a driver: `nfs` of `cinder.backup.drivers.nfs.NFSBackupDriver`, of `cinder.backup.drivers.nfs` (until Queens)
+/// and of `cinder.backup.services.nfs` (until Havana).
+fn driver_name(word: &str) -> Result<&str> {
+    ["cinder.backup.drivers.", "cinder.backup.services."]
+        .iter()
+        .find_map(|start| word.strip_prefix(start))
+        .map(|rest| rest.split('.').next().unwrap_or(rest))
+        .ok_or_else(|| unsupported(word, "it is not one of Cinder's own, cinder.backup.drivers.…"))
+}
+
+fn unsupported(driver: &str, why: &str) -> Error {
+    Error::new(ErrorKind::Usage, format!("backup_driver = {driver:?}: {why}"))
+}
+
+/// Options by driver.
+struct Reader<'a> {
+    conf: &'a CinderConf,
+}
+
+impl Reader<'_> {
+    fn posix(&self) -> Result<Driver> {
+        let path = self.conf.text_or(DEFAULT, "backup_posix_path", "$state_path/backup")?;
+        Ok(Driver::Posix { path: path.into() })
+    }
+
+    fn nfs(&self) -> Result<Share> {
+        Ok(Share {
+            source: self.needed("backup_share")?,
+            options: self.optional("backup_mount_options")?,
+            mount_base: self
+                .conf
+                .text_or(DEFAULT, "backup_mount_point_base", "$state_path/backup_mount")?
+                .into(),
+            attempts: self.conf.number(DEFAULT, "backup_mount_attempts", 3)?.max(1),
+        })
+    }
+
+    fn glusterfs(&self) -> Result<Share> {
+        let base = self.conf.text_or(DEFAULT, "glusterfs_backup_mount_point", "$state_path/backup_mount")?;
+        Ok(Share {
+            source: self.needed("glusterfs_backup_share")?,
+            options: None,
+            mount_base: base.into(),
+            attempts: 1,
+        })
+    }
+
+    fn swift(&self) -> Result<Swift> {
+        let how = self.conf.text_or(DEFAULT, "backup_swift_auth", "per_user")?;
+        let is_single_user = match how.as_str() {
+            "single_user" => true,
+            "per_user" => false,
+            _ => {
+                return Err(Error::new(
+                    ErrorKind::Usage,
+                    format!("backup_swift_auth = {how:?}, expected per_user or single_user"),
+                ));
+            }
+        };
+        let version = self.conf.text_or(DEFAULT, "backup_swift_auth_version", "1")?;
+        let auth_version = match version.trim_end_matches(".0") {
+            "1" => 1,
+            "2" => 2,
+            "3" => 3,
+            _ => {
+                return Err(Error::new(
+                    ErrorKind::Usage,
+                    format!("backup_swift_auth_version = {version:?}, expected 1, 2 or 3"),
+                ));
+            }
+        };
+        let project = match self.optional("backup_swift_project")? {
+            Some(project) => Some(project),
+            None => self.optional("backup_swift_tenant")?,
+        };
+        Ok(Swift {
+            storage_url: self.optional("backup_swift_url")?,
+            auth_url: if is_single_user {
+                Some(self.needed("backup_swift_auth_url")?)
+            } else {
+                self.optional("backup_swift_auth_url")?
+            },
+            is_single_user,
+            auth_version,
+            user: if is_single_user {
+                Some(self.needed("backup_swift_user")?)
+            } else {
+                self.optional("backup_swift_user")?
+            },
+            key: self.optional("backup_swift_key")?.map(Secret),
+            project,
+            user_domain: self.optional("backup_swift_user_domain")?,
+            project_domain: self.optional("backup_swift_project_domain")?,
+            region: self.optional("backup_swift_region_name")?,
+            retries: self.conf.number(DEFAULT, "backup_swift_retry_attempts", 3)?,
+            backoff_seconds: self.conf.number(DEFAULT, "backup_swift_retry_backoff", 2)?,
+            ca_file: self.optional("backup_swift_ca_cert_file")?.map(PathBuf::from),
+            is_insecure: self.conf.flag(DEFAULT, "backup_swift_auth_insecure", false)?,
+        })
+    }
+
+    fn s3(&self) -> Result<S3> {
+        let algorithm = self.optional("backup_s3_sse_customer_algorithm")?;
+        let key = self.optional("backup_s3_sse_customer_key")?.map(Secret);
+        Ok(S3 {
+            endpoint: self.needed("backup_s3_endpoint_url")?,
+            access_key: Secret(self.needed("backup_s3_store_access_key")?),
+            secret_key: Secret(self.needed("backup_s3_store_secret_key")?),
+            bucket: self.conf.text_or(DEFAULT, "backup_s3_store_bucket", "volumebackups")?,
+            verifies_tls: self.conf.flag(DEFAULT, "backup_s3_verify_ssl", true)?,
+            ca_file: self.optional("backup_s3_ca_cert_file")?.map(PathBuf::from),
+            attempts: self.conf.number(DEFAULT, "backup_s3_retry_max_attempts", 4)?.max(1),
+            timeout_seconds: self.seconds("backup_s3_timeout", 60)?,
+            connections: self.conf.number(DEFAULT, "backup_s3_max_pool_connections", 10)?.max(1),
+            // Cinder writes unencrypted unless it has both.
+            customer_key: algorithm.zip(key),
+        })
+    }
+
+    fn gcs(&self) -> Result<Gcs> {
+        Ok(Gcs {
+            bucket: self.needed("backup_gcs_bucket")?,
+            credential_file: self.optional("backup_gcs_credential_file")?.map(PathBuf::from),
+            proxy: self.optional("backup_gcs_proxy_url")?.map(Secret),
+            retries: self.conf.number(DEFAULT, "backup_gcs_num_retries", 3)?,
+        })
+    }
+
+    fn compression(&self) -> Result<Codec> {
+        let word = self.conf.text_or(DEFAULT, "backup_compression_algorithm", "zlib")?;
+        Codec::from_name(&word).ok_or_else(|| {
+            Error::new(
+                ErrorKind::Usage,
+                format!("backup_compression_algorithm = {word:?}, expected none, zlib, bz2 or zstd"),
+            )
+        })
+    }
+
+    fn size(&self, option: &str, default: u64) -> Result<u64> {
+        match self.conf.number(DEFAULT, option, default)? {
+            0 => Err(Error::new(ErrorKind::Usage, format!("{option} = 0, expected at least 1 byte"))),
+            bytes => Ok(bytes),
+        }
+    }
+
+    /// A time in seconds, whose fraction does not count but keeps it from being 0.
+    fn seconds(&self, option: &str, default: u64) -> Result<u64> {
+        let Some(text) = self.optional(option)? else { return Ok(default) };
+        let seconds = text.trim().parse::<f64>().ok().filter(|s| s.is_finite() && (0.0..1e9).contains(s));
+        match seconds {
+            Some(seconds) => Ok((seconds as u64).max(1)),
+            None => Err(Error::new(ErrorKind::Usage, format!("{option} = {text:?} is no time in seconds"))),
+        }
+    }
+
+    fn optional(&self, option: &str) -> Result<Option<String>> {
+        self.conf.text_if_any(DEFAULT, option)
+    }
+
+    fn needed(&self, option: &str) -> Result<String> {
+        self.optional(option)?.ok_or_else(|| {
+            Error::new(ErrorKind::Usage, format!("{option} is not set, and the driver needs it"))
+        })
+    }
+}
+
+/// Options that we follow, or that say nothing about where backups are, how they are read, or what is in them: service intervals,
+/// notifications, which storage class a new bucket gets.
+const FOLLOWED: &str = "backup_driver backup_posix_path backup_container backup_file_size backup_sha_block_size_bytes \
+    backup_share backup_mount_options backup_mount_point_base backup_mount_attempts glusterfs_backup_share \
+    glusterfs_backup_mount_point backup_compression_algorithm \
+    backup_swift_url backup_swift_auth_url backup_swift_auth backup_swift_auth_version backup_swift_tenant \
+    backup_swift_user_domain backup_swift_project_domain backup_swift_project backup_swift_user backup_swift_key \
+    backup_swift_container backup_swift_object_size backup_swift_block_size backup_swift_retry_attempts \
+    backup_swift_retry_backoff backup_swift_ca_cert_file backup_swift_auth_insecure backup_swift_region_name \
+    backup_s3_endpoint_url backup_s3_store_access_key backup_s3_store_secret_key backup_s3_store_bucket \
+    backup_s3_object_size backup_s3_block_size backup_s3_timeout backup_s3_max_pool_connections \
+    backup_s3_retry_max_attempts backup_s3_verify_ssl backup_s3_ca_cert_file backup_s3_sse_customer_key \
+    backup_s3_sse_customer_algorithm \
+    backup_gcs_bucket backup_gcs_object_size backup_gcs_block_size backup_gcs_credential_file backup_gcs_num_retries \
+    backup_gcs_proxy_url \
+    backup_api_class backup_manager backup_metadata_version backup_name_template backup_object_number_per_notification \
+    backup_service_inithost_offload backup_timer_interval backup_use_same_host backup_use_temp_snapshot \
+    backup_workers backup_max_operations backup_enable_progress_timer backup_swift_enable_progress_timer \
+    backup_s3_enable_progress_timer backup_gcs_enable_progress_timer backup_driver_init_check_interval \
+    backup_driver_stats_polling_interval backup_driver_status_check_interval backup_native_threads_pool_size \
+    backup_create_containers backup_swift_create_storage_policy backup_gcs_bucket_location backup_gcs_storage_class \
+    backup_gcs_project_id backup_gcs_user_agent backup_gcs_reader_chunk_size backup_gcs_writer_chunk_size \
+    backup_s3_md5_validation backup_gcs_retry_error_codes backup_s3_retry_mode";
+
+/// Options for backups that are set, that are not [`FOLLOWED`], and that do not belong to another driver's matters.
+fn ignored(conf: &CinderConf) -> Vec<String> {
+    let mut names: Vec<_> = conf
+        .names(DEFAULT)
+        .filter(|name| {
+            name.starts_with("backup_")
+                && !name.starts_with("backup_ceph_")
+                && !name.starts_with("backup_tsm_")
+        })
+        .filter(|name| !FOLLOWED.split_whitespace().any(|followed| followed == *name))
+        .map(str::to_owned)
+        .collect();
+    names.sort();
+    names.dedup();
+    names
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn backup(text: &str) -> Result<BackupConf> {
+        CinderConf::from_text(&format!("[DEFAULT]\n{text}"))?.backup()
+    }
+
+    #[test]
+    fn drivers_are_known_by_class_and_by_their_old_names() {
+        for word in ["drivers.nfs.NFSBackupDriver", "drivers.nfs", "services.nfs"] {
+            let conf =
+                backup(&format!("backup_driver = cinder.backup.{word}\nbackup_share = h:/x\n")).unwrap();
+            let Driver::Nfs(share) = conf.driver else { panic!("{word}: {:?}", conf.driver) };
+            assert_eq!(share.source, "h:/x");
+            assert_eq!(share.mount_base, PathBuf::from("/var/lib/cinder/backup_mount"));
+        }
+        for word in
+            ["cinder.backup.drivers.ceph.CephBackupDriver", "cinder.backup.drivers.tsm", "my.own.Driver", ""]
+        {
+            let error = backup(&format!("backup_driver = {word}\n")).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Usage, "{word}");
+            assert!(error.to_string().contains(word), "{error}");
+        }
+    }
+
+    #[test]
+    fn files_have_cinders_defaults() {
+        let conf = backup("backup_driver = cinder.backup.drivers.posix.PosixBackupDriver\n").unwrap();
+        let Driver::Posix { path } = &conf.driver else { panic!("{:?}", conf.driver) };
+        assert_eq!(path, &PathBuf::from("/var/lib/cinder/backup"));
+        assert_eq!((conf.object_bytes, conf.block_bytes), (1_999_994_880, 32_768));
+        assert_eq!(conf.compression, Codec::Zlib);
+        assert_eq!(conf.container, None);
+        assert!(conf.ignored.is_empty());
+    }
+
+    #[test]
+    fn swift_is_what_cinder_takes_when_nothing_is_said() {
+        let conf = backup(
+            "backup_swift_auth = single_user\nbackup_swift_auth_version = 3\nbackup_swift_auth_url = http://k:5000/v3\n\
+             backup_swift_user = u\nbackup_swift_key = s3cret\nbackup_swift_project = p\nbackup_swift_object_size = 65536\n",
+        )
+        .unwrap();
+        let Driver::Swift(swift) = &conf.driver else { panic!("{:?}", conf.driver) };
+        assert_eq!((swift.auth_version, swift.project.as_deref()), (3, Some("p")));
+        assert_eq!(swift.key.as_ref().unwrap().reveal(), "s3cret");
+        assert!(!format!("{conf:?}").contains("s3cret"), "secrets are in no message");
+        assert_eq!(conf.container.as_deref(), Some("volumebackups"));
+        assert_eq!(conf.object_bytes, 65536);
+    }
+
+    #[test]
+    fn s3_needs_its_keys_and_takes_both_halves_of_sse_c() {
+        let text = "backup_driver = cinder.backup.drivers.s3.S3BackupDriver\nbackup_s3_endpoint_url = http://h\n\
+                    backup_s3_store_access_key = a\n";
+        let error = backup(text).unwrap_err();
+        assert!(error.to_string().contains("backup_s3_store_secret_key"), "{error}");
+        let text = format!(
+            "{text}backup_s3_store_secret_key = b\nbackup_s3_sse_customer_algorithm = AES256\nbackup_s3_timeout = 0.5\n"
+        );
+        let half = backup(&text).unwrap();
+        let Driver::S3(s3) = &half.driver else { panic!("{:?}", half.driver) };
+        assert!(s3.customer_key.is_none());
+        assert_eq!(s3.timeout_seconds, 1);
+        let both = backup(&format!("{text}backup_s3_sse_customer_key = k\n")).unwrap();
+        let Driver::S3(s3) = &both.driver else { panic!("{:?}", both.driver) };
+        assert_eq!(s3.customer_key.as_ref().unwrap().0, "AES256");
+    }
+
+    #[test]
+    fn what_is_not_followed_is_named() {
+        let conf = backup(
+            "backup_driver = cinder.backup.drivers.posix.PosixBackupDriver\nbackup_swift_service_auth = true\n\
+             backup_future_setting = 1\nbackup_workers = 4\nbackup_ceph_user = x\n",
+        )
+        .unwrap();
+        assert_eq!(conf.ignored, ["backup_future_setting", "backup_swift_service_auth"]);
+    }
+
+    #[test]
+    fn sizes_and_words_that_cinder_refuses_are_refused() {
+        let posix = "backup_driver = cinder.backup.drivers.posix\n";
+        for wrong in [
+            "backup_file_size = 100000",
+            "backup_file_size = 0",
+            "backup_sha_block_size_bytes = x",
+            "backup_compression_algorithm = lzma",
+        ] {
+            let error = backup(&format!("{posix}{wrong}\n")).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Usage, "{wrong}");
+        }
+        let conf = backup(&format!("{posix}backup_compression_algorithm = BZIP2\n")).unwrap();
+        assert_eq!(conf.compression, Codec::Bz2);
+    }
+}

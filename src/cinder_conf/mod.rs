@@ -1,0 +1,161 @@
+//! What a `cinder.conf` says about backups.
+//!
+//! Problem: an operator has already written down where backups live, in the files that cinder-backup reads, and will not write
+//! it down again for us. Idea: read these files as oslo.config does, and turn the backup section into one [`BackupConf`]: which
+//! driver, which place, and what that driver would write with.
+//!
+//! - [`syntax`]: the lines of one file.
+//! - [`values`]: what an option is in the end: the last file wins, `$other` is filled in.
+//! - [`backup`]: what the options of each backup driver mean.
+//!
+//! Invariants: what cinder-backup would refuse to start with is refused; a setting that changes what we would read or write, and
+//! that we do not follow, is named in [`BackupConf::ignored`]; no message quotes a secret.
+
+pub mod backup;
+mod syntax;
+mod values;
+
+use std::fs;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+pub use backup::{BackupConf, Driver};
+use syntax::Sections;
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// Most bytes of one file. Cinder's sample file with every option and its help has about 250 KB.
+const FILE_BYTES_MAX: u64 = 4 << 20;
+
+/// Most files that are read. Deployment tools make one for each back end, some dozens.
+const FILES_MAX: usize = 1024;
+
+/// The files of one service, as oslo.config reads them together.
+#[derive(Debug, Default)]
+pub struct CinderConf {
+    /// In the order in which they were read; later ones win.
+    files: Vec<(PathBuf, Sections)>,
+}
+
+impl CinderConf {
+    /// Reads `files` in this order, and behind each the `*.conf` files of the folder beside it that is named like it with `.d`
+    /// added, sorted, as cinder-backup does with `/etc/cinder/cinder.conf.d`. [`ErrorKind::StoreNotFound`] when a file is not
+    /// there, [`ErrorKind::AccessDenied`] when it may not be read, [`ErrorKind::Usage`] when oslo.config would not take it.
+    pub fn read(files: &[PathBuf]) -> Result<Self> {
+        let mut all = Vec::new();
+        for file in files {
+            all.push(file.clone());
+            all.extend(beside(file)?);
+        }
+        if all.len() > FILES_MAX {
+            return Err(Error::new(
+                ErrorKind::LimitExceeded,
+                format!("{} configuration files, expected at most {FILES_MAX}", all.len()),
+            ));
+        }
+        let mut conf = Self::default();
+        for file in all {
+            let text = text_of(&file)?;
+            let sections = syntax::parse(&text)
+                .map_err(|error| Error::new(ErrorKind::Usage, format!("{file:?} {error}")))?;
+            conf.files.push((file, sections));
+        }
+        Ok(conf)
+    }
+
+    /// What they say about backups.
+    pub fn backup(&self) -> Result<BackupConf> {
+        BackupConf::of(self)
+    }
+
+    /// The configuration of one text, for tests and for documents that are no files.
+    pub fn from_text(text: &str) -> Result<Self> {
+        let sections =
+            syntax::parse(text).map_err(|error| Error::new(ErrorKind::Usage, error.to_string()))?;
+        Ok(Self { files: vec![(PathBuf::from("cinder.conf"), sections)] })
+    }
+}
+
+/// The `*.conf` files of `FILE.d`, sorted by name; none where there is no such folder.
+fn beside(file: &Path) -> Result<Vec<PathBuf>> {
+    let mut folder = file.as_os_str().to_owned();
+    folder.push(".d");
+    let folder = PathBuf::from(folder);
+    let entries = match fs::read_dir(&folder) {
+        Ok(entries) => entries,
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(Vec::new());
+        }
+        Err(error) => return Err(unreadable(&folder, error)),
+    };
+    let mut files = Vec::new();
+    for entry in entries.take(FILES_MAX) {
+        let path = entry.map_err(|error| unreadable(&folder, error))?.path();
+        if path.extension().is_some_and(|extension| extension == "conf") {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+fn text_of(file: &Path) -> Result<String> {
+    let opened = fs::File::open(file).map_err(|error| unreadable(file, error))?;
+    let mut bytes = Vec::new();
+    opened.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(|error| unreadable(file, error))?;
+    if bytes.len() as u64 > FILE_BYTES_MAX {
+        return Err(Error::new(
+            ErrorKind::LimitExceeded,
+            format!("{file:?} has more than {FILE_BYTES_MAX} bytes"),
+        ));
+    }
+    String::from_utf8(bytes)
+        .map_err(|_| Error::new(ErrorKind::Usage, format!("{file:?} is no text: it is not UTF-8")))
+}
+
+fn unreadable(path: &Path, error: io::Error) -> Error {
+    let kind = match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => ErrorKind::StoreNotFound,
+        io::ErrorKind::PermissionDenied => ErrorKind::AccessDenied,
+        _ => ErrorKind::StoreIo,
+    };
+    Error::caused_by(kind, format!("cannot read {path:?}"), error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn later_files_win_and_the_folder_beside_a_file_comes_behind_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        fs::write(path("dist.conf"), "[DEFAULT]\nstate_path = /dist\nbackup_posix_path = $state_path/b\n")
+            .unwrap();
+        fs::write(path("cinder.conf"), "[DEFAULT]\nstate_path = /main\n").unwrap();
+        fs::create_dir(path("cinder.conf.d")).unwrap();
+        fs::write(path("cinder.conf.d/20.conf"), "[DEFAULT]\nstate_path = /twenty\n").unwrap();
+        fs::write(path("cinder.conf.d/10.conf"), "[DEFAULT]\nstate_path = /ten\n").unwrap();
+        fs::write(path("cinder.conf.d/30.conf.rpmsave"), "[DEFAULT]\nstate_path = /old\n").unwrap();
+        let conf = CinderConf::read(&[path("dist.conf"), path("cinder.conf")]).unwrap();
+        assert_eq!(conf.text("DEFAULT", "backup_posix_path").unwrap().as_deref(), Some("/twenty/b"));
+        let conf = CinderConf::read(&[path("dist.conf")]).unwrap();
+        assert_eq!(conf.text("DEFAULT", "backup_posix_path").unwrap().as_deref(), Some("/dist/b"));
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("cinder.conf");
+        let error = CinderConf::read(std::slice::from_ref(&path)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::StoreNotFound);
+        fs::write(&path, [0x5b, 0xff, 0x5d]).unwrap();
+        assert_eq!(CinderConf::read(std::slice::from_ref(&path)).unwrap_err().kind(), ErrorKind::Usage);
+        fs::write(&path, "[DEFAULT]\n\nnonsense\n").unwrap();
+        let error = CinderConf::read(std::slice::from_ref(&path)).unwrap_err();
+        assert!(error.to_string().ends_with("line 3: no ':' or '=' found in assignment"), "{error}");
+        let huge = fs::File::create(&path).unwrap();
+        huge.set_len(FILE_BYTES_MAX + 1).unwrap();
+        assert_eq!(CinderConf::read(&[path]).unwrap_err().kind(), ErrorKind::LimitExceeded);
+    }
+}
