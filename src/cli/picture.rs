@@ -134,7 +134,7 @@ impl Picture {
             paint(&mut text, [sample(class.ink, style)].into_iter(), style);
             let percent = 100.0 * *total as f64 / self.len_bytes.max(1) as f64;
             let label = format!(" {:>5} {}", said_percent(percent), class.label);
-            text.push_str(&cut(&label, width.saturating_sub(LABEL_COLUMNS + 2)));
+            text.push_str(cut(&label, width.saturating_sub(LABEL_COLUMNS + 2)).trim_end());
             text.push('\n');
         }
         text

@@ -95,7 +95,7 @@ mod tests {
     fn it_can_be_cancelled() {
         let cancel = AtomicBool::new(false);
         let take = |part, ()| {
-            cancel.store(part == 3, Ordering::Relaxed);
+            cancel.fetch_or(part == 3, Ordering::Relaxed);
             Ok(())
         };
         let error = in_order(u64::MAX, 2, &cancel, || (), |(), _| Ok(()), take).unwrap_err();
