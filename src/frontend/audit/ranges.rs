@@ -67,7 +67,7 @@ mod tests {
     #[test]
     fn too_many_ranges_become_fewer_and_lose_nothing() {
         // Ten heaps, far apart.
-        let start = |n: u64| n * 100_000 + (n / 100 << 40);
+        let start = |n: u64| n * 100_000 + ((n / 100) << 40);
         let mut ranges = Ranges::default();
         for n in 0..1000 {
             ranges.push_bounded(start(n)..start(n) + 10, 50);
