@@ -44,7 +44,8 @@ quickstart() { CINDERFS=$target/release/cinderfs scripts/quickstart.sh; }
 
 cinder() {
     CINDERFS=$target/release/cinderfs scripts/genuine-cinder/gate.sh &&
-        CINDERFS=$target/release/cinderfs scripts/genuine-cinder/records.sh
+        CINDERFS=$target/release/cinderfs scripts/genuine-cinder/records.sh &&
+        CINDERFS=$target/release/cinderfs scripts/genuine-cinder/defect.sh
 }
 
 # What the kernel here may lack; the stores made there are read by genuine Cinder too.

@@ -116,7 +116,7 @@ pub(super) fn look<'a>(
     }
     let tip = u32::try_from(image.layers().len().saturating_sub(1)).unwrap_or(u32::MAX);
     for (layer, pieces) in by_layer {
-        let table = match image.digests() {
+        let table = match image.hash_table() {
             Some(_) if layer != tip => eye.digests_of(store, layer)?,
             _ => None,
         };
@@ -164,7 +164,7 @@ impl Eye<'_> {
             Err(error) if error.kind().is_damage() => return Ok(None),
             Err(error) => return Err(error),
         };
-        if self.image.digests().is_some_and(|ours| ours.block_bytes() != table.block_bytes()) {
+        if self.image.hash_table().is_some_and(|ours| ours.block_bytes() != table.block_bytes()) {
             self.sight.block_size_changed = true;
             return Ok(None);
         }
@@ -203,7 +203,7 @@ impl Eye<'_> {
     /// What no object covers must be zeros.
     fn gap(&mut self, range: Range<u64>) -> Result<()> {
         let image = self.image;
-        let Some(table) = image.digests() else { return self.suspect(range, Cause::Gap) };
+        let Some(table) = image.hash_table() else { return self.suspect(range, Cause::Gap) };
         let block_bytes = table.block_bytes();
         let zero = hash_of_zeros(block_bytes);
         let blocks = self.whole_blocks(&range, block_bytes)?;
@@ -250,7 +250,7 @@ impl Eye<'_> {
         is_own: bool,
     ) -> Result<()> {
         // Without digests an object is as right as its md5.
-        let Some(ours) = self.image.digests() else { return Ok(()) };
+        let Some(ours) = self.image.hash_table() else { return Ok(()) };
         for unproven in common(unproven, range) {
             let cause = match (is_own, is_faulty) {
                 (_, true) => Cause::Object(object),
@@ -264,7 +264,7 @@ impl Eye<'_> {
 
     /// What an object holds of the image. `theirs` are the digests of its backup.
     fn piece(&mut self, range: Range<u64>, theirs: Option<&BlockHashTable>, is_own: bool) -> Result<()> {
-        let Some(ours) = self.image.digests() else { return Ok(()) };
+        let Some(ours) = self.image.hash_table() else { return Ok(()) };
         let blocks = self.whole_blocks(&range, ours.block_bytes())?;
         match theirs {
             _ if is_own => Ok(()),
@@ -315,7 +315,7 @@ impl Eye<'_> {
         // Of several reasons to read a block the first counts: see the order of causes.
         let (image, block_bytes) = (self.image, self.image.block_bytes());
         suspects.sort_by_key(|(range, cause)| (range.start / block_bytes, *cause));
-        let is_proven = image.digests().is_some();
+        let is_proven = image.hash_table().is_some();
         let mut done = 0;
         for (range, cause) in suspects {
             // With digests a block is had or lost as a whole.

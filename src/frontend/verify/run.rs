@@ -424,7 +424,9 @@ impl<'a> Work<'a> {
             }
             _ => None,
         };
-        let at_risk = at_risk::find(store, &image, self.options.cancel)?;
+        let snapshot = self.catalog.snapshot();
+        let older = |id: &BackupId| self.catalog.image(snapshot.get(id.as_str())?).ok();
+        let at_risk = at_risk::find(&image, &older, self.options.cancel)?;
         Ok(Looked { sight: Some(sight), digests, at_risk })
     }
 

@@ -7,16 +7,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use super::documents::Digests;
 use super::window::{Done, Run};
 use crate::backup::BlockHashTable;
-use crate::block::{hash_of, hash_of_zeros};
+use crate::block::{hash_of, hash_of_zeros, is_zeros};
 use crate::error::{ErrorKind, Result};
 use crate::types::BlockHash;
 use crate::writer::encode::{EncodedPiece, Encoder};
 use crate::writer::ranges::{Ranges, join, listed_blocks};
 use crate::writer::source::Source;
 use crate::writer::source::changed::Changed;
-
-/// What blocks are compared with to see whether they are zeros.
-static ZEROS: [u8; 4096] = [0; 4096];
 
 /// The parent's digests are read so many at a time where there is no data: a quarter MiB of its file.
 const DIGESTS_AT_ONCE: u64 = 3640;
@@ -253,10 +250,6 @@ impl PieceMaker<'_> {
         }
         Ok(pieces)
     }
-}
-
-fn is_zeros(bytes: &[u8]) -> bool {
-    bytes.chunks(ZEROS.len()).all(|part| part == &ZEROS[..part.len()])
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
