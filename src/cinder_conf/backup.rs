@@ -24,12 +24,12 @@ const BLOCK_BYTES: u64 = 32_768;
 pub struct BackupConf {
     /// Where they live.
     pub driver: Driver,
-    /// How cinder-backup would compress.
-    pub compression: Codec,
-    /// How long its objects would be before compression, in bytes.
-    pub object_bytes: u64,
-    /// How long its hash blocks would be, in bytes.
-    pub block_bytes: u64,
+    /// How cinder-backup compresses, if that is set; zlib else.
+    pub compression: Option<Codec>,
+    /// How long its objects are before compression, in bytes, if that is set; a multiple of the block's length.
+    pub object_bytes: Option<u64>,
+    /// How long its hash blocks are, in bytes, if that is set; 32 KiB else.
+    pub block_bytes: Option<u64>,
     /// The container it would write to unless the caller names one.
     pub container: Option<String>,
     /// Options that are set, that belong to backups, and that we do not follow, sorted.
@@ -202,13 +202,15 @@ impl BackupConf {
             Driver::S3(_) | Driver::Gcs(_) => None,
             _ => conf.text_if_any(DEFAULT, "backup_container")?,
         };
-        let block_bytes = read.size(sizes.block, BLOCK_BYTES)?;
-        let object_bytes = read.size(sizes.object, sizes.object_default)?;
-        if !object_bytes.is_multiple_of(block_bytes) {
+        let block_bytes = read.size(sizes.block)?;
+        let object_bytes = read.size(sizes.object)?;
+        let (object, block) =
+            (object_bytes.unwrap_or(sizes.object_default), block_bytes.unwrap_or(BLOCK_BYTES));
+        if !object.is_multiple_of(block) {
             return Err(Error::new(
                 ErrorKind::Usage,
                 format!(
-                    "{} = {object_bytes} is no multiple of {} = {block_bytes}, as cinder-backup demands",
+                    "{} = {object} is no multiple of {} = {block}, as cinder-backup demands",
                     sizes.object, sizes.block
                 ),
             ));
@@ -276,7 +278,7 @@ impl Reader<'_> {
                 .conf
                 .text_or(DEFAULT, "backup_mount_point_base", "$state_path/backup_mount")?
                 .into(),
-            attempts: self.conf.number(DEFAULT, "backup_mount_attempts", 3)?.max(1),
+            attempts: self.conf.number(DEFAULT, "backup_mount_attempts")?.unwrap_or(3).max(1),
         })
     }
 
@@ -337,8 +339,8 @@ impl Reader<'_> {
             user_domain: self.optional("backup_swift_user_domain")?,
             project_domain: self.optional("backup_swift_project_domain")?,
             region: self.optional("backup_swift_region_name")?,
-            retries: self.conf.number(DEFAULT, "backup_swift_retry_attempts", 3)?,
-            backoff_seconds: self.conf.number(DEFAULT, "backup_swift_retry_backoff", 2)?,
+            retries: self.conf.number(DEFAULT, "backup_swift_retry_attempts")?.unwrap_or(3),
+            backoff_seconds: self.conf.number(DEFAULT, "backup_swift_retry_backoff")?.unwrap_or(2),
             ca_file: self.optional("backup_swift_ca_cert_file")?.map(PathBuf::from),
             is_insecure: self.conf.flag(DEFAULT, "backup_swift_auth_insecure", false)?,
         })
@@ -354,9 +356,9 @@ impl Reader<'_> {
             bucket: self.conf.text_or(DEFAULT, "backup_s3_store_bucket", "volumebackups")?,
             verifies_tls: self.conf.flag(DEFAULT, "backup_s3_verify_ssl", true)?,
             ca_file: self.optional("backup_s3_ca_cert_file")?.map(PathBuf::from),
-            attempts: self.conf.number(DEFAULT, "backup_s3_retry_max_attempts", 4)?.max(1),
+            attempts: self.conf.number(DEFAULT, "backup_s3_retry_max_attempts")?.unwrap_or(4).max(1),
             timeout_seconds: self.seconds("backup_s3_timeout", 60)?,
-            connections: self.conf.number(DEFAULT, "backup_s3_max_pool_connections", 10)?.max(1),
+            connections: self.conf.number(DEFAULT, "backup_s3_max_pool_connections")?.unwrap_or(10).max(1),
             // Cinder writes unencrypted unless it has both.
             customer_key: algorithm.zip(key),
         })
@@ -367,23 +369,24 @@ impl Reader<'_> {
             bucket: self.needed("backup_gcs_bucket")?,
             credential_file: self.optional("backup_gcs_credential_file")?.map(PathBuf::from),
             proxy: self.optional("backup_gcs_proxy_url")?.map(Secret),
-            retries: self.conf.number(DEFAULT, "backup_gcs_num_retries", 3)?,
+            retries: self.conf.number(DEFAULT, "backup_gcs_num_retries")?.unwrap_or(3),
         })
     }
 
-    fn compression(&self) -> Result<Codec> {
-        let word = self.conf.text_or(DEFAULT, "backup_compression_algorithm", "zlib")?;
-        Codec::from_name(&word).ok_or_else(|| {
+    fn compression(&self) -> Result<Option<Codec>> {
+        let Some(word) = self.conf.text(DEFAULT, "backup_compression_algorithm")? else { return Ok(None) };
+        let codec = Codec::from_name(&word).ok_or_else(|| {
             Error::new(
                 ErrorKind::Usage,
                 format!("backup_compression_algorithm = {word:?}, expected none, zlib, bz2 or zstd"),
             )
-        })
+        })?;
+        Ok(Some(codec))
     }
 
-    fn size(&self, option: &str, default: u64) -> Result<u64> {
-        match self.conf.number(DEFAULT, option, default)? {
-            0 => Err(Error::new(ErrorKind::Usage, format!("{option} = 0, expected at least 1 byte"))),
+    fn size(&self, option: &str) -> Result<Option<u64>> {
+        match self.conf.number(DEFAULT, option)? {
+            Some(0) => Err(Error::new(ErrorKind::Usage, format!("{option} = 0, expected at least 1 byte"))),
             bytes => Ok(bytes),
         }
     }
@@ -481,8 +484,8 @@ mod tests {
         let conf = backup("backup_driver = cinder.backup.drivers.posix.PosixBackupDriver\n").unwrap();
         let Driver::Posix { path } = &conf.driver else { panic!("{:?}", conf.driver) };
         assert_eq!(path, &PathBuf::from("/var/lib/cinder/backup"));
-        assert_eq!((conf.object_bytes, conf.block_bytes), (1_999_994_880, 32_768));
-        assert_eq!(conf.compression, Codec::Zlib);
+        assert_eq!((conf.object_bytes, conf.block_bytes), (None, None));
+        assert_eq!(conf.compression, None);
         assert_eq!(conf.container, None);
         assert!(conf.ignored.is_empty());
     }
@@ -499,7 +502,7 @@ mod tests {
         assert_eq!(swift.key.as_ref().unwrap().reveal(), "s3cret");
         assert!(!format!("{conf:?}").contains("s3cret"), "secrets are in no message");
         assert_eq!(conf.container.as_deref(), Some("volumebackups"));
-        assert_eq!(conf.object_bytes, 65536);
+        assert_eq!(conf.object_bytes, Some(65536));
     }
 
     #[test]
@@ -543,6 +546,6 @@ mod tests {
             assert_eq!(error.kind(), ErrorKind::Usage, "{wrong}");
         }
         let conf = backup(&format!("{posix}backup_compression_algorithm = BZIP2\n")).unwrap();
-        assert_eq!(conf.compression, Codec::Bz2);
+        assert_eq!(conf.compression, Some(Codec::Bz2));
     }
 }

@@ -42,10 +42,11 @@ impl CinderConf {
     }
 
     /// The option as a whole number that is not negative.
-    pub(super) fn number(&self, section: &str, option: &str, default: u64) -> Result<u64> {
-        let Some(text) = self.text(section, option)? else { return Ok(default) };
+    pub(super) fn number(&self, section: &str, option: &str) -> Result<Option<u64>> {
+        let Some(text) = self.text(section, option)? else { return Ok(None) };
         text.trim()
             .parse()
+            .map(Some)
             .map_err(|_| Error::new(ErrorKind::Usage, format!("{option} = {text:?} is no number")))
     }
 
@@ -212,9 +213,9 @@ mod tests {
     #[test]
     fn numbers_and_flags() {
         let conf = conf("n = 42\nm = -1\nyes = On\nno = 0\nwhat = maybe\n");
-        assert_eq!(conf.number("DEFAULT", "n", 7).unwrap(), 42);
-        assert_eq!(conf.number("DEFAULT", "none", 7).unwrap(), 7);
-        assert_eq!(conf.number("DEFAULT", "m", 7).unwrap_err().kind(), ErrorKind::Usage);
+        assert_eq!(conf.number("DEFAULT", "n").unwrap(), Some(42));
+        assert_eq!(conf.number("DEFAULT", "none").unwrap(), None);
+        assert_eq!(conf.number("DEFAULT", "m").unwrap_err().kind(), ErrorKind::Usage);
         assert!(conf.flag("DEFAULT", "yes", false).unwrap());
         assert!(!conf.flag("DEFAULT", "no", true).unwrap());
         assert_eq!(conf.flag("DEFAULT", "what", true).unwrap_err().kind(), ErrorKind::Usage);

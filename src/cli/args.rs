@@ -11,12 +11,11 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 
 use super::cache;
 use super::exit::Failure;
-use super::place::{self, Place};
+use super::place::Place;
 use super::render::Format;
 use crate::cache_dir::CacheDir;
 use crate::catalog::{Catalog, CatalogOptions};
-use crate::cinder_conf::BackupConf;
-use crate::error::{Error, ErrorKind};
+use crate::error::ErrorKind;
 use crate::store::posix::PosixStore;
 
 const EXAMPLES: &str = "\
@@ -193,7 +192,7 @@ impl StoreArg {
     }
 
     /// Where the word leads. A share that is not mounted is mounted for as long as this argument lives.
-    fn place(&self) -> Result<&Place, Failure> {
+    pub(crate) fn place(&self) -> Result<&Place, Failure> {
         if let Some(place) = self.place.get() {
             return Ok(place);
         }
@@ -206,14 +205,10 @@ impl StoreArg {
         Ok(self.place()?.path().to_owned())
     }
 
-    /// What a cinder.conf says, where the word is one.
-    pub(crate) fn conf(&self) -> Result<Option<&BackupConf>, Failure> {
-        Ok(self.place()?.conf())
-    }
-
+    #[cfg(feature = "fuse")]
     /// The word as another process in another working directory has to be given it.
     pub(crate) fn word_for_child(&self) -> OsString {
-        place::absolute_word(&self.location)
+        super::place::absolute_word(&self.location)
     }
 
     /// Opens the store and reads which backups it holds.

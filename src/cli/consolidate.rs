@@ -58,10 +58,10 @@ pub(crate) struct ConsolidateArgs {
     /// Folder of the store to put it in, may be nested; one of its own, named by its id, unless told
     #[arg(long, value_name = "NAME", value_parser = create::container)]
     container: Option<ObjectName>,
-    /// How to compress
-    #[arg(long, value_enum, value_name = "CODEC", default_value_t = Compression::Zlib)]
-    compression: Compression,
-    /// Plain bytes of an object, a multiple of the block size, with K, M, G or T for powers of 1024 [default: 128M]
+    /// How to compress [default: the cinder.conf's, else zlib]
+    #[arg(long, value_enum, value_name = "CODEC")]
+    compression: Option<Compression>,
+    /// Plain bytes of an object, a multiple of the block size, with K, M, G or T for powers of 1024 [default: the cinder.conf's, else 128M]
     #[arg(long, value_name = "BYTES", value_parser = sizes::bytes)]
     object_size: Option<u64>,
     /// Bytes that have a digest; as in the backup, or 32768 where it has no digests, unless told
@@ -87,13 +87,14 @@ pub(crate) fn run(args: &ConsolidateArgs, quiet: bool) -> Result<Outcome, Failur
     let usable = |entry: &Arc<Entry>| catalog.image(entry).is_ok();
     let entry = select::backup(&entries, &args.backup, args.volume.as_deref(), &usable)
         .map_err(|failure| perhaps_unseen(failure, &snapshot))?;
+    let configured = args.store.place()?.defaults()?;
     let wanted = Consolidation {
         name: args.name.clone(),
         description: args.description.clone(),
-        container: args.container.clone(),
-        codec: args.compression.codec(),
+        container: args.container.clone().or(configured.container),
+        codec: args.compression.map_or(configured.codec, Compression::codec),
         level: None,
-        object_bytes: args.object_size,
+        object_bytes: args.object_size.or(configured.object_bytes),
         block_bytes: args.block_size,
         threads: match args.threads {
             Some(threads) => usize::try_from(threads).unwrap_or(1),

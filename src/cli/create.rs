@@ -88,13 +88,13 @@ pub(crate) struct CreateArgs {
     /// Display name of the volume; the parent's, or the source's file name, unless told
     #[arg(long, value_name = "NAME")]
     volume_name: Option<String>,
-    /// How to compress
-    #[arg(long, value_enum, value_name = "CODEC", default_value_t = Compression::Zlib)]
-    compression: Compression,
-    /// Plain bytes of an object, a multiple of the block size, with K, M, G or T for powers of 1024 [default: 128M]
+    /// How to compress [default: the cinder.conf's, else zlib]
+    #[arg(long, value_enum, value_name = "CODEC")]
+    compression: Option<Compression>,
+    /// Plain bytes of an object, a multiple of the block size, with K, M, G or T for powers of 1024 [default: the cinder.conf's, else 128M]
     #[arg(long, value_name = "BYTES", value_parser = sizes::bytes)]
     object_size: Option<u64>,
-    /// Bytes that have a digest each; a chain has one size, so with a parent its own [default: the parent's, else 32K]
+    /// Bytes that have a digest each; a chain has one size, so with a parent its own [default: the parent's, the cinder.conf's, else 32K]
     #[arg(long, value_name = "BYTES", value_parser = sizes::bytes)]
     block_size: Option<u64>,
     /// A property of the volume, kept with the backup; may be repeated
@@ -268,16 +268,17 @@ fn new_backup(args: &CreateArgs, catalog: &Catalog) -> Result<NewBackup, Failure
         Base::Nothing => display_name,
         Base::Newest | Base::Backup(_) => None,
     });
+    let configured = args.store.place()?.defaults()?;
     let mut new = NewBackup {
         base,
         volume_name,
         properties: args.property.clone(),
         name: args.name.clone(),
         description: args.description.clone(),
-        container: args.container.clone(),
-        codec: args.compression.codec(),
-        object_bytes: args.object_size,
-        block_bytes: args.block_size.unwrap_or(engine::BLOCK_BYTES),
+        container: args.container.clone().or(configured.container),
+        codec: args.compression.map_or(configured.codec, Compression::codec),
+        object_bytes: args.object_size.or(configured.object_bytes),
+        block_bytes: args.block_size.or(configured.block_bytes).unwrap_or(engine::BLOCK_BYTES),
         adopts_blocks: args.block_size.is_none(),
         paranoid: args.paranoid,
         ..NewBackup::full(volume_id)

@@ -16,6 +16,7 @@ use crate::frontend::fuse::attr::OwnerOverride;
 use crate::frontend::fuse::daemon::{self, Child};
 use crate::frontend::fuse::fs::CinderFs;
 use crate::frontend::fuse::hydrated::{self, Hydrated};
+use crate::frontend::fuse::keeper::Keeper;
 use crate::frontend::fuse::mount::mount;
 use crate::frontend::fuse::mountpoint;
 use crate::frontend::fuse::options::MountOptions;
@@ -105,6 +106,8 @@ pub(crate) fn run(args: &MountArgs, verbosity: i16) -> Result<Outcome, Failure> 
 
 fn serve(args: &MountArgs, options: &MountOptions, child: Option<Child>) -> Result<(), Failure> {
     let path = args.store.path()?;
+    // A daemon that gave up its rights could not take the mount of a share away.
+    let _keeper = args.store.place()?.hand_over(Keeper::start)?;
     let store = Arc::new(PosixStore::open(&path)?);
     let location = store.location().to_owned();
     let cache_dir = CacheDir::location();

@@ -6,6 +6,7 @@
 //!
 //! Invariants: an existing path is never taken for anything else; what a cinder.conf sets and we do not follow is told.
 
+use std::cell::RefCell;
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
@@ -15,8 +16,10 @@ use std::path::{Path, PathBuf};
 use super::exit::{Failure, note};
 use super::render;
 use crate::cinder_conf::{BackupConf, CinderConf, Driver};
+use crate::codec::Codec;
 use crate::error::{Error, ErrorKind};
 use crate::store::share::{Attached, Share, ShareKind};
+use crate::types::ObjectName;
 
 /// A store's place, found.
 #[derive(Debug)]
@@ -24,7 +27,17 @@ pub(super) struct Place {
     path: PathBuf,
     conf: Option<BackupConf>,
     /// Keeps the share mounted.
-    _share: Option<Attached>,
+    #[cfg_attr(not(feature = "fuse"), expect(dead_code, reason = "held, and handed over by mounts only"))]
+    share: RefCell<Option<Attached>>,
+}
+
+/// How a new backup is written unless the call says otherwise: as the cinder.conf says, else as suits us.
+#[derive(Debug)]
+pub(super) struct Defaults {
+    pub(super) codec: Codec,
+    pub(super) object_bytes: Option<u64>,
+    pub(super) block_bytes: Option<u64>,
+    pub(super) container: Option<ObjectName>,
 }
 
 impl Place {
@@ -32,14 +45,16 @@ impl Place {
     pub(super) fn resolve(word: &OsStr) -> Result<Self, Failure> {
         if let Some(files) = configuration_files(word) {
             let conf = CinderConf::read(&files).and_then(|conf| conf.backup()).map_err(|error| {
-                Failure::from(error).hint("STORE is a file, so it is read as a cinder.conf; give a directory for anything else")
+                Failure::from(error).hint(
+                    "STORE is a file, so it is read as a cinder.conf; give a directory for anything else",
+                )
             })?;
             return Self::configured(word, conf);
         }
         if let Some(share) = share_of(word)? {
             return Self::shared(&share, None);
         }
-        Ok(Self { path: existing_directory(directory_of(word)?)?, conf: None, _share: None })
+        Ok(Self { path: existing_directory(directory_of(word)?)?, conf: None, share: RefCell::default() })
     }
 
     /// The directory.
@@ -47,15 +62,46 @@ impl Place {
         &self.path
     }
 
-    /// What the cinder.conf says.
-    pub(super) fn conf(&self) -> Option<&BackupConf> {
-        self.conf.as_ref()
+    /// How a new backup is written here unless the call says otherwise.
+    pub(super) fn defaults(&self) -> Result<Defaults, Failure> {
+        let Some(conf) = &self.conf else {
+            return Ok(Defaults {
+                codec: Codec::Zlib,
+                object_bytes: None,
+                block_bytes: None,
+                container: None,
+            });
+        };
+        let container = conf.container.as_deref().map(ObjectName::parse).transpose();
+        Ok(Defaults {
+            codec: conf.compression.unwrap_or(Codec::Zlib),
+            object_bytes: conf.object_bytes,
+            block_bytes: conf.block_bytes,
+            container: container.map_err(|error| error.context("backup_container of the cinder.conf"))?,
+        })
+    }
+
+    #[cfg(feature = "fuse")]
+    /// Has the share, if it is mounted for us only, kept by whom `take_over` makes out of its mountpoint.
+    pub(super) fn hand_over<T>(
+        &self,
+        take_over: impl FnOnce(&Path) -> crate::Result<T>,
+    ) -> Result<Option<T>, Failure> {
+        let mut share = self.share.borrow_mut();
+        let Some(ours) = share.as_ref().filter(|share| share.is_ours()) else { return Ok(None) };
+        let keeper = take_over(ours.path())?;
+        *share = None;
+        Ok(Some(keeper))
     }
 
     fn configured(word: &OsStr, conf: BackupConf) -> Result<Self, Failure> {
         if !conf.ignored.is_empty() {
             let names = conf.ignored.join(", ");
-            note(&format!("cinderfs: {} sets what cinderfs does not follow: {}\n", word.display(), render::visible(&names)));
+            note(&format!(
+                "cinderfs: {} sets what cinderfs does not follow: {}\n",
+                word.display(),
+                render::visible(&names)
+            ));
         }
         let share = |kind, share: &crate::cinder_conf::backup::Share| -> Result<Share, Failure> {
             let found = Share::new(kind, &share.source)?;
@@ -63,9 +109,10 @@ impl Place {
         };
         match &conf.driver {
             Driver::Posix { path } => {
-                let path = existing_directory(path.clone())
-                    .map_err(|failure| failure.hint(format!("{} names it as backup_posix_path", word.display())))?;
-                Ok(Self { path, conf: Some(conf), _share: None })
+                let path = existing_directory(path.clone()).map_err(|failure| {
+                    failure.hint(format!("{} names it as backup_posix_path", word.display()))
+                })?;
+                Ok(Self { path, conf: Some(conf), share: RefCell::default() })
             }
             Driver::Nfs(wanted) => Self::shared(&share(ShareKind::Nfs, wanted)?, Some(conf)),
             Driver::Glusterfs(wanted) => Self::shared(&share(ShareKind::Glusterfs, wanted)?, Some(conf)),
@@ -75,7 +122,7 @@ impl Place {
 
     fn shared(share: &Share, conf: Option<BackupConf>) -> Result<Self, Failure> {
         let attached = share.attach()?;
-        Ok(Self { path: attached.path().to_owned(), conf, _share: Some(attached) })
+        Ok(Self { path: attached.path().to_owned(), conf, share: RefCell::new(Some(attached)) })
     }
 }
 
@@ -84,6 +131,7 @@ fn not_yet(kind: &str) -> Failure {
         .hint("copy or mount the bucket, then give its directory; object names with slashes are fine")
 }
 
+#[cfg(feature = "fuse")]
 /// The word as another process in another working directory has to be given it.
 pub(super) fn absolute_word(word: &OsStr) -> OsString {
     if let Some(files) = configuration_files(word) {
@@ -96,6 +144,7 @@ pub(super) fn absolute_word(word: &OsStr) -> OsString {
     }
 }
 
+#[cfg(feature = "fuse")]
 /// A path from the root, or as it is where that cannot be told.
 fn absolute(path: &Path) -> OsString {
     std::path::absolute(path).unwrap_or_else(|_| path.into()).into()
@@ -118,7 +167,10 @@ fn share_of(word: &OsStr) -> Result<Option<Share>, Failure> {
     for (start, kind) in [("nfs://", ShareKind::Nfs), ("glusterfs://", ShareKind::Glusterfs)] {
         if let Some(rest) = text.strip_prefix(start) {
             let Some((host, path)) = rest.split_once('/') else {
-                return Err(Failure::new(ErrorKind::Usage, format!("{text:?} names no share; expected {start}HOST/PATH")));
+                return Err(Failure::new(
+                    ErrorKind::Usage,
+                    format!("{text:?} names no share; expected {start}HOST/PATH"),
+                ));
             };
             return Ok(Some(Share::new(kind, &format!("{host}:/{path}"))?));
         }
@@ -225,6 +277,7 @@ mod tests {
         assert!(share("nfs://nas").is_err());
     }
 
+    #[cfg(feature = "fuse")]
     #[test]
     fn words_go_to_a_child_as_what_they_are() {
         let folder = tempfile::tempdir().unwrap();

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::exit::{Failure, Outcome};
 use crate::frontend::fuse::unmount::unmount;
-use crate::frontend::fuse::unmounter;
+use crate::frontend::fuse::{keeper, unmounter};
 
 /// Take a mount away, also one whose daemon has died
 #[derive(clap::Args, Clone, Debug)]
@@ -20,12 +20,20 @@ pub(crate) struct UmountArgs {
     /// Serve as the process that unmounts for a daemon, which asks through stdin
     #[arg(long, hide = true)]
     on_request: bool,
+
+    /// Serve as the process that keeps the mount of a share for a daemon, until stdin ends
+    #[arg(long, hide = true)]
+    keep_share: bool,
 }
 
 /// Takes a mount away, also one whose daemon died.
 pub(crate) fn run(args: &UmountArgs) -> Result<Outcome, Failure> {
     if args.on_request {
         unmounter::serve(&args.mountpoint)?;
+        return Ok(Outcome::Done);
+    }
+    if args.keep_share {
+        keeper::serve(&args.mountpoint)?;
         return Ok(Outcome::Done);
     }
     unmount(&args.mountpoint, args.lazy)?;

@@ -27,6 +27,8 @@ pub mod errno;
 pub mod fs;
 // Images that lie whole in the cache directory.
 pub mod hydrated;
+// Who keeps the mount of a share for a daemon.
+pub mod keeper;
 // Inode numbers.
 pub mod inodes;
 // Mounting, signals, and the end.

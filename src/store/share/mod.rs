@@ -30,8 +30,8 @@ const FOLDER: &str = "/run/cinderfs/shares";
 /// Options of every mount of ours: a share holds data, whatever its files claim to be.
 const SAFE_OPTIONS: &str = "nosuid,nodev,noexec";
 
-/// Most bytes of mount(8)'s own message that are repeated.
-const MESSAGE_BYTES_MAX: usize = 1000;
+/// Most characters of mount(8)'s own message that are repeated.
+const MESSAGE_CHARS_MAX: usize = 1000;
 
 /// What kind of server a share is on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -140,10 +140,9 @@ impl Share {
         if !self.mounted()?.contains(&own) {
             self.mount(&own, program)?;
         }
-        let used = open_lock(&own.with_extension("used"))?;
-        flock(&used, FlockOperation::LockShared).map_err(|errno| cannot(&own, "lock", errno.into()))?;
+        let ours = Ours::use_of(own.clone())?;
         drop(gate);
-        Ok(Attached { path: own.clone(), ours: Some(Ours { mountpoint: own, used }) })
+        Ok(Attached { path: own, ours: Some(ours) })
     }
 
     /// Where it is mounted.
@@ -171,7 +170,9 @@ impl Share {
                 return Ok(());
             }
             let message = String::from_utf8_lossy(&output.stderr);
-            last = message.trim().chars().take(MESSAGE_BYTES_MAX).collect();
+            // The rest points to dmesg(1) and manuals.
+            last =
+                message.trim().lines().next().unwrap_or_default().chars().take(MESSAGE_CHARS_MAX).collect();
         }
         let _ = fs::remove_dir(mountpoint);
         let hint = if last.contains("helper program") || last.contains("unknown filesystem type") {
@@ -210,6 +211,22 @@ impl fmt::Display for Share {
     }
 }
 
+/// Joins those who use a mount of ours, by its mountpoint: another process of ours, which keeps it for a daemon that may not
+/// unmount. [`ErrorKind::Usage`] when nothing of ours is there.
+pub fn join(mountpoint: &Path) -> Result<Attached> {
+    join_in(Path::new(FOLDER), mountpoint)
+}
+
+fn join_in(folder: &Path, mountpoint: &Path) -> Result<Attached> {
+    if mountpoint.parent() != Some(folder) {
+        return Err(Error::new(
+            ErrorKind::Usage,
+            format!("{mountpoint:?} is no mount of a share by cinderfs"),
+        ));
+    }
+    Ok(Attached { path: mountpoint.to_owned(), ours: Some(Ours::use_of(mountpoint.to_owned())?) })
+}
+
 /// A share's directory, for as long as this lives.
 #[derive(Debug)]
 pub struct Attached {
@@ -234,6 +251,15 @@ struct Ours {
     mountpoint: PathBuf,
     /// Locked shared.
     used: File,
+}
+
+impl Ours {
+    fn use_of(mountpoint: PathBuf) -> Result<Self> {
+        let used = open_lock(&mountpoint.with_extension("used"))?;
+        flock(&used, FlockOperation::LockShared)
+            .map_err(|errno| cannot(&mountpoint, "lock", errno.into()))?;
+        Ok(Self { mountpoint, used })
+    }
 }
 
 impl Drop for Ours {

@@ -130,3 +130,17 @@ fn what_a_killed_process_left_is_used_and_taken_away() {
     drop(next);
     assert!(share.mounted().unwrap().is_empty());
 }
+
+#[test]
+fn a_second_process_can_take_the_mount_over() {
+    let place = Place::new();
+    let program = place.program(MOUNTS_MEMORY);
+    let share = in_memory(&format!("h:/joined-{}", std::process::id()));
+    let first = share.attach_in(&place.folder(), &program).unwrap();
+    let keeper = join_in(&place.folder(), first.path()).unwrap();
+    drop(first);
+    assert_eq!(share.mounted().unwrap(), [keeper.path()]);
+    drop(keeper);
+    assert!(share.mounted().unwrap().is_empty());
+    assert_eq!(join(Path::new("/etc")).unwrap_err().kind(), ErrorKind::Usage);
+}
