@@ -120,7 +120,8 @@ fn a_source_that_cannot_be_read_or_shrinks_ends_it_with_the_place() {
         let long = world.source.len() as u64;
         let shrink = || fs::OpenOptions::new().write(true).open(&image).unwrap().set_len(long / 3).unwrap();
         let mut met = 0;
-        for at in 0.. {
+        // The first read looks at the format only. It may fail, and a source that is shorter from then on is a shorter volume.
+        for at in 1.. {
             let mut reached = true;
             for (fate, words) in [
                 (Fate::Fails(5), ["cannot read", "Input/output error"]),
