@@ -34,6 +34,7 @@ fn quotes() -> BTreeMap<String, Vec<String>> {
     files.push(root().join("src/frontend/fuse/fs.rs"));
     files.push(root().join("src/cache_dir/mod.rs"));
     files.push(root().join("src/cache_dir/images.rs"));
+    files.push(root().join("src/cache_dir/verified.rs"));
     let mut quotes = BTreeMap::<String, Vec<String>>::new();
     for file in files.iter().filter(|file| !file.ends_with("semantics_promises.rs")) {
         let (mut open, mut above) = (String::new(), Vec::new());
