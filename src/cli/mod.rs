@@ -12,6 +12,7 @@ mod hydrate;
 mod index;
 mod list;
 mod logging;
+mod loss_map;
 mod made;
 mod memory;
 #[cfg(feature = "fuse")]

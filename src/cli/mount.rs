@@ -4,6 +4,8 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use clap::ValueEnum;
+
 use super::args::StoreArg;
 use super::cache;
 use super::exit::{Failure, Outcome, note};
@@ -19,6 +21,7 @@ use crate::frontend::fuse::mount::mount;
 use crate::frontend::fuse::mountpoint;
 use crate::frontend::fuse::options::MountOptions;
 use crate::frontend::fuse::tree::Tree;
+use crate::image;
 use crate::store::Store;
 use crate::store::posix::PosixStore;
 
@@ -47,6 +50,7 @@ Options for -o:
   log=FILE         where the background process logs; syslog unless told
   passthrough=off  do not let the kernel read hydrated images itself
                    (see `cinderfs hydrate`)
+  on_damage=zero   the same as --on-damage zero
   nonempty         mount over a directory that is not empty";
 
 /// Show every backup of a store as a read-only disk image
@@ -64,9 +68,13 @@ pub(crate) struct MountArgs {
     mountpoint: PathBuf,
 
     /// Mount options: allow_other, allow_root, uid=N, gid=N, cache_size=SIZE, disk_cache=SIZE, seek_index=off,
-    /// passthrough=off, threads=N, log=FILE, nonempty
+    /// passthrough=off, on_damage=zero, threads=N, log=FILE, nonempty
     #[arg(short = 'o', value_name = "OPTION,...")]
     options: Vec<String>,
+
+    /// What a reader gets in place of a block that is damaged and cannot be healed
+    #[arg(long, value_enum, value_name = "ACTION")]
+    on_damage: Option<OnDamage>,
 
     /// Stay in the foreground; Ctrl-C unmounts
     #[arg(short = 'f', long)]
@@ -77,9 +85,30 @@ pub(crate) struct MountArgs {
     daemon: bool,
 }
 
+/// What to do about a lost block.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+enum OnDamage {
+    /// The read fails; what is not told otherwise.
+    Eio,
+    /// It reads as zeros, and is logged and counted in metadata.json. What the store fails to deliver is an error all the same.
+    Zero,
+}
+
+impl From<OnDamage> for image::OnDamage {
+    fn from(word: OnDamage) -> Self {
+        match word {
+            OnDamage::Eio => Self::Error,
+            OnDamage::Zero => Self::Zeros,
+        }
+    }
+}
+
 /// Mounts; returns when the mount answers, or in the foreground when it has ended.
 pub(crate) fn run(args: &MountArgs, verbosity: i16) -> Result<Outcome, Failure> {
-    let options = MountOptions::parse(&args.options)?;
+    let mut options = MountOptions::parse(&args.options)?;
+    if let Some(on_damage) = args.on_damage {
+        options.on_damage = on_damage.into();
+    }
     if args.daemon {
         let child = Child::begin(options.log.as_deref())?;
         serve(args, &options, Some(child))?;
@@ -127,6 +156,7 @@ fn serve(args: &MountArgs, options: &MountOptions, child: Option<Child>) -> Resu
     note(&store_note(&catalog.snapshot())?);
     let owner = OwnerOverride { uid: options.uid, gid: options.gid };
     let mut tree = Tree::new(Arc::new(catalog.clone()), owner);
+    tree = tree.on_damage(options.on_damage);
     let mut stack_depth = 0;
     if let Some(images) = images {
         if options.passthrough {
@@ -159,6 +189,10 @@ fn child_arguments(args: &MountArgs, verbosity: i16) -> Result<Vec<OsString>, Fa
     for options in &args.options {
         arguments.extend(["-o".into(), options.into()]);
     }
+    if let Some(on_damage) = args.on_damage {
+        arguments
+            .extend(["-o".into(), format!("on_damage={}", image::OnDamage::from(on_damage).name()).into()]);
+    }
     // Both may begin with a dash. They are made absolute because the child leaves this working directory.
     arguments.extend(["--".into(), absolute(&args.store.path()?), absolute(&args.mountpoint)]);
     Ok(arguments)
@@ -186,10 +220,11 @@ mod tests {
 
     #[test]
     fn the_child_gets_the_same_call_with_absolute_paths() {
-        let args = parse(&["mount", "-o", "ro,uid=1", "src", "-o", "log=l", "--", "-mnt"]);
+        let args =
+            parse(&["mount", "-o", "ro,uid=1", "src", "-o", "log=l", "--on-damage", "zero", "--", "-mnt"]);
         let cwd = std::env::current_dir().unwrap();
         let expected: Vec<OsString> =
-            ["-v", "-v", "mount", "--daemon", "-o", "ro,uid=1", "-o", "log=l", "--"]
+            ["-v", "-v", "mount", "--daemon", "-o", "ro,uid=1", "-o", "log=l", "-o", "on_damage=zero", "--"]
                 .into_iter()
                 .map(OsString::from)
                 .chain([cwd.join("src").into(), cwd.join("-mnt").into()])

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use crate::cache_dir::blocks;
 use crate::error::{Error, ErrorKind, Result};
+use crate::image::OnDamage;
 
 /// Default bound on the block cache, in bytes.
 pub const CACHE_BYTES_DEFAULT: u64 = 256 << 20;
@@ -86,6 +87,8 @@ pub struct MountOptions {
     pub passthrough: bool,
     /// `seek_index=on|off`: whether restart points are noted, kept and used. Those that the metadata tells are used in any case.
     pub seek_index: bool,
+    /// `on_damage=eio|zero`: what a reader gets in place of a lost block.
+    pub on_damage: OnDamage,
     /// `nonempty`: the mountpoint may hold files, which the mount hides.
     pub nonempty: bool,
 }
@@ -103,6 +106,7 @@ impl Default for MountOptions {
             log: None,
             passthrough: true,
             seek_index: true,
+            on_damage: OnDamage::Error,
             nonempty: false,
         }
     }
@@ -166,6 +170,9 @@ impl MountOptions {
             ("seek_index", Some("on")) => self.seek_index = true,
             ("seek_index", Some("off")) => self.seek_index = false,
             ("seek_index", _) => return Err(bad("seek_index=on or seek_index=off")),
+            ("on_damage", Some("eio")) => self.on_damage = OnDamage::Error,
+            ("on_damage", Some("zero")) => self.on_damage = OnDamage::Zeros,
+            ("on_damage", _) => return Err(bad("on_damage=eio or on_damage=zero")),
             ("log", Some(path)) if !path.is_empty() => self.log = Some(path.into()),
             ("log", _) => return Err(bad("log=FILE")),
             ("uid" | "gid" | "cache_size" | "disk_cache" | "threads", None) => {
@@ -237,7 +244,7 @@ mod tests {
     fn our_options() {
         let options = MountOptions::parse(&[
             "allow_other,uid=1000,gid=0,cache_size=64M",
-            "threads=3,log=/var/log/a\\,b,passthrough=off,seek_index=off,nonempty,cache_size=1g,disk_cache=2T",
+            "threads=3,log=/var/log/a\\,b,passthrough=off,seek_index=off,nonempty,cache_size=1g,disk_cache=2T,on_damage=zero",
         ])
         .unwrap();
         assert_eq!(
@@ -253,6 +260,7 @@ mod tests {
                 log: Some("/var/log/a,b".into()),
                 passthrough: false,
                 seek_index: false,
+                on_damage: OnDamage::Zeros,
                 nonempty: true,
             }
         );
@@ -289,6 +297,8 @@ mod tests {
             ("passthrough", "passthrough=off"),
             ("passthrough=maybe", "passthrough=off"),
             ("seek_index=maybe", "seek_index=off"),
+            ("on_damage=stop", "on_damage=zero"),
+            ("on_damage", "on_damage=eio"),
             ("allow_other=yes", "no value"),
             ("allow_other,allow_root", "exclude"),
             ("big\u{1b}[31m", "\"big\\u{1b}[31m\""),
