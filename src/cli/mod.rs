@@ -20,6 +20,7 @@ mod mount;
 mod progress;
 mod record;
 mod render;
+mod repair;
 mod restore;
 mod select;
 mod show;
@@ -70,6 +71,7 @@ fn run(cli: Cli) -> Result<Outcome, Failure> {
         Verb::Restore(args) => restore::run(&args, verbosity < 0),
         Verb::Hydrate(args) => hydrate::run(&args, verbosity < 0),
         Verb::Delete(args) => delete::run(&args, verbosity < 0),
+        Verb::Repair(args) => repair::run(&args, verbosity < 0),
         Verb::Record(args) => record::run(&args),
     }
 }

@@ -232,7 +232,7 @@ mod tests {
         assert_eq!(child_arguments(&args, 2).unwrap(), expected);
         let again = parse(&expected[2..].iter().map(|word| word.to_str().unwrap()).collect::<Vec<_>>());
         assert!(again.daemon && !again.foreground);
-        assert_eq!(again.options, args.options);
+        assert_eq!(again.options, [&args.options[..], &["on_damage=zero".to_owned()]].concat());
         assert_eq!(child_arguments(&args, -1).unwrap()[0], "-q");
     }
 

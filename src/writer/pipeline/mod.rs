@@ -56,7 +56,7 @@ const WINDOWS_AHEAD_MAX: u64 = 4096;
 const OBJECTS_WAITING_MAX: u64 = 50_000;
 
 /// Most restart points in one backup. Each takes some five bytes of the metadata, which Cinder and we read whole.
-const POINTS_MAX: u64 = 2_000_000;
+pub(in crate::writer) const POINTS_MAX: u64 = 2_000_000;
 
 /// What is to be done.
 pub(super) struct Plan<'a> {
