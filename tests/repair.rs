@@ -162,7 +162,10 @@ fn blocks_are_found_at_any_offset_of_any_volume() {
         let object = folder.path().join(broken.object_path(0));
         let metadata = |store: &Path| {
             let all = files(store);
-            all.into_iter().find(|(path, _)| path.to_string_lossy().ends_with("aaaa_metadata")).unwrap().1
+            all.into_iter()
+                .find(|(path, _)| path.to_string_lossy().ends_with(&format!("{}_metadata", broken.id)))
+                .unwrap()
+                .1
         };
         let told = metadata(folder.path());
         spoil(&object);
@@ -182,7 +185,7 @@ fn blocks_are_found_at_any_offset_of_any_volume() {
         assert!(fs::read(&object).unwrap() == spoiled);
         let (rows, code) = run_repair(folder.path(), &broken.id, &[]);
         assert_eq!((rows.len(), code), (1, 0), "{packing:?}: {rows:?}");
-        fs::remove_dir_all(folder.path().join("bb")).unwrap();
+        fs::remove_dir_all(folder.path().join(&other.id[..2])).unwrap();
         assert!(restored(folder.path(), &broken.id).unwrap() == plain, "{packing:?}");
         assert!(metadata(folder.path()) == told, "genuine metadata stays as it is");
         if matches!(packing, Packing::Zlib { .. }) {
@@ -227,18 +230,18 @@ fn a_digest_file_comes_back_out_of_the_objects() {
             None => fs::remove_file(&digests).unwrap(),
             Some(bytes) => fs::write(&digests, bytes).unwrap(),
         }
-        let (rows, code) = run_repair(folder.path(), "aaaa", &["--dry-run"]);
+        let (rows, code) = run_repair(folder.path(), &spec.id, &["--dry-run"]);
         assert_eq!((rows.len(), code), (1, 0), "{what}: {rows:?}");
-        let (rows, code) = run_repair(folder.path(), "aaaa", &[]);
+        let (rows, code) = run_repair(folder.path(), &spec.id, &[]);
         assert_eq!((rows.len(), code), (1, 0), "{what}: {rows:?}");
         assert_eq!(told(&fs::read(&digests).unwrap()), told(&right), "{what}");
-        assert!(restored(folder.path(), "aaaa").unwrap() == plain, "{what}");
+        assert!(restored(folder.path(), &spec.id).unwrap() == plain, "{what}");
     }
     // With a damaged object there is nothing that proves the rest.
     fs::remove_file(&digests).unwrap();
     spoil(&folder.path().join(spec.object_path(0)));
     let before = files(folder.path());
-    let (rows, code) = run_repair(folder.path(), "aaaa", &[]);
+    let (rows, code) = run_repair(folder.path(), &spec.id, &[]);
     assert_eq!((rows.len(), code), (2, 3), "{rows:?}");
     assert!(files(folder.path()) == before);
 }
@@ -249,7 +252,7 @@ fn a_repair_that_fails_at_any_step_leaves_old_or_new() {
     let plain = mixed(5, MIB);
     let broken = full("aaaa", &plain, Packing::Zlib { level: 6, junk: 0 });
     let copy = full("bbbb", &plain, Packing::Plain("none"));
-    let id = BackupId::parse("aaaa").unwrap();
+    let id = BackupId::parse(&broken.id).unwrap();
     for fails_at in 0.. {
         let folder = tempfile::tempdir().unwrap();
         put(folder.path(), &broken);
@@ -275,7 +278,7 @@ fn a_repair_that_fails_at_any_step_leaves_old_or_new() {
                 before.keys().collect::<Vec<_>>(),
                 "step {fails_at}"
             );
-            assert!(restored(folder.path(), "aaaa").unwrap() == plain, "step {fails_at}");
+            assert!(restored(folder.path(), &broken.id).unwrap() == plain, "step {fails_at}");
         } else {
             assert!(result.is_err(), "step {fails_at}");
         }
@@ -285,8 +288,8 @@ fn a_repair_that_fails_at_any_step_leaves_old_or_new() {
             return;
         }
         // The next run finishes it.
-        assert_eq!(run_repair(folder.path(), "aaaa", &[]).1, 0, "step {fails_at}");
-        assert!(restored(folder.path(), "aaaa").unwrap() == plain);
+        assert_eq!(run_repair(folder.path(), &broken.id, &[]).1, 0, "step {fails_at}");
+        assert!(restored(folder.path(), &broken.id).unwrap() == plain);
         assert!(files(folder.path()).keys().all(|path| !path.to_string_lossy().contains("/.cinderfs-")));
     }
 }
