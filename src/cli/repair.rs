@@ -28,7 +28,7 @@ An object is written anew when every block of it can be had: from what is left
 of it, or from any backup of the store that has a block of the same sha256. It
 takes the place of the damaged one when it is whole and proven; a run that is
 killed leaves one or the other. A digest file is made anew out of objects whose
-md5 is right. Make sure that the disk beneath is sound, or copy the store first.
+md5 is right. Make sure first that the disk is sound, or work on a copy.
 
 Exit codes: 0 repaired, or nothing was wrong; 1 failed; 2 wrong usage; 3 some
 damage stays, of which the table tells the ranges; 10 store not found; 12 the
@@ -134,7 +134,8 @@ fn row(id: &BackupId, finding: &Finding) -> Vec<Value> {
     };
     vec![
         json!(id.as_str()),
-        json!(finding.file),
+        // The whole name holds the backup's id once or twice, and is too wide for a table.
+        json!(finding.file.rsplit_once(id.as_str()).map_or(&*finding.file, |(_, suffix)| suffix)),
         json!(outcome),
         json!(finding.copied_blocks),
         json!(lost),
