@@ -266,7 +266,6 @@ fn summary(report: &Report, seconds: f64, loss_map: Option<&Path>) -> String {
 }
 
 #[cfg(test)]
-#[expect(clippy::single_range_in_vec_init, reason = "lists of damaged ranges, some of them short")]
 mod tests {
     use std::ops::Range;
 
