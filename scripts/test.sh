@@ -17,7 +17,7 @@ failed=()
 # packages: what the tests use beside Rust. Installed only where missing.
 packages() {
     local missing=() pair
-    for pair in fusermount3:fuse3 qemu-img:qemu-utils mkfs.ext4:e2fsprogs losetup:mount python3:python3 zstd:zstd \
+    for pair in fusermount3:fuse3 qemu-img:qemu-utils mkfs.ext4:e2fsprogs losetup:mount ddrescuelog:gddrescue python3:python3 zstd:zstd \
         setpriv:util-linux getfattr:attr mkfs.btrfs:btrfs-progs mkfs.xfs:xfsprogs bindfs:bindfs; do
         command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
     done

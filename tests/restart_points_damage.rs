@@ -21,6 +21,7 @@ use cinderfs::store::Store;
 
 use cases::Watchdog;
 use restart_kit::*;
+use store_kit::Packing;
 use volume::{BLOCK, MIB, full, mixed};
 
 /// Flips a bit in the middle of the stored object; returns the plain bytes that lie between the points around it.
@@ -70,6 +71,46 @@ fn check_damage(kit: &Kit) {
             "{}, round {round}: the index was thrown away",
             kit.id
         );
+    }
+}
+
+// > A damaged block of a bz2 stream costs the blocks of the volume whose bytes it holds, with no index and on the first
+// > read; with several, what lies between them is lost as well.
+#[test]
+fn a_damaged_bz2_block_costs_its_own_bytes_without_any_index() {
+    let _watchdog = Watchdog::new();
+    for level in [1, 9] {
+        let kit = Kit::new("bz", mixed(8, 16 * MIB), Packing::Bz2 { level, streams: 1 });
+        // Only to know where the blocks lie: no reader below is given it.
+        let saved = kit.make_index();
+        let stretch = damage(&kit, &saved);
+        let block = BLOCK as u64;
+        let depends = |at: &u64| {
+            let plain = &kit.plain[*at as usize..(*at + block) as usize];
+            at + block > stretch.start && *at < stretch.end && plain.iter().any(|&byte| byte != 0)
+        };
+        let expected: Vec<u64> = (0..kit.plain.len() as u64).step_by(BLOCK).filter(depends).collect();
+        let (_catalog, image) = kit.open(None);
+        assert_eq!(lost(&image, &kit.plain), expected, "level {level}, in order; {stretch:?}");
+        let (_catalog, image) = kit.open(None);
+        kit.check(&image, kit.plain.len() - 100_000, 70_000); // behind the damage first
+        assert_eq!(lost(&image, &kit.plain), expected, "level {level}, from behind; {stretch:?}");
+        // Damaged once more: what lies between is out of reach, the rest is not.
+        let source = kit.store.inner.open(&kit.object).unwrap();
+        let mut stored = vec![0; kit.stored_bytes as usize];
+        assert_eq!(source.read_at(&mut stored, 0).unwrap(), stored.len());
+        let at = stored.len() / 4 * 3;
+        stored[at..at + 64].iter_mut().for_each(|byte| *byte ^= 0x5A);
+        kit.store.inner.insert(kit.object.clone(), stored);
+        let last =
+            saved.points().iter().find(|point| point.stored_bits / 8 > at as u64).unwrap().plain_offset;
+        let (_catalog, image) = kit.open(None);
+        let lost = lost(&image, &kit.plain);
+        assert!(
+            lost.iter().all(|&at| at + block > stretch.start && at < last),
+            "{lost:?}, {stretch:?}, {last}"
+        );
+        assert!(expected.iter().all(|at| lost.contains(at)));
     }
 }
 

@@ -106,7 +106,8 @@ fn a_damaged_block_is_eio_and_its_neighbours_are_not() {
     let file = File::open(mount.image("b")).unwrap();
     fadvise(&file, 0, None, Advice::Random).unwrap();
     assert_eq!(errno(file.read_exact_at(&mut [0; 10], (9 * BLOCK + 3 * PAGE) as u64)), libc::EIO);
-    let lost = serde_json::json!({ "blocks": 1, "healed_blocks": 0, "ranges": [{ "length": BLOCK, "offset": 9 * BLOCK }] });
+    let lost = serde_json::json!({ "blocks": 1, "healed_blocks": 0, "on_damage": "eio",
+        "ranges": [{ "length": BLOCK, "offset": 9 * BLOCK }] });
     assert_eq!(mount.document("b")["damage"], lost);
 
     let target = folder.path().join("copy");

@@ -566,6 +566,7 @@ fn extended_attributes_tell_what_a_backup_is() {
                 ("parent_id", parent),
                 ("created_at", created_at),
                 ("verified", verified),
+                ("on_damage", verified.map(|_| "eio")),
             ] {
                 assert_eq!(xattr(&path, name).as_deref(), expected, "{path:?} {name}");
                 names.extend(expected.map(|_| format!("user.cinder.{name}\0")));

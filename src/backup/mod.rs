@@ -21,7 +21,7 @@ use sha2::{Digest, Sha256};
 use crate::codec::Codec;
 use crate::error::{Error, ErrorKind, Result, ResultExt};
 use crate::format::metadata::{self, BackupMetadata, METADATA_BYTES_MAX, ObjectRecord};
-use crate::format::names::{Place, SHA256FILE_SUFFIX};
+use crate::format::names::{METADATA_SUFFIX, Place, SHA256FILE_SUFFIX};
 use crate::store::{ObjectSource, ObjectVersion, SourceReader, Store};
 use crate::types::{BackupId, BlockHash, Md5, ObjectName, VolumeId};
 
@@ -127,6 +127,11 @@ impl Backup {
     /// The store's name of an object of this backup.
     pub fn object_name(&self, object: &DataObject) -> Result<ObjectName> {
         self.summary.place.name(&object.suffix)
+    }
+
+    /// The store's name of the document that this was read from.
+    pub(crate) fn metadata_name(&self) -> Result<ObjectName> {
+        self.summary.place.name(METADATA_SUFFIX)
     }
 
     /// The store's name of the digests of this backup.

@@ -32,6 +32,7 @@ Examples:
   cinderfs index /backup_mount                       makes first reads quick
   cinderfs hydrate /backup_mount db@latest           a whole image, kept here
   cinderfs delete /backup_mount 52e81dfa --dry-run   what would go
+  cinderfs repair /backup_mount 52e81dfa --dry-run   what could be mended
   cinderfs record export /backup_mount --command     for Cinder's lost database
 
 Exit codes:
@@ -102,6 +103,7 @@ pub(crate) enum Verb {
     Restore(super::restore::RestoreArgs),
     Hydrate(super::hydrate::HydrateArgs),
     Delete(super::delete::DeleteArgs),
+    Repair(super::repair::RepairArgs),
     Record(super::record::RecordArgs),
     Verify(super::verify::VerifyArgs),
 }
@@ -124,7 +126,7 @@ impl Verb {
             | Self::Consolidate(_)
             | Self::Restore(_)
             | Self::Hydrate(_) => false,
-            Self::Delete(_) | Self::Record(_) | Self::Verify(_) => false,
+            Self::Delete(_) | Self::Repair(_) | Self::Record(_) | Self::Verify(_) => false,
         }
     }
 }

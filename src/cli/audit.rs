@@ -105,7 +105,7 @@ pub(crate) fn run(args: &AuditArgs, quiet: bool) -> Result<Outcome, Failure> {
     let usable = |entry: &Arc<Entry>| catalog.image(entry).is_ok();
     let entry = select::backup(&entries, &args.backup, args.volume.as_deref(), &usable)?;
     let image = catalog.image(&entry).context(|| format!("backup {}", entry.id))?;
-    refuse_inside_store(&args.target, Path::new(catalog.store().location()))?;
+    refuse_inside_store("target", &args.target, Path::new(catalog.store().location()))?;
 
     let signals = Signals::watch()?;
     let target = FileSource::open_target(&args.target)?;

@@ -15,6 +15,7 @@ mod hydrate;
 mod index;
 mod list;
 mod logging;
+mod loss_map;
 mod made;
 mod map;
 mod memory;
@@ -25,6 +26,7 @@ mod place;
 mod progress;
 mod record;
 mod render;
+mod repair;
 mod restore;
 mod rows;
 mod select;
@@ -81,6 +83,7 @@ fn run(cli: Cli) -> Result<Outcome, Failure> {
         Verb::Restore(args) => restore::run(&args, verbosity < 0),
         Verb::Hydrate(args) => hydrate::run(&args, verbosity < 0),
         Verb::Delete(args) => delete::run(&args, verbosity < 0),
+        Verb::Repair(args) => repair::run(&args, verbosity < 0),
         Verb::Record(args) => record::run(&args),
         Verb::Verify(args) => verify::run(&args, verbosity < 0),
     }

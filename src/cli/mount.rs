@@ -5,6 +5,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use clap::ValueEnum;
+
 use super::args::StoreArg;
 use super::cache;
 use super::exit::{Failure, Outcome, note};
@@ -21,6 +23,7 @@ use crate::frontend::fuse::mount::mount;
 use crate::frontend::fuse::mountpoint;
 use crate::frontend::fuse::options::MountOptions;
 use crate::frontend::fuse::tree::Tree;
+use crate::image;
 use crate::sandbox::{CapabilitySet, Needs};
 use crate::store::Store;
 use crate::store::deadline::DeadlineStore;
@@ -55,6 +58,7 @@ Options for -o:
                    (see `cinderfs hydrate`)
   no_sandbox       let the daemon keep all its rights; unless told it gives up
                    what serving does not take (see docs/SECURITY.md)
+  on_damage=zero   the same as --on-damage zero
   nonempty         mount over a directory that is not empty";
 
 /// Show every backup of a store as a read-only disk image
@@ -72,9 +76,13 @@ pub(crate) struct MountArgs {
     mountpoint: PathBuf,
 
     /// Mount options: allow_other, allow_root, uid=N, gid=N, cache_size=SIZE, disk_cache=SIZE, seek_index=off,
-    /// passthrough=off, threads=N, store_timeout=N, log=FILE, no_sandbox, nonempty
+    /// passthrough=off, on_damage=zero, threads=N, store_timeout=N, log=FILE, no_sandbox, nonempty
     #[arg(short = 'o', value_name = "OPTION,...")]
     options: Vec<String>,
+
+    /// What a reader gets in place of a block that is damaged and cannot be healed
+    #[arg(long, value_enum, value_name = "ACTION")]
+    on_damage: Option<OnDamage>,
 
     /// Stay in the foreground; Ctrl-C unmounts
     #[arg(short = 'f', long)]
@@ -89,10 +97,31 @@ pub(crate) struct MountArgs {
     daemon: bool,
 }
 
+/// What to do about a lost block.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+enum OnDamage {
+    /// The read fails; what is not told otherwise.
+    Eio,
+    /// It reads as zeros, and is logged and counted in metadata.json. What the store fails to deliver is an error all the same.
+    Zero,
+}
+
+impl From<OnDamage> for image::OnDamage {
+    fn from(word: OnDamage) -> Self {
+        match word {
+            OnDamage::Eio => Self::Error,
+            OnDamage::Zero => Self::Zeros,
+        }
+    }
+}
+
 /// Mounts; returns when the mount answers, or in the foreground when it has ended.
 pub(crate) fn run(args: &MountArgs, verbosity: i16) -> Result<Outcome, Failure> {
     let mut options = MountOptions::parse(&args.options)?;
     options.sandbox &= !args.no_sandbox;
+    if let Some(on_damage) = args.on_damage {
+        options.on_damage = on_damage.into();
+    }
     if args.daemon {
         let child = Child::begin(options.log.as_deref())?;
         serve(args, &options, Some(child))?;
@@ -146,6 +175,7 @@ fn serve(args: &MountArgs, options: &MountOptions, child: Option<Child>) -> Resu
     note(&store_note(&catalog.snapshot())?);
     let owner = OwnerOverride { uid: options.uid, gid: options.gid };
     let mut tree = Tree::new(Arc::new(catalog.clone()), owner);
+    tree = tree.on_damage(options.on_damage);
     let mut stack_depth = 0;
     if let Some(images) = images {
         // Handing files to the kernel takes a right that is worth nearly all others, so it is kept only where there is a use.
@@ -218,6 +248,10 @@ fn child_arguments(args: &MountArgs, verbosity: i16) -> Result<Vec<OsString>, Fa
     if args.no_sandbox {
         arguments.push("--no-sandbox".into());
     }
+    if let Some(on_damage) = args.on_damage {
+        arguments
+            .extend(["-o".into(), format!("on_damage={}", image::OnDamage::from(on_damage).name()).into()]);
+    }
     // Both may begin with a dash. They are made absolute because the child leaves this working directory.
     arguments.extend(["--".into(), args.store.word_for_child(), absolute(&args.mountpoint)]);
     Ok(arguments)
@@ -245,10 +279,11 @@ mod tests {
 
     #[test]
     fn the_child_gets_the_same_call_with_absolute_paths() {
-        let args = parse(&["mount", "-o", "ro,uid=1", "src", "-o", "log=l", "--", "-mnt"]);
+        let args =
+            parse(&["mount", "-o", "ro,uid=1", "src", "-o", "log=l", "--on-damage", "zero", "--", "-mnt"]);
         let cwd = std::env::current_dir().unwrap();
         let expected: Vec<OsString> =
-            ["-v", "-v", "mount", "--daemon", "-o", "ro,uid=1", "-o", "log=l", "--"]
+            ["-v", "-v", "mount", "--daemon", "-o", "ro,uid=1", "-o", "log=l", "-o", "on_damage=zero", "--"]
                 .into_iter()
                 .map(OsString::from)
                 .chain([cwd.join("src").into(), cwd.join("-mnt").into()])
@@ -256,7 +291,7 @@ mod tests {
         assert_eq!(child_arguments(&args, 2).unwrap(), expected);
         let again = parse(&expected[2..].iter().map(|word| word.to_str().unwrap()).collect::<Vec<_>>());
         assert!(again.daemon && !again.foreground);
-        assert_eq!(again.options, args.options);
+        assert_eq!(again.options, [&args.options[..], &["on_damage=zero".to_owned()]].concat());
         assert_eq!(child_arguments(&args, -1).unwrap()[0], "-q");
     }
 

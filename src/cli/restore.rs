@@ -1,12 +1,10 @@
 //! `cinderfs restore`: one backup to a file, a block device or stdout.
 //!
-//! The engine is [`crate::frontend::restore`]; here are the words, the signals, the summary and the loss map.
+//! The engine is [`crate::frontend::restore`]; here are the words, the signals and the summary.
 
 use std::ffi::OsStr;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, IsTerminal, Write};
-use std::ops::Range;
-use std::os::unix::fs::MetadataExt;
+use std::fs;
+use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -20,6 +18,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::args::StoreArg;
 use super::exit::{Failure, Outcome, note};
+use super::loss_map::{LossMap, merged};
 use super::progress::{Mode, Reporter};
 use super::{render, select};
 use crate::catalog::Entry;
@@ -81,6 +80,7 @@ pub(crate) struct RestoreArgs {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 enum OnDamage {
     /// Stop, exit code 1.
+    #[value(alias = "eio")]
     Stop,
     /// Write zeros instead and go on, exit code 3.
     Zero,
@@ -99,12 +99,16 @@ pub(crate) fn run(args: &RestoreArgs, quiet: bool) -> Result<Outcome, Failure> {
     let entry = select::backup(&entries, &args.backup, args.volume.as_deref(), &usable)?;
     let image = catalog.image(&entry).context(|| format!("backup {}", entry.id))?;
 
+    let location = Path::new(catalog.store().location());
     if !to_stdout {
-        refuse_inside_store(&args.target, Path::new(catalog.store().location()))?;
+        refuse_inside_store("target", &args.target, location)?;
+    }
+    if let Some(path) = &args.loss_map {
+        refuse_inside_store("loss map", path, location)?;
     }
     let signals = Signals::watch()?;
     // Before the hours of restoring, not after them.
-    let loss_map = args.loss_map.as_deref().map(|path| LossMap::create(path, &args.target)).transpose()?;
+    let loss_map = args.loss_map.as_deref().map(|path| LossMap::prepare(path, &args.target)).transpose()?;
     let options = RestoreOptions {
         force: args.force,
         on_damage: match args.on_damage {
@@ -129,12 +133,13 @@ pub(crate) fn run(args: &RestoreArgs, quiet: bool) -> Result<Outcome, Failure> {
         Ok(report) => report,
         Err(error) => {
             drop(reporter);
-            if let Some(map) = loss_map {
-                map.discard();
-            }
             let is_lost = error.kind().is_damage() && args.on_damage == OnDamage::Stop;
             let failure = signals.blame(error.into());
-            return Err(if is_lost {
+            let is_store = matches!(failure.kind(), ErrorKind::StoreIo | ErrorKind::AccessDenied);
+            return Err(if is_store && args.on_damage == OnDamage::Zero {
+                failure
+                    .hint("the store failed, not the backup: what it may still hold is not replaced by zeros")
+            } else if is_lost {
                 failure.hint(
                     "--on-damage zero --loss-map FILE restores the rest, with zeros in place of what is lost",
                 )
@@ -160,13 +165,13 @@ pub(crate) fn run(args: &RestoreArgs, quiet: bool) -> Result<Outcome, Failure> {
 }
 
 /// A target inside the store would destroy what it restores from, or lie where Cinder counts files.
-pub(super) fn refuse_inside_store(target: &Path, store: &Path) -> Result<(), Failure> {
+pub(super) fn refuse_inside_store(what: &str, target: &Path, store: &Path) -> Result<(), Failure> {
     let folder = target.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     // A new target has no path of its own yet. What cannot be resolved fails by itself later, with a better reason.
     let resolved = fs::canonicalize(target).or_else(|_| fs::canonicalize(folder));
     let (Ok(resolved), Ok(store)) = (resolved, fs::canonicalize(store)) else { return Ok(()) };
     if resolved.starts_with(&store) {
-        return Err(Failure::new(ErrorKind::Usage, format!("the target {target:?} lies inside the store")));
+        return Err(Failure::new(ErrorKind::Usage, format!("the {what} {target:?} lies inside the store")));
     }
     Ok(())
 }
@@ -204,106 +209,6 @@ impl Signals {
             _ => failure,
         }
     }
-}
-
-/// The file of `--loss-map`, opened before the restore and written after it.
-struct LossMap {
-    path: PathBuf,
-    file: File,
-    is_new: bool,
-}
-
-impl LossMap {
-    fn create(path: &Path, target: &Path) -> Result<Self, Failure> {
-        let failed = |error| {
-            Failure::from(Error::caused_by(
-                ErrorKind::Target,
-                format!("cannot write the loss map {path:?}"),
-                error,
-            ))
-        };
-        let same = || Failure::new(ErrorKind::Usage, format!("the loss map {path:?} is the target itself"));
-        if path == target {
-            return Err(same());
-        }
-        // Not truncated yet: it may turn out to be the target, and it stays as it was when the restore fails.
-        let (file, is_new) = match OpenOptions::new().write(true).create_new(true).open(path) {
-            Ok(file) => (file, true),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                (OpenOptions::new().write(true).open(path).map_err(failed)?, false)
-            }
-            Err(error) => return Err(failed(error)),
-        };
-        let map = Self { path: path.to_owned(), file, is_new };
-        let ours = map.file.metadata().map_err(failed)?;
-        if fs::metadata(target).is_ok_and(|other| (other.dev(), other.ino()) == (ours.dev(), ours.ino())) {
-            map.discard();
-            return Err(same());
-        }
-        Ok(map)
-    }
-
-    fn write(mut self, report: &Report, backup_id: &str) -> Result<(), Failure> {
-        let text = loss_map_text(report, backup_id);
-        // A pipe or a terminal has no length to set.
-        let _ = self.file.set_len(0);
-        self.file.write_all(text.as_bytes()).map_err(|error| {
-            Failure::from(Error::caused_by(
-                ErrorKind::Target,
-                format!("the restore is complete, but its loss map {:?} is not", self.path),
-                error,
-            ))
-        })
-    }
-
-    /// Leaves no empty map behind, which could be read as "nothing lost".
-    fn discard(self) {
-        if self.is_new {
-            let _ = fs::remove_file(&self.path);
-        }
-    }
-}
-
-/// A mapfile as GNU ddrescue reads it: comments, the current state, then position, size and status of each range.
-fn loss_map_text(report: &Report, backup_id: &str) -> String {
-    use std::fmt::Write as _;
-    let mut text = format!(
-        "# Mapfile. Created by cinderfs version {}\n# Backup: {backup_id}\n# current_pos  current_status  \
-         current_pass\n0x{:08X}     +               1\n#      pos        size  status\n",
-        env!("CARGO_PKG_VERSION"),
-        report.image_bytes,
-    );
-    let mut line = |range: Range<u64>, status| {
-        if !range.is_empty() {
-            _ = writeln!(text, "0x{:08X}  0x{:08X}  {status}", range.start, range.end - range.start);
-        }
-    };
-    let mut done = 0;
-    for range in merged(&report.damaged, report.image_bytes) {
-        line(done..range.start, '+');
-        done = range.end;
-        line(range, '-');
-    }
-    line(done..report.image_bytes, '+');
-    text
-}
-
-/// The ranges sorted, disjoint, within the image; neighbours joined. A mapfile must not overlap or leave gaps.
-fn merged(ranges: &[Range<u64>], image_bytes: u64) -> Vec<Range<u64>> {
-    let mut sorted: Vec<Range<u64>> = ranges
-        .iter()
-        .map(|range| range.start..range.end.min(image_bytes))
-        .filter(|range| !range.is_empty())
-        .collect();
-    sorted.sort_by_key(|range| range.start);
-    let mut merged: Vec<Range<u64>> = Vec::with_capacity(sorted.len());
-    for range in sorted {
-        match merged.last_mut() {
-            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
-            _ => merged.push(range),
-        }
-    }
-    merged
 }
 
 /// A backup in one line: its id, its name and when it was made.
@@ -361,8 +266,9 @@ fn summary(report: &Report, seconds: f64, loss_map: Option<&Path>) -> String {
 }
 
 #[cfg(test)]
-#[expect(clippy::single_range_in_vec_init, reason = "lists of damaged ranges, some of them short")]
 mod tests {
+    use std::ops::Range;
+
     use super::*;
 
     fn report(image_bytes: u64, damaged: &[Range<u64>]) -> Report {
@@ -374,11 +280,6 @@ mod tests {
             damaged: damaged.to_vec(),
             damaged_bytes: damaged.iter().map(|range| range.end - range.start).sum(),
         }
-    }
-
-    fn map_lines(image_bytes: u64, damaged: &[Range<u64>]) -> Vec<String> {
-        let text = loss_map_text(&report(image_bytes, damaged), "b1");
-        text.lines().skip(5).map(str::to_owned).collect()
     }
 
     /// The only test that raises a signal: a second one would end the process, as it should.
@@ -395,41 +296,6 @@ mod tests {
     }
 
     #[test]
-    fn the_loss_map_is_a_ddrescue_mapfile() {
-        assert_eq!(
-            loss_map_text(&report(0x1_0000_0000, &[0x8000..0x1_0000]), "b1"),
-            format!(
-                "# Mapfile. Created by cinderfs version {}\n\
-                 # Backup: b1\n\
-                 # current_pos  current_status  current_pass\n\
-                 0x100000000     +               1\n\
-                 #      pos        size  status\n\
-                 0x00000000  0x00008000  +\n\
-                 0x00008000  0x00008000  -\n\
-                 0x00010000  0xFFFF0000  +\n",
-                env!("CARGO_PKG_VERSION")
-            )
-        );
-    }
-
-    #[test]
-    fn the_loss_map_covers_the_image_without_overlap() {
-        assert_eq!(map_lines(0x20, &[]), ["0x00000000  0x00000020  +"]);
-        assert_eq!(map_lines(0, &[]), Vec::<String>::new());
-        assert_eq!(map_lines(0x20, &[0..0x20]), ["0x00000000  0x00000020  -"]);
-        // Out of order, touching, overlapping, past the end, empty.
-        assert_eq!(
-            map_lines(0x20, &[0x18..0x40, 4..6, 2..5, 6..8, 9..9, 0x30..0x40]),
-            [
-                "0x00000000  0x00000002  +",
-                "0x00000002  0x00000006  -",
-                "0x00000008  0x00000010  +",
-                "0x00000018  0x00000008  -",
-            ]
-        );
-    }
-
-    #[test]
     fn a_target_inside_the_store_is_refused() {
         let directory = tempfile::tempdir().unwrap();
         let (store, outside) = (directory.path().join("store"), directory.path().join("outside"));
@@ -437,40 +303,11 @@ mod tests {
         fs::write(store.join("object"), "precious").unwrap();
         std::os::unix::fs::symlink(store.join("object"), &outside).unwrap();
         for target in [store.join("object"), store.join("new"), outside] {
-            assert_eq!(refuse_inside_store(&target, &store).unwrap_err().code(), 2, "{target:?}");
+            assert_eq!(refuse_inside_store("target", &target, &store).unwrap_err().code(), 2, "{target:?}");
         }
         for target in [directory.path().join("new"), directory.path().join("store2")] {
-            assert!(refuse_inside_store(&target, &store).is_ok(), "{target:?}");
+            assert!(refuse_inside_store("target", &target, &store).is_ok(), "{target:?}");
         }
-    }
-
-    #[test]
-    fn a_loss_map_is_never_the_target() {
-        let directory = tempfile::tempdir().unwrap();
-        let (target, link) = (directory.path().join("target"), directory.path().join("link"));
-        fs::write(&target, "precious").unwrap();
-        fs::hard_link(&target, &link).unwrap();
-        for path in [&target, &link] {
-            assert_eq!(LossMap::create(path, &target).map(|_| ()).unwrap_err().code(), 2);
-        }
-        assert_eq!(fs::read(&target).unwrap(), b"precious");
-    }
-
-    #[test]
-    fn a_failed_restore_leaves_no_new_map_and_an_old_one_as_it_was() {
-        let directory = tempfile::tempdir().unwrap();
-        let (map, target) = (directory.path().join("map"), directory.path().join("target"));
-        LossMap::create(&map, &target).unwrap().discard();
-        assert!(!map.exists());
-        fs::write(&map, "an old map, longer than the new one".repeat(100)).unwrap();
-        LossMap::create(&map, &target).unwrap().discard();
-        assert!(map.exists());
-        LossMap::create(&map, &target).unwrap().write(&report(1, &[]), "b1").unwrap();
-        assert_eq!(fs::read_to_string(&map).unwrap(), loss_map_text(&report(1, &[]), "b1"));
-        assert_eq!(
-            LossMap::create(&directory.path().join("no/map"), &target).map(|_| ()).unwrap_err().code(),
-            1
-        );
     }
 
     #[test]

@@ -212,6 +212,21 @@ impl ObjectStream {
         }
     }
 
+    /// Whether parts of the stream can be found by marks of their own.
+    pub fn has_marks(&self) -> bool {
+        self.codec == Codec::Bz2
+    }
+
+    /// Restart points behind damage, found by the marks of blocks alone; `from_bits` is a point's at or before the damage (0: the object's
+    /// start), `len_bytes` the plain length of the whole. Empty where nothing can be found so. Decodes all that follows; fails only
+    /// where the store does.
+    pub fn points_behind_damage(&self, from_bits: u64, len_bytes: u64) -> Result<Vec<RestartPoint>> {
+        match self.codec {
+            Codec::Bz2 => bz2::points_behind_damage(self.bz2(), from_bits, len_bytes),
+            Codec::None | Codec::Zlib | Codec::Zstd => Ok(Vec::new()),
+        }
+    }
+
     fn bz2(&self) -> &Arc<bz2::Object> {
         self.bz2.get_or_init(|| bz2::Object::new(self.source.clone(), self.workers.clone()))
     }

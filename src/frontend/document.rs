@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 use crate::catalog::Entry;
 use crate::error::Error;
-use crate::image::Image;
+use crate::image::{Image, OnDamage};
 
 /// The `status` of a backup that can be read.
 pub const STATUS_AVAILABLE: &str = "available";
@@ -37,6 +37,15 @@ pub fn is_incremental(entry: &Entry) -> Option<bool> {
 /// `image` is what the catalog answered for `entry`: the opened image, or why there is none. Sizes are in bytes, except
 /// `size`, which is in GiB as everywhere in Cinder.
 pub fn backup_document(entry: &Entry, image: Result<&Arc<Image>, &Error>) -> Map<String, Value> {
+    mounted_document(entry, image, OnDamage::Error)
+}
+
+/// [`backup_document`] in a mount that answers reads of lost blocks as `on_damage` says.
+pub fn mounted_document(
+    entry: &Entry,
+    image: Result<&Arc<Image>, &Error>,
+    on_damage: OnDamage,
+) -> Map<String, Value> {
     // What the catalog knew before it tried is the better reason: it does not change from one open to the next.
     let fail_reason = entry.problem.as_ref().or(image.err());
     let image = if fail_reason.is_none() { image.ok() } else { None };
@@ -59,7 +68,12 @@ pub fn backup_document(entry: &Entry, image: Result<&Arc<Image>, &Error>) -> Map
     put("created_at", json!(entry.created_at.map(|time| time.to_string())));
     put(
         "damage",
-        json!({ "blocks": damage.blocks, "healed_blocks": damage.healed_blocks, "ranges": ranges }),
+        json!({
+            "blocks": damage.blocks,
+            "healed_blocks": damage.healed_blocks,
+            "on_damage": on_damage.name(),
+            "ranges": ranges,
+        }),
     );
     put("data_bytes", json!(image.and_then(|image| image.data_bytes())));
     put("description", json!(entry.description));
@@ -118,7 +132,7 @@ mod tests {
             serde_json::to_string(&document).unwrap(),
             r#"{"block_bytes":null,"chain":[],"container":"b2/xx/b2","created_at":"2024-03-01T01:01:07Z","#
                 .to_owned()
-                + r#""damage":{"blocks":0,"healed_blocks":0,"ranges":[]},"data_bytes":null,"description":null,"#
+                + r#""damage":{"blocks":0,"healed_blocks":0,"on_damage":"eio","ranges":[]},"data_bytes":null,"description":null,"#
                 + r#""fail_reason":"parent b1 is not in the store","id":"b2","image_bytes":null,"#
                 + r#""is_incremental":true,"name":"nightly","object_count":3,"object_prefix":"backup","#
                 + r#""parent_id":"b1","size":7,"status":"error","verification":null,"volume_id":"v1","#

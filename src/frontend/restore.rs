@@ -44,7 +44,7 @@ pub enum Target {
 pub enum OnDamage {
     /// Stop with the error.
     Stop,
-    /// Write zeros in its place and go on.
+    /// Write zeros in its place and go on. What the store fails to deliver stops the restore all the same.
     Zero,
 }
 
@@ -277,7 +277,10 @@ impl Work<'_> {
                     write(part, None)?;
                     self.hole_bytes.fetch_add(len, Ordering::Relaxed);
                 }
-                Part::Lost(error) if self.options.on_damage == OnDamage::Stop => {
+                // What the store fails to deliver now may be whole, and must not become zeros.
+                Part::Lost(error)
+                    if self.options.on_damage == OnDamage::Stop || !self.image.is_lost_for_good(error) =>
+                {
                     return Err(error.clone().context(format!("image bytes {} to {}", part.start, part.end)));
                 }
                 Part::Lost(_) => {

@@ -17,7 +17,7 @@
 //! - [`digests`]: the digests themselves, for whoever compares images without reading them.
 //! - [`materialised`]: the whole image as a file beside the store.
 //!
-//! Invariants: no byte leaves an image that was not compared with a digest; damage costs the blocks it hits, not the
+//! Invariants: no byte leaves an image that was not compared with a digest (zeros stand in for lost ones where a caller asks for that by name); damage costs the blocks it hits, not the
 //! object around them; an image never changes, so whoever has read a byte may keep it.
 
 mod copies;
@@ -42,6 +42,7 @@ pub use materialised::Materialised;
 pub use objects::{Holder, StoredObject};
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use self::damage::DamageLog;
@@ -92,6 +93,26 @@ pub enum Part<'a> {
     Lost(&'a Error),
 }
 
+/// What a reader gets in place of a block that is damaged and cannot be healed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum OnDamage {
+    /// An error.
+    #[default]
+    Error,
+    /// Zeros. Only where the backup is damaged: what the store fails to deliver stays an error.
+    Zeros,
+}
+
+impl OnDamage {
+    /// The word for people and documents.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Error => "eio",
+            Self::Zeros => "zero",
+        }
+    }
+}
+
 /// The whole volume as of one backup.
 pub struct Image {
     id: BackupId,
@@ -100,6 +121,8 @@ pub struct Image {
     layers: Arc<[Arc<Backup>]>,
     content: Content,
     damage: DamageLog,
+    /// Zeros have stood in for lost bytes since [`Image::take_stand_ins`] was asked last.
+    has_stand_ins: AtomicBool,
     data_bytes: OnceLock<u64>,
     count_started: OnceLock<()>,
     content_hash: OnceLock<BlockHash>,
@@ -162,6 +185,7 @@ impl Image {
             layers,
             content,
             damage: DamageLog::default(),
+            has_stand_ins: AtomicBool::new(false),
             data_bytes,
             count_started,
             content_hash: OnceLock::new(),
@@ -259,6 +283,11 @@ impl Image {
     /// Fills `buf` with verified bytes from `offset`; returns how many, less than asked only at the end of the image.
     /// When any of the bytes is lost, the reason; then what is in `buf` means nothing.
     pub fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
+        self.read_as(OnDamage::Error, buf, offset)
+    }
+
+    /// [`read_at`](Self::read_at), with zeros for lost bytes where the caller wants that.
+    pub fn read_as(&self, on_damage: OnDamage, buf: &mut [u8], offset: u64) -> Result<usize> {
         let end = offset.saturating_add(buf.len() as u64).min(self.len_bytes);
         if offset >= end {
             return Ok(0);
@@ -268,11 +297,37 @@ impl Image {
             match part {
                 Part::Data(bytes) => target.copy_from_slice(bytes),
                 Part::Zeros => target.fill(0),
+                Part::Lost(error) if on_damage == OnDamage::Zeros && self.is_lost_for_good(error) => {
+                    // Before the bytes are given out, so that whoever asks for it later knows of them.
+                    if !self.has_stand_ins.swap(true, Ordering::Relaxed) {
+                        tracing::error!(backup = %self.id, offset = range.start, "zeros stand in for lost bytes");
+                    }
+                    target.fill(0);
+                }
                 Part::Lost(error) => return Err(error.clone()),
             }
             Ok(())
         })?;
         Ok((end - offset) as usize)
+    }
+
+    /// Whether this reason of [`Part::Lost`] says that the backup is damaged, and not that the store fails at this moment. In a
+    /// store that was unmounted or is being deleted nothing is found: a missing object is damage only while the backup's
+    /// own document is still there.
+    pub fn is_lost_for_good(&self, error: &Error) -> bool {
+        let is_there = || {
+            let document = self.layers.last().and_then(|tip| tip.metadata_name().ok());
+            document.is_some_and(|name| self.engine.store().open(&name).is_ok())
+        };
+        match error.kind() {
+            ErrorKind::ObjectNotFound => is_there(),
+            kind => kind.is_damage(),
+        }
+    }
+
+    /// Whether zeros have stood in for lost bytes since this was asked last.
+    pub fn take_stand_ins(&self) -> bool {
+        self.has_stand_ins.swap(false, Ordering::Relaxed)
     }
 
     /// Tells that a reader is about to read `range`. Where he reads on and on, what he will want next is fetched into the

@@ -35,6 +35,12 @@ impl Failures {
         known.lost.iter().find(|(range, _)| range.contains(&offset)).map(|(_, error)| error.clone())
     }
 
+    /// Where the damage begins that `offset` is lost by.
+    pub(super) fn start_of(&self, offset: u64) -> Option<u64> {
+        let known = self.lock();
+        known.lost.iter().filter(|(range, _)| range.contains(&offset)).map(|(range, _)| range.start).min()
+    }
+
     /// Remembers that nothing in `range` can be read.
     pub(super) fn add(&self, range: Range<u64>, error: &Error) {
         let mut known = self.lock();

@@ -15,6 +15,7 @@
 //! - [`indexing`]: how points get smaller, and outlive the process.
 //! - [`resume`]: a decoder at the right place, from all these.
 //! - [`second_look`]: wrong bytes, and whose fault they are.
+//! - [`rescue`]: what lies behind damage.
 //! - [`failures`]: what need not be tried again at once.
 //! - [`pool`]: objects that stay open. [`proof`]: objects whose only digest is an md5.
 //!
@@ -30,6 +31,7 @@ mod known;
 mod passes;
 pub mod pool;
 pub mod proof;
+mod rescue;
 mod resume;
 mod second_look;
 mod seek_index;
@@ -95,6 +97,8 @@ pub struct ObjectReader {
     /// Held by whoever looks again at bytes that were wrong.
     looking_again: Mutex<()>,
     failures: Failures,
+    /// Where the part behind damage begins that was found, `u64::MAX` when there was none to be found. Held by whoever looks for it.
+    rescued: Mutex<Option<u64>>,
 }
 
 /// What a reader of plain bytes makes of those that are passed on the way to them.
@@ -173,6 +177,7 @@ impl ObjectReader {
             verdicts: Mutex::default(),
             looking_again: Mutex::default(),
             failures: Failures::default(),
+            rescued: Mutex::default(),
         })
     }
 
@@ -193,16 +198,32 @@ impl ObjectReader {
         offset: u64,
         passing: &mut dyn Passing,
     ) -> Result<Filled, ReadFailure> {
+        let mut result = self.read_once(out, offset, passing);
+        if let Err(failure) = &result
+            && self.rescue(offset, offset + failure.filled as u64, &failure.error)
+        {
+            result = self.read_once(out, offset, passing);
+        }
+        result.map_err(|failure| {
+            let error = failure.error.context(format!("object {:?}", self.name));
+            ReadFailure { error, ..failure }
+        })
+    }
+
+    fn read_once(
+        &self,
+        out: &mut [u8],
+        offset: u64,
+        passing: &mut dyn Passing,
+    ) -> Result<Filled, ReadFailure> {
         let generation = self.generation();
         let result = match (self.failures.believed_at(offset), self.stream.codec()) {
             (Some(error), _) => Err(ReadFailure { filled: 0, error }),
             (None, Codec::None) => self.read_stored(out, offset),
             (None, Codec::Zlib | Codec::Bz2 | Codec::Zstd) => self.read_compressed(out, offset, passing),
         };
-        result.map_err(|failure| {
-            self.note_failure(offset + failure.filled as u64, &failure.error, generation);
-            let error = failure.error.context(format!("object {:?}", self.name));
-            ReadFailure { error, ..failure }
+        result.inspect_err(|failure| {
+            self.note_failure(offset, offset + failure.filled as u64, &failure.error, generation);
         })
     }
 
@@ -218,13 +239,13 @@ impl ObjectReader {
         self.failures.are_old()
     }
 
-    /// Remembers that a read failed at a plain offset, at generation `seen`.
-    fn note_failure(&self, at: u64, error: &Error, seen: u64) {
+    /// Remembers that a read that came from a plain offset failed at another one, at generation `seen`.
+    fn note_failure(&self, from: u64, at: u64, error: &Error, seen: u64) {
         // A damaged stream stays damaged, up to the next place where it can be entered. A store that failed may answer the
         // next time, but perhaps not through this descriptor: after a file server was away it may stay stale for good.
         let is_damaged =
             matches!(error.kind(), ErrorKind::Codec | ErrorKind::Truncated | ErrorKind::LimitExceeded);
-        if is_damaged {
+        if is_damaged && !self.ran_past_the_rest(from, at) {
             let traffic = self.turns.lock();
             // What was decoded from points that are forgotten by now says nothing of the object.
             if seen == self.generation() {
@@ -348,7 +369,7 @@ impl ObjectReader {
         };
         // Not only the wanted bytes are lost, but all from here on.
         if error.kind().is_damage() {
-            self.note_failure(cursor.at, &error, cursor.generation);
+            self.note_failure(cursor.entered, cursor.at, &error, cursor.generation);
         }
         Err(error)
     }

@@ -6,7 +6,7 @@
 //! Invariants: an index never claims to know what points were lost of; a point that cannot be used costs time only.
 
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, PoisonError, Weak};
 
 use super::cursors::Cursor;
 use super::given::Given;
@@ -115,6 +115,9 @@ impl ObjectReader {
         if other.stream.source().stat().version != self.stream.source().stat().version {
             return;
         }
+        // Whoever is still looking behind the damage is not waited for.
+        let rest = other.rescued.try_lock().ok().and_then(|rest| *rest);
+        *self.rescued.lock().unwrap_or_else(PoisonError::into_inner) = rest;
         let other = {
             let traffic = other.turns.lock();
             if !other.loaded.is_completed() || traffic.index.is_empty() {

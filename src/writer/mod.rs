@@ -27,5 +27,7 @@ pub mod consolidate;
 pub mod snapshot;
 // Backups leave a store, children before parents.
 pub mod delete;
+// A damaged backup mended out of copies that the store holds elsewhere.
+pub mod repair;
 // A backup's row in Cinder's database, made from the store alone.
 pub mod records;

@@ -98,9 +98,14 @@ impl Ahead {
         }
     }
 
+    /// Looks for the next place from bit `from` on.
+    pub(super) fn look_from(&mut self, from: u64) {
+        self.scanned = from;
+    }
+
     /// The next place at which a block seems to begin. Stops at the end of the object, and where the store fails: who
     /// needs those bytes will be told.
-    fn next_place(&mut self, scan_end: u64) -> Option<u64> {
+    pub(super) fn next_place(&mut self, scan_end: u64) -> Option<u64> {
         while self.scanned < scan_end {
             let first = self.scanned / 8;
             let bytes = self.window.at(first, SCAN_STEP_BYTES).ok()?;

@@ -27,6 +27,7 @@ mod window;
 mod block;
 mod decoded;
 mod ahead;
+mod rescue;
 #[cfg(test)]
 mod tests;
 
@@ -36,6 +37,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use self::ahead::Ahead;
 use self::block::{Block, BlockDecoder, Decoded, Failure, Follows, LongBlock};
 use self::decoded::{Claim, DecodedBlocks, Key, Lead};
+pub(super) use self::rescue::points_behind_damage;
 use self::scan::{BLOCK_MAGIC, END_MAGIC, MAGIC_BITS};
 use self::window::Window;
 use super::{Codec, Decoder, Recording, RestartPoint};
@@ -159,6 +161,10 @@ pub(super) struct Bz2Decoder {
     /// Whether the stream has a block.
     has_plain: bool,
     any_complete: bool,
+    /// The walk has come to the last stored byte, and to nothing that is no stream.
+    ended_whole: bool,
+    /// The bit at which the block begins that was begun last.
+    last_block: u64,
     empty_streams: u32,
     /// Left at the next block, if that is worth it.
     decoder: Option<BlockDecoder>,
@@ -184,6 +190,8 @@ impl Bz2Decoder {
             combined: None,
             has_plain: false,
             any_complete: false,
+            ended_whole: false,
+            last_block: 0,
             empty_streams: 0,
             decoder: None,
             plain_offset: 0,
@@ -238,6 +246,7 @@ impl Bz2Decoder {
         let head = self.window.at(offset, HEAD_BYTES)?;
         let head = &head[..head.len().min(HEAD_BYTES)];
         if head.is_empty() && self.any_complete {
+            self.ended_whole = true;
             return Ok(Place::Ended);
         }
         let level = head.get(3).copied().filter(|level| (b'1'..=b'9').contains(level));
@@ -281,6 +290,7 @@ impl Bz2Decoder {
     }
 
     fn block(&mut self, at: u64) -> Result<Place> {
+        self.last_block = at;
         if let Some(ahead) = &mut self.ahead {
             ahead.reached(&self.object, at, self.level);
         }

@@ -201,6 +201,8 @@ impl Filesystem for CinderFs {
             let (handle, flags) = (FileHandle(opened.number), FopenFlags::FOPEN_NOFLUSH);
             match opened.source() {
                 Source::Cached => reply.opened(handle, flags | FopenFlags::FOPEN_KEEP_CACHE),
+                // Without the flag the kernel drops the pages it has.
+                Source::CachedAnew => reply.opened(handle, flags),
                 Source::Uncached => reply.opened(handle, flags | FopenFlags::FOPEN_DIRECT_IO),
                 Source::Passthrough(id) => reply.opened_passthrough(handle, flags, id),
             }

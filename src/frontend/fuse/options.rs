@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::cache_dir::blocks;
 use crate::error::{Error, ErrorKind, Result};
+use crate::image::OnDamage;
 
 /// Default bound on the block cache, in bytes.
 pub const CACHE_BYTES_DEFAULT: u64 = 256 << 20;
@@ -98,6 +99,8 @@ pub struct MountOptions {
     pub store_timeout: Option<Duration>,
     /// `no_sandbox` not given: the daemon gives up what it does not need.
     pub sandbox: bool,
+    /// `on_damage=eio|zero`: what a reader gets in place of a lost block.
+    pub on_damage: OnDamage,
     /// `nonempty`: the mountpoint may hold files, which the mount hides.
     pub nonempty: bool,
 }
@@ -117,6 +120,7 @@ impl Default for MountOptions {
             seek_index: true,
             store_timeout: Some(STORE_TIMEOUT_DEFAULT),
             sandbox: true,
+            on_damage: OnDamage::Error,
             nonempty: false,
         }
     }
@@ -186,6 +190,9 @@ impl MountOptions {
             ("seek_index", Some("on")) => self.seek_index = true,
             ("seek_index", Some("off")) => self.seek_index = false,
             ("seek_index", _) => return Err(bad("seek_index=on or seek_index=off")),
+            ("on_damage", Some("eio")) => self.on_damage = OnDamage::Error,
+            ("on_damage", Some("zero")) => self.on_damage = OnDamage::Zeros,
+            ("on_damage", _) => return Err(bad("on_damage=eio or on_damage=zero")),
             ("log", Some(path)) if !path.is_empty() => self.log = Some(path.into()),
             ("log", _) => return Err(bad("log=FILE")),
             ("uid" | "gid" | "cache_size" | "disk_cache" | "threads" | "store_timeout", None) => {
@@ -257,7 +264,7 @@ mod tests {
     fn our_options() {
         let options = MountOptions::parse(&[
             "allow_other,uid=1000,gid=0,cache_size=64M",
-            "threads=3,log=/var/log/a\\,b,passthrough=off,seek_index=off,no_sandbox,nonempty,cache_size=1g,disk_cache=2T,store_timeout=5",
+            "threads=3,log=/var/log/a\\,b,passthrough=off,seek_index=off,no_sandbox,nonempty,cache_size=1g,disk_cache=2T,store_timeout=5,on_damage=zero",
         ])
         .unwrap();
         assert_eq!(
@@ -275,6 +282,7 @@ mod tests {
                 seek_index: false,
                 store_timeout: Some(Duration::from_secs(5)),
                 sandbox: false,
+                on_damage: OnDamage::Zeros,
                 nonempty: true,
             }
         );
@@ -314,6 +322,8 @@ mod tests {
             ("passthrough", "passthrough=off"),
             ("passthrough=maybe", "passthrough=off"),
             ("seek_index=maybe", "seek_index=off"),
+            ("on_damage=stop", "on_damage=zero"),
+            ("on_damage", "on_damage=eio"),
             ("allow_other=yes", "no value"),
             ("no_sandbox=off", "no value"),
             ("allow_other,allow_root", "exclude"),

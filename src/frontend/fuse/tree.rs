@@ -25,8 +25,8 @@ use super::names::{NAME_BYTES_MAX, timestamp};
 use super::namespace::{Kind, Namespace, Node, Opens, Row};
 use crate::catalog::{Catalog, Entry, Snapshot};
 use crate::error::{Error, ErrorKind};
-use crate::frontend::document::backup_document;
-use crate::image::Image;
+use crate::frontend::document::mounted_document;
+use crate::image::{Image, OnDamage};
 use crate::store::{ObjectVersion, Ownership};
 use crate::types::BackupId;
 
@@ -94,6 +94,8 @@ pub struct Opened {
 pub enum Source<'o> {
     /// From us; the kernel may keep its pages for good.
     Cached,
+    /// The same; what the kernel has kept of it so far is to be forgotten.
+    CachedAnew,
     /// From us; they were made for this one opening.
     Uncached,
     /// From a file that the kernel reads.
@@ -117,6 +119,7 @@ pub struct Tree {
     next_handle: AtomicU64,
     failures: Mutex<HashMap<BackupId, Failure>>,
     hydrated: Option<Hydrated>,
+    on_damage: OnDamage,
 }
 
 impl Tree {
@@ -132,12 +135,18 @@ impl Tree {
             next_handle: AtomicU64::new(1),
             failures: Mutex::default(),
             hydrated: None,
+            on_damage: OnDamage::Error,
         }
     }
 
     /// The same tree, which uses images that lie whole in the cache directory.
     pub fn hydrated(self, hydrated: Hydrated) -> Self {
         Self { hydrated: Some(hydrated), ..self }
+    }
+
+    /// The same tree, with what readers get in place of lost blocks.
+    pub fn on_damage(self, on_damage: OnDamage) -> Self {
+        Self { on_damage, ..self }
     }
 
     /// Finds `name` in a folder and takes a reference for the kernel, which gives it back with [`Tree::forget`].
@@ -224,7 +233,7 @@ impl Tree {
             Handle::Image { image, .. } => {
                 image.read_ahead(offset..offset.saturating_add(len as u64));
                 buf.resize(len, 0);
-                let n = image.read_at(buf, offset)?;
+                let n = image.read_as(self.on_damage, buf, offset)?;
                 buf.truncate(n);
             }
             Handle::Document { text, .. } => {
@@ -339,7 +348,8 @@ impl Tree {
             ("volume_id", entry.volume_id.as_ref().map(ToString::to_string)),
             ("parent_id", entry.parent_id.as_ref().map(ToString::to_string)),
             ("created_at", entry.created_at.map(timestamp)),
-            ("verified", image.map(|image| image.verification().name().to_owned())),
+            ("verified", image.as_ref().map(|image| image.verification().name().to_owned())),
+            ("on_damage", image.map(|_| self.on_damage.name().to_owned())),
         ];
         let present = values.into_iter().filter_map(|(name, value)| Some((name, value?)));
         Ok(present.map(|(name, value)| (format!("{XATTR_PREFIX}{name}"), value)).collect())
@@ -448,7 +458,7 @@ impl Tree {
 
     fn document(&self, entry: &Arc<Entry>) -> String {
         let image = self.image(entry);
-        let document = serde_json::Value::Object(backup_document(entry, image.as_ref()));
+        let document = serde_json::Value::Object(mounted_document(entry, image.as_ref(), self.on_damage));
         format!("{document:#}\n")
     }
 
@@ -545,7 +555,12 @@ impl Opened {
     /// Where its bytes come from; the same for all that have the same node open at a time.
     pub fn source(&self) -> Source<'_> {
         match &*self.handle {
-            Handle::Image { backing, .. } => backing.id().map_or(Source::Cached, Source::Passthrough),
+            Handle::Image { backing, image, .. } => match backing.id() {
+                Some(id) => Source::Passthrough(id),
+                // Whoever opens it anew gets what was repaired meanwhile, and not the zeros of before.
+                None if image.take_stand_ins() => Source::CachedAnew,
+                None => Source::Cached,
+            },
             Handle::Document { .. } | Handle::Folder { .. } => Source::Uncached,
         }
     }

@@ -60,7 +60,7 @@ const PIECES_TOGETHER: u64 = 2 * LANES as u64;
 const ENDING_THREADS: usize = 2;
 
 /// Most restart points in one backup. Each takes some five bytes of the metadata, which Cinder and we read whole.
-const POINTS_MAX: u64 = 2_000_000;
+pub(in crate::writer) const POINTS_MAX: u64 = 2_000_000;
 
 /// What is to be done.
 pub(super) struct Plan<'a> {

@@ -34,7 +34,7 @@ pub enum Step {
     SyncFolder,
     /// The whole file system is made durable.
     SyncAll,
-    /// A file gets its name, if nothing has it. Said of an `EINVAL`, the file system cannot do so in one step.
+    /// A file gets its name, if nothing has it or in the place of a damaged one. Said of an `EINVAL`, the file system cannot do so in one step.
     MoveFile,
     /// A file gets a second name, for the same end. Said of an `EPERM`, the file system has no links.
     LinkFile,
@@ -201,6 +201,18 @@ impl Disk {
     pub(super) fn link_file(&self, at: impl AsFd, from: &str, to: &str) -> Result<(), Errno> {
         self.step(Step::LinkFile, to)?;
         rustix::fs::linkat(&at, from, &at, to, AtFlags::empty())
+    }
+
+    /// Gives a file its name, in the place of what has it.
+    pub(super) fn replace_file(
+        &self,
+        from_at: impl AsFd,
+        from: &str,
+        to_at: impl AsFd,
+        to: &str,
+    ) -> Result<(), Errno> {
+        self.step(Step::MoveFile, to)?;
+        rustix::fs::renameat(from_at, from, to_at, to)
     }
 
     pub(super) fn remove_file(&self, at: impl AsFd, name: &str) -> Result<(), Errno> {

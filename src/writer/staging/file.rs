@@ -264,6 +264,16 @@ impl StagedFile {
     }
 }
 
+impl StagedFile {
+    /// The file is complete and durable, and waits among the parts for its name; what it is called there.
+    pub(super) fn complete(mut self) -> Result<String> {
+        let sync_failed = |errno| failed(format!("cannot make {} durable", self.name.kind()), errno);
+        self.parts.disk.sync_file(&self.file, &self.name.suffix()).map_err(sync_failed)?;
+        self.finished = true;
+        Ok(part_name(self.part))
+    }
+}
+
 impl io::Write for StagedFile {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
         self.append(buf).map(|()| buf.len()).map_err(io::Error::other)

@@ -30,6 +30,7 @@ mod hidden;
 mod journal;
 mod publish;
 pub(in crate::writer) mod removal;
+pub(in crate::writer) mod replace;
 mod store;
 
 use std::fmt;

@@ -1,0 +1,369 @@
+//! A damaged backup, mended out of what the store holds elsewhere.
+//!
+//! Problem: one bad sector in an object of two gigabytes makes genuine Cinder refuse, or restore wrongly, a backup of which the lost 32 KiB
+//! often stand in the store once more: in the full backup of last week, in a clone of the same template. Idea: each object is read
+//! and compared ([`check`]); what an image of this backup can still give is taken, healed as reads heal it, and the rest is looked for by
+//! digest in the whole store ([`copies`]); when every byte is there, the object is compressed anew beside the old one and takes
+//! its place ([`rewrite`]). The digest file is mended the other way round: out of objects whose md5 is right.
+//!
+//! What the metadata says of the object stays true: the plain bytes, so length and md5, and the codec are the same. Only restart points, which
+//! `create` writes there, may lie elsewhere in the new stream; they are told anew ([`metadata`]) before the object is replaced.
+//!
+//! Invariants: no byte is written that a sha256 of the backup, or an md5 of an object, has not proven; a file is replaced whole or not at all, and
+//! only when all of it is proven; a store that fails to answer is an error and never damage; nothing is removed.
+
+mod check;
+mod copies;
+mod metadata;
+mod rewrite;
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use self::check::State;
+use self::copies::Wanted;
+use self::rewrite::{DigestWriter, Origin};
+use super::staging::replace::{Ready, Replacing};
+use super::staging::{FileName, Hook};
+use crate::backup::{Backup, BlockHashTable, DataObject, DigestFile};
+use crate::catalog::{Catalog, CatalogOptions};
+use crate::error::{Error, ErrorKind, Result, ResultExt};
+use crate::format::metadata::METADATA_BYTES_MAX;
+use crate::format::names::SHA256FILE_SUFFIX;
+use crate::format::write::{Sha256FileHead, created_at_text};
+use crate::image::Image;
+use crate::object::proof::PROOF_BLOCK_BYTES;
+use crate::store::Store;
+use crate::store::posix::PosixStore;
+use crate::store::read_exact_at;
+use crate::types::{BackupId, BlockHash, ObjectName};
+
+/// How to repair.
+#[derive(Clone)]
+pub struct RepairOptions<'a> {
+    /// Change nothing, and tell what would be done.
+    pub dry_run: bool,
+    /// How many objects are looked at side by side, at least 1.
+    pub threads: usize,
+    /// Once this is true it ends with [`ErrorKind::Interrupted`], between two objects.
+    pub cancel: &'a AtomicBool,
+    /// Is told each step that changes the store. For tests.
+    pub hook: Option<Hook>,
+}
+
+/// A damaged file of a backup.
+#[derive(Clone, Debug)]
+pub struct Finding {
+    /// Its name in the store.
+    pub file: String,
+    /// What is wrong with it.
+    pub fault: Error,
+    /// Blocks of it that only copies elsewhere in the store have, at whatever place.
+    pub copied_blocks: u64,
+    /// What became of it.
+    pub outcome: Outcome,
+}
+
+/// What becomes of a damaged file.
+#[derive(Clone, Debug)]
+pub enum Outcome {
+    /// It is replaced by a right one.
+    Repaired,
+    /// It would be.
+    Repairable,
+    /// It stays as it is; these ranges of the volume, in bytes, are nowhere.
+    Lost(Vec<Range<u64>>),
+    /// It stays as it is, for this reason.
+    Refused(Error),
+}
+
+impl Outcome {
+    /// Whether the damage is, or would be, gone.
+    pub fn is_good(&self) -> bool {
+        matches!(self, Self::Repaired | Self::Repairable)
+    }
+}
+
+/// Repairs the files of one backup, not of those it builds on; what was wrong, in the order of the objects. Nothing is wrong where the
+/// list is empty.
+///
+/// [`ErrorKind::BackupNotFound`]; the backup's own problem when it cannot be opened; [`ErrorKind::Usage`] when another run writes it;
+/// as the store does when that fails, after which some files may be replaced, each whole.
+pub fn repair(store_root: &Path, id: &BackupId, options: &RepairOptions<'_>) -> Result<Vec<Finding>> {
+    let replacing = match options.dry_run {
+        true => None,
+        false => Some(Replacing::begin(store_root, id, options.hook.clone())?),
+    };
+    // Its own: others' may hold objects open that were replaced since.
+    let catalog = Catalog::open(Arc::new(PosixStore::open(store_root)?), CatalogOptions::default())?;
+    let gone = || Error::new(ErrorKind::BackupNotFound, format!("the backup {id} is not in the store"));
+    let entry = catalog.snapshot().get(id.as_str()).cloned().ok_or_else(gone)?;
+    if let Some(problem) = &entry.problem {
+        return Err(problem.clone());
+    }
+    let store = catalog.store().clone();
+    let backup = Backup::open(&*store, &entry.metadata_name)?;
+    let image = catalog.image(&entry)?;
+    let (table, digest_fault) = match backup.digests(&*store)? {
+        DigestFile::Usable(table) => (Some(table), None),
+        DigestFile::Missing => (None, Some(Error::new(ErrorKind::ObjectNotFound, "there is no such file"))),
+        DigestFile::Torn(error) => (None, Some(error)),
+    };
+    let run =
+        Run { options, catalog: &catalog, store, backup: &backup, image: &image, table: table.as_ref() };
+    run.repair(replacing.as_ref(), digest_fault, &entry.metadata_name)
+}
+
+struct Run<'a> {
+    options: &'a RepairOptions<'a>,
+    catalog: &'a Catalog,
+    store: Arc<dyn Store>,
+    backup: &'a Backup,
+    image: &'a Image,
+    table: Option<&'a BlockHashTable>,
+}
+
+/// A file that waits to take its place.
+struct Waiting {
+    ready: Ready,
+    name: ObjectName,
+    /// Of the list of findings.
+    finding: usize,
+}
+
+impl Run<'_> {
+    fn repair(
+        &self,
+        replacing: Option<&Replacing>,
+        digest_fault: Option<Error>,
+        metadata_name: &ObjectName,
+    ) -> Result<Vec<Finding>> {
+        let stop = || self.stop();
+        let (store, threads, len_bytes) = (&self.store, self.options.threads, self.image.len_bytes());
+        let states = check::all(store, self.backup, self.table, len_bytes, threads, &stop)?;
+        let mut damaged: Vec<(&DataObject, Error)> = Vec::new();
+        let mut wrong_digests = BTreeMap::new();
+        let has_overlaps = have_overlaps(&self.backup.objects);
+        for (index, state) in states {
+            match (state, self.backup.objects.get(index)) {
+                (State::Damaged(error), Some(object)) => damaged.push((object, error)),
+                // Where objects hide each other, a digest may be of the one that is not looked at.
+                (State::WrongDigests(_), _) if has_overlaps => {}
+                (State::WrongDigests(blocks), _) => wrong_digests.extend(blocks),
+                (State::Damaged(_), None) | (State::Good, _) => {}
+            }
+        }
+        let wanted = self.wanted(damaged.iter().map(|(object, _)| *object))?;
+        let origin = Origin { catalog: self.catalog, image: self.image, table: self.table, wanted: &wanted };
+        let (mut findings, mut waiting) = (Vec::new(), Vec::new());
+        let mut points = Vec::new();
+        for (number, (object, fault)) in (1..).zip(damaged) {
+            self.stop()?;
+            let name = self.backup.object_name(object)?;
+            let mut finding =
+                Finding { file: name.to_string(), fault, copied_blocks: 0, outcome: Outcome::Repairable };
+            match replacing {
+                None => {
+                    let gathered = origin.read(object, &mut |_| Ok(()))?;
+                    finding.copied_blocks = gathered.copied_blocks;
+                    if !gathered.lost.is_empty() {
+                        finding.outcome = Outcome::Lost(gathered.lost);
+                    }
+                }
+                Some(replacing) => {
+                    let mut file = replacing.create_file(FileName::Object(number))?;
+                    match rewrite::object(&origin, object, &mut file) {
+                        Ok(rewritten) if rewritten.gathered.lost.is_empty() => {
+                            finding.copied_blocks = rewritten.gathered.copied_blocks;
+                            let ready = replacing.complete(file)?;
+                            points.push((self.name_in_document(&name).to_owned(), rewritten.points));
+                            waiting.push(Waiting { ready, name, finding: findings.len() });
+                        }
+                        Ok(rewritten) => finding.outcome = Outcome::Lost(rewritten.gathered.lost),
+                        Err(error) if error.kind() == ErrorKind::HashMismatch => {
+                            finding.outcome = Outcome::Refused(error);
+                        }
+                        Err(error) => return Err(error.context(format!("while repairing {name:?}"))),
+                    }
+                }
+            }
+            findings.push(finding);
+        }
+        if digest_fault.is_some() || !wrong_digests.is_empty() {
+            let fault = digest_fault.unwrap_or_else(|| {
+                let message = format!(
+                    "{} digest(s) are not those of blocks whose object is right by its md5",
+                    wrong_digests.len()
+                );
+                Error::new(ErrorKind::HashMismatch, message)
+            });
+            let (finding, ready) = self.digests(replacing, fault, &wrong_digests)?;
+            if let Some((ready, name)) = ready {
+                waiting.push(Waiting { ready, name, finding: findings.len() });
+            }
+            findings.push(finding);
+        }
+        let Some(replacing) = replacing else { return Ok(findings) };
+        self.stop()?;
+        // First: points that do not fit the old object cost it nothing, for what they lead to is compared, and they will fit.
+        if !waiting.is_empty() {
+            self.tell_points(replacing, metadata_name, &points)?;
+        }
+        for Waiting { ready, name, finding } in waiting {
+            replacing.replace(&ready, &name, metadata_name)?;
+            if let Some(finding) = findings.get_mut(finding) {
+                finding.outcome = Outcome::Repaired;
+            }
+        }
+        Ok(findings)
+    }
+
+    fn stop(&self) -> Result<()> {
+        match self.options.cancel.load(Ordering::Relaxed) {
+            true => Err(Error::new(ErrorKind::Interrupted, "the repair was interrupted")),
+            false => Ok(()),
+        }
+    }
+
+    /// The blocks that the image has lost, and where in the store they stand as well.
+    fn wanted<'o>(&self, damaged: impl Iterator<Item = &'o DataObject>) -> Result<Wanted> {
+        let mut wanted = Wanted::new(self.image.block_bytes());
+        let nothing = Wanted::new(self.image.block_bytes());
+        let origin = Origin { catalog: self.catalog, image: self.image, table: self.table, wanted: &nothing };
+        for object in damaged {
+            self.stop()?;
+            for lost in origin.read(object, &mut |_| Ok(()))?.lost {
+                let mut at = lost.start;
+                while at < lost.end {
+                    let end = (at / self.image.block_bytes() + 1) * self.image.block_bytes();
+                    if let Some((block, hash)) = origin.digest_of(&(at..end.min(lost.end)))? {
+                        wanted.add(block, hash)?;
+                    }
+                    at = end;
+                }
+            }
+        }
+        if !wanted.is_empty() {
+            wanted.look_for(self.catalog, &|| self.stop())?;
+        }
+        Ok(wanted)
+    }
+
+    /// A right digest file: the old one with some digests replaced, or a new one of an image that objects' md5 prove.
+    fn digests(
+        &self,
+        replacing: Option<&Replacing>,
+        fault: Error,
+        right: &BTreeMap<u64, BlockHash>,
+    ) -> Result<(Finding, Option<(Ready, ObjectName)>)> {
+        let name = self.backup.summary.place.name(SHA256FILE_SUFFIX)?;
+        let mut finding =
+            Finding { file: name.to_string(), fault, copied_blocks: 0, outcome: Outcome::Repairable };
+        let block_bytes = self.table.map_or_else(|| self.usual_block_bytes(), BlockHashTable::block_bytes);
+        let count = match self.table {
+            Some(table) => table.count(),
+            None => self.image.len_bytes().div_ceil(block_bytes),
+        };
+        let mut file = replacing.map(|replacing| replacing.create_file(FileName::Digests)).transpose()?;
+        let mut writer = match &mut file {
+            Some(file) => Some(DigestWriter::begin(&self.digest_head(block_bytes), count, file)?),
+            None => None,
+        };
+        let mut take = |digest| writer.as_mut().map_or(Ok(()), |writer| writer.push(digest));
+        let lost = match self.table {
+            None => rewrite::digests_of(self.image, block_bytes, &mut take)?,
+            Some(table) => {
+                let mut lost = Vec::new();
+                for block in 0..count {
+                    let known = right.get(&block).copied();
+                    match known.map_or_else(|| table.get(block..block + 1).pop(), |hash| Some(Ok(hash))) {
+                        Some(Ok(hash)) => take(hash)?,
+                        Some(Err(error)) if error.kind() != ErrorKind::Malformed => return Err(error),
+                        Some(Err(_)) | None => lost.push(block * block_bytes..(block + 1) * block_bytes),
+                    }
+                }
+                lost
+            }
+        };
+        if !lost.is_empty() {
+            finding.outcome = Outcome::Lost(lost);
+            return Ok((finding, None));
+        }
+        if let Some(writer) = writer {
+            writer.finish()?;
+        }
+        let ready = match (replacing, file) {
+            (Some(replacing), Some(file)) => Some((replacing.complete(file)?, name)),
+            _ => None,
+        };
+        Ok((finding, ready))
+    }
+
+    /// The block size of the chain, or Cinder's own where no backup of it has digests.
+    fn usual_block_bytes(&self) -> u64 {
+        let snapshot = self.catalog.snapshot();
+        let of = |id: &BackupId| {
+            let backup = Backup::open(&*self.store, &snapshot.get(id.as_str())?.metadata_name).ok()?;
+            match backup.digests(&*self.store).ok()? {
+                DigestFile::Usable(table) => Some(table.block_bytes()),
+                DigestFile::Missing | DigestFile::Torn(_) => None,
+            }
+        };
+        self.image.chain().iter().find_map(of).unwrap_or(PROOF_BLOCK_BYTES)
+    }
+
+    fn digest_head(&self, block_bytes: u64) -> Sha256FileHead {
+        let metadata = &self.backup.summary.metadata;
+        Sha256FileHead {
+            description: metadata.description.clone(),
+            backup_id: metadata.backup_id.clone(),
+            name: metadata.name.clone(),
+            block_bytes,
+            created_at: metadata.created_at.map_or("None".to_owned(), created_at_text),
+            volume_id: metadata.volume_id.clone(),
+        }
+    }
+
+    /// What the metadata calls an object: its name without the container.
+    fn name_in_document<'n>(&self, name: &'n ObjectName) -> &'n str {
+        let container = self.backup.summary.place.container();
+        let name = name.as_str();
+        name.strip_prefix(container).map_or(name, |rest| rest.strip_prefix('/').unwrap_or(rest))
+    }
+
+    /// Puts the restart points of new objects into the metadata, where it tells some.
+    fn tell_points(
+        &self,
+        replacing: &Replacing,
+        metadata_name: &ObjectName,
+        points: &[(String, Option<String>)],
+    ) -> Result<()> {
+        let source = self.store.open(metadata_name)?;
+        let len_bytes = source.stat().len_bytes;
+        if source.stat().version != self.backup.version || len_bytes > METADATA_BYTES_MAX {
+            return Err(Error::new(ErrorKind::StoreIo, "the metadata was replaced during the repair"));
+        }
+        let mut document = vec![0; len_bytes as usize];
+        read_exact_at(&*source, &mut document, 0)?;
+        let mut new: Option<Vec<u8>> = None;
+        for (name, points) in points {
+            let told = metadata::with_points(new.as_deref().unwrap_or(&document), name, points.as_deref())
+                .context(|| format!("metadata {metadata_name:?}"))?;
+            new = told.or(new);
+        }
+        let Some(new) = new else { return Ok(()) };
+        let mut file = replacing.create_file(FileName::Metadata)?;
+        file.append(&new)?;
+        replacing.replace(&replacing.complete(file)?, metadata_name, metadata_name)
+    }
+}
+
+/// Whether any two objects hold the same byte of the volume.
+fn have_overlaps(objects: &[DataObject]) -> bool {
+    let mut ranges: Vec<_> = objects.iter().map(|object| (object.offset, object.len_bytes)).collect();
+    ranges.sort_unstable();
+    ranges.windows(2).any(|pair| pair[0].0.saturating_add(pair[0].1) > pair[1].0)
+}
