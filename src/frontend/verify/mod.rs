@@ -18,11 +18,16 @@
 mod at_risk;
 pub mod findings;
 mod image;
+mod judge;
+mod layer;
+mod layers;
 mod object;
 mod plan;
 mod report;
 mod run;
+mod sight;
 mod stock;
+mod verdicts;
 
 pub use plan::Subset;
 pub use report::Report;
@@ -34,7 +39,8 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use self::findings::{Cinder, Finding, Kind};
-use self::run::{Layers, Work};
+use self::layers::Layers;
+use self::run::Work;
 use crate::cache_dir::verified::Verified;
 use crate::catalog::{Catalog, Entry, Snapshot};
 use crate::error::Result;
