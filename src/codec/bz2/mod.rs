@@ -159,6 +159,8 @@ pub(super) struct Bz2Decoder {
     /// Whether the stream has a block.
     has_plain: bool,
     any_complete: bool,
+    /// Stored offset behind the last complete stream.
+    streams_end: Option<u64>,
     empty_streams: u32,
     /// Left at the next block, if that is worth it.
     decoder: Option<BlockDecoder>,
@@ -184,6 +186,7 @@ impl Bz2Decoder {
             combined: None,
             has_plain: false,
             any_complete: false,
+            streams_end: None,
             empty_streams: 0,
             decoder: None,
             plain_offset: 0,
@@ -237,6 +240,9 @@ impl Bz2Decoder {
     fn head(&mut self, offset: u64) -> Result<Place> {
         let head = self.window.at(offset, HEAD_BYTES)?;
         let head = &head[..head.len().min(HEAD_BYTES)];
+        if self.any_complete {
+            self.streams_end = Some(offset);
+        }
         if head.is_empty() && self.any_complete {
             return Ok(Place::Ended);
         }
@@ -451,6 +457,10 @@ impl Decoder for Bz2Decoder {
 
     fn take_points(&mut self) -> Vec<RestartPoint> {
         std::mem::take(&mut self.points)
+    }
+
+    fn stored_end(&self) -> Option<u64> {
+        self.streams_end.filter(|_| matches!(self.place, Place::Ended))
     }
 
     fn memory_bytes(&self) -> usize {

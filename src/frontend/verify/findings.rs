@@ -37,6 +37,8 @@ pub enum Kind {
     ObjectUnreadable,
     /// Bytes behind the end of an object's stream, which nobody reads.
     TrailingBytes,
+    /// A zstd object has frames such as Cinder does not write and may not read.
+    ForeignFrames,
     /// An object's md5 is not the one in the metadata, and the digests prove its bytes.
     Md5Wrong,
     /// A digest is not that of its block, and the md5 proves the bytes.
@@ -83,6 +85,7 @@ impl Kind {
             Self::ObjectUnproven => "object_unproven",
             Self::ObjectUnreadable => "object_unreadable",
             Self::TrailingBytes => "trailing_bytes",
+            Self::ForeignFrames => "foreign_frames",
             Self::Md5Wrong => "md5_wrong",
             Self::DigestWrong => "digest_wrong",
             Self::DigestDamaged => "digest_damaged",
@@ -119,6 +122,7 @@ impl Kind {
             | Self::ChainInconsistent => Severity::Damage,
             Self::ObjectUnreadable
             | Self::TrailingBytes
+            | Self::ForeignFrames
             | Self::Md5Wrong
             | Self::DigestsMissing
             | Self::Stray

@@ -8,7 +8,7 @@ use std::ops::Range;
 use super::findings::{Cinder, Kind};
 use super::object::{End, Pass, push};
 use crate::backup::DataObject;
-use crate::codec::Codec;
+use crate::codec::{Codec, Frames};
 use crate::error::ErrorKind;
 use crate::types::Md5;
 
@@ -22,14 +22,55 @@ pub(super) struct Fault {
     /// Ranges of the volume, sorted, that a look at the whole image must judge.
     pub(super) bad: Vec<Range<u64>>,
 }
-impl Pass<'_> {
-    pub(super) fn judge(
-        &mut self,
-        object: &DataObject,
-        end: End,
-        actual: Md5,
-        trailing: u64,
-    ) -> Option<Fault> {
+/// What an object has beside its plain bytes.
+#[derive(Default)]
+pub(super) struct Rest {
+    /// Stored bytes behind the end of its stream.
+    pub(super) trailing: u64,
+    /// Of zstd.
+    pub(super) frames: Option<Frames>,
+}
+
+/// Most plain bytes of a frame that does not tell its length, which Cinder's decompressor (python-zstd) gives.
+const UNSIZED_BYTES_MAX: u64 = 131_072;
+
+/// What Cinder's decompressor, which takes a stream for one frame, makes of others.
+fn judge_frames(frames: &Frames, len_bytes: u64) -> Option<Fault> {
+    let Frames { count, sized, each_fits_before_the_rest } = *frames;
+    let (message, cinder, reason) = match (count, sized) {
+        (0, _) | (1, 1) => return None,
+        (1, _) if len_bytes <= UNSIZED_BYTES_MAX => return None,
+        (1, _) => (
+            "its frame does not tell its length, which Cinder's always do".to_owned(),
+            Cinder::No,
+            "its decompressor gives at most 128 KiB of a frame without a length",
+        ),
+        (_, 0) => (
+            format!("{count} frames without a length, where Cinder writes one with"),
+            Cinder::Wrongly,
+            "its decompressor gives the first frame, and ignores the others",
+        ),
+        (_, _) if sized < count => (
+            format!("{count} frames, {sized} with a length, where Cinder writes one"),
+            Cinder::Unknown,
+            "what its decompressor does with such is not known",
+        ),
+        (_, _) if each_fits_before_the_rest => (
+            format!("{count} frames, where Cinder writes one; python-zstd before 1.5.5 refuses them"),
+            Cinder::Yes,
+            "its decompressor takes frames smaller than what follows them",
+        ),
+        _ => (
+            format!("{count} frames, where Cinder writes one"),
+            Cinder::No,
+            "its decompressor refuses a frame larger than what follows it",
+        ),
+    };
+    Some(Fault { kind: Kind::ForeignFrames, message, cinder, reason, bad: Vec::new() })
+}
+
+impl Pass {
+    pub(super) fn judge(&mut self, object: &DataObject, end: End, actual: Md5, rest: &Rest) -> Option<Fault> {
         let whole = object.offset..object.offset + object.len_bytes;
         let has_md5 = object.md5 == Some(actual);
         let fault = |kind, message, cinder, reason, bad| Some(Fault { kind, message, cinder, reason, bad });
@@ -78,7 +119,7 @@ impl Pass<'_> {
                 let bad = self.bad_without_digests(&whole);
                 fault(Kind::ObjectTooLong, message, Cinder::Wrongly, WRITES_ALL, bad)
             }
-            End::At(_) => self.judge_bytes(object, actual, trailing),
+            End::At(_) => self.judge_bytes(object, actual, rest),
         }
     }
 
@@ -97,11 +138,11 @@ impl Pass<'_> {
     }
 
     /// An object of the right length.
-    fn judge_bytes(&mut self, object: &DataObject, actual: Md5, trailing: u64) -> Option<Fault> {
+    fn judge_bytes(&mut self, object: &DataObject, actual: Md5, rest: &Rest) -> Option<Fault> {
         let fault = |kind, message, cinder, reason, bad| Some(Fault { kind, message, cinder, reason, bad });
         let Some(expected) = object.md5 else {
             return match (self.differ.is_empty(), self.unproven.is_empty()) {
-                (true, true) => self.judge_rest(object, trailing),
+                (true, true) => self.judge_rest(object, rest),
                 (true, false) => {
                     let message = "the metadata has no md5 of it, and not all of it has digests".to_owned();
                     let bad = std::mem::take(&mut self.unproven);
@@ -116,7 +157,7 @@ impl Pass<'_> {
         let is_md5_right = actual == expected;
         let message = || format!("md5 is {actual}, expected {expected}");
         match (is_md5_right, self.differ.is_empty(), self.unproven.is_empty()) {
-            (true, true, _) => self.judge_rest(object, trailing),
+            (true, true, _) => self.judge_rest(object, rest),
             (true, false, _) => {
                 let what = if self.all_near { "was hit" } else { "is another one" };
                 let message = format!("its md5 is right, but the digest of a block {what}");
@@ -138,7 +179,11 @@ impl Pass<'_> {
     }
 
     /// An object of the right bytes.
-    fn judge_rest(&self, object: &DataObject, trailing: u64) -> Option<Fault> {
+    fn judge_rest(&self, object: &DataObject, rest: &Rest) -> Option<Fault> {
+        let trailing = rest.trailing;
+        if let Some(fault) = rest.frames.as_ref().and_then(|frames| judge_frames(frames, object.len_bytes)) {
+            return Some(fault);
+        }
         if trailing == 0 || object.codec == Codec::None {
             return None;
         }
@@ -184,5 +229,25 @@ fn unnoticed(has_md5: bool) -> (Cinder, &'static str) {
     match has_md5 {
         true => (Cinder::Yes, "it ignores the length, and the md5 is right"),
         false => (Cinder::Wrongly, WRITES_ALL),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_frame_with_its_length_is_what_cinder_reads() {
+        let judged = |count, sized, each_fits_before_the_rest, len| {
+            let frames = Frames { count, sized, each_fits_before_the_rest };
+            judge_frames(&frames, len).map(|fault| fault.cinder)
+        };
+        assert_eq!(judged(1, 1, true, 1 << 30), None);
+        assert_eq!(judged(1, 0, true, UNSIZED_BYTES_MAX), None);
+        assert_eq!(judged(1, 0, true, UNSIZED_BYTES_MAX + 1), Some(Cinder::No));
+        assert_eq!(judged(2, 0, true, 9), Some(Cinder::Wrongly));
+        assert_eq!(judged(2, 1, true, 9), Some(Cinder::Unknown));
+        assert_eq!(judged(3, 3, true, 9), Some(Cinder::Yes));
+        assert_eq!(judged(3, 3, false, 9), Some(Cinder::No));
     }
 }

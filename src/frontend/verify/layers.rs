@@ -1,9 +1,11 @@
 //! The backups whose objects a run looks at, and what their documents alone tell.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use super::findings::{Cinder, Finding, Kind};
+use super::folders;
 use super::layer::Layer;
 use super::plan::{Item, draw_of};
 use super::report::Report;
@@ -73,7 +75,14 @@ impl<'a> Layers<'a> {
     }
 
     /// Files that make Cinder refuse a backup.
-    pub(super) fn strays(&self, names: &[ListedObject]) -> Vec<Finding> {
+    pub(super) fn strays(&self, names: &[ListedObject], root: Option<&Path>) -> Vec<Finding> {
+        let container = |entry: &'_ Arc<Entry>| {
+            let name = entry.metadata_name.as_str();
+            name.rsplit_once('/').map_or("", |(container, _)| container).to_owned()
+        };
+        let containers: Vec<String> = self.entries.iter().map(container).collect();
+        let folders =
+            root.map(|root| folders::within(root, containers.iter().map(String::as_str))).unwrap_or_default();
         let of = |entry: &Arc<Entry>| {
             let stem = entry.metadata_name.as_str().strip_suffix(METADATA_SUFFIX)?;
             let backup = self.catalog.backup(entry).ok()?;
@@ -83,7 +92,7 @@ impl<'a> Layers<'a> {
             });
             let owned =
                 Owned { id: entry.id.clone(), stem: stem.to_owned(), suffixes: Some(suffixes.collect()) };
-            stock::strays(names, &owned)
+            stock::strays(names, &folders, &owned)
         };
         self.entries.iter().filter_map(of).collect()
     }

@@ -4,26 +4,31 @@
 //! over the stream answers both. What other backups see of the object follows from comparing their digests with these
 //! ([`super::image`]), so that nothing is decoded for each of them again.
 //!
-//! Invariants: memory is a block or [`CHUNK_BYTES`], and the decoder's; an object that goes on behind its end is not decoded for
+//! Invariants: memory is a few times a block or [`CHUNK_BYTES`], and the decoder's; an object that goes on behind its end is not decoded for
 //! ever ([`EXCESS_BYTES_MAX`]); what the store fails to give is an error and no finding.
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use md5::{Digest, Md5 as Md5Hasher};
 
+use super::crew::{Buffers, Crew, Lane, Part, Take};
 use super::findings::{Cinder, Kind};
-use super::judge::Fault;
+use super::judge::{Fault, Rest};
 use super::layer::{Layer, is_near};
 use crate::backup::DataObject;
 use crate::block::hash_of;
-use crate::codec::{Codec, Decoder, decoder};
+use crate::codec::{Codec, Decoder, ObjectStream};
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::Store;
 use crate::types::Md5;
 
 /// Decoded at once, in bytes, unless blocks are larger.
 const CHUNK_BYTES: u64 = 1 << 20;
+
+/// Largest chunks that may wait for other threads, in bytes: what waits is memory.
+const SHARED_BYTES_MAX: u64 = 4 << 20;
 
 /// Most blocks compared at once: each has a digest in memory, and a hostile block is as small as one byte.
 const CHUNK_BLOCKS_MAX: u64 = 4096;
@@ -41,9 +46,9 @@ pub(super) struct Checked {
     /// Ranges of the volume, sorted, that no digest of this backup speaks of, of an object whose md5 is right.
     pub(super) unproven: Vec<Range<u64>>,
 }
-/// What one pass has found so far.
-pub(super) struct Pass<'a> {
-    pub(super) layer: &'a Layer,
+/// What the digests of one object have told so far.
+pub(super) struct Pass {
+    pub(super) layer: Arc<Layer>,
     pub(super) index: u32,
     /// Blocks whose digest is not that of their bytes.
     pub(super) differ: Vec<Range<u64>>,
@@ -51,6 +56,8 @@ pub(super) struct Pass<'a> {
     pub(super) all_near: bool,
     /// Ranges that no digest speaks of.
     pub(super) unproven: Vec<Range<u64>>,
+    /// Why the store did not give a digest.
+    failure: Option<Error>,
 }
 
 /// How the stream ended.
@@ -68,8 +75,9 @@ pub(super) enum End {
 /// Errors are the store's, and [`ErrorKind::Interrupted`].
 pub(super) fn check(
     store: &dyn Store,
-    layer: &Layer,
+    layer: &Arc<Layer>,
     index: u32,
+    crew: &Crew,
     cancel: &AtomicBool,
     tell: &dyn Fn(u64),
 ) -> Result<Checked> {
@@ -91,10 +99,17 @@ pub(super) fn check(
         }
         Err(error) => return Err(error),
     };
-    let mut stream = decoder(object.codec, opened.clone())?;
-    let mut pass = Pass { layer, index, differ: Vec::new(), all_near: true, unproven: Vec::new() };
-    let mut md5 = Md5Hasher::new();
-    let end = pass.run(object, &mut *stream, &mut md5, cancel, tell)?;
+    let mut stream = ObjectStream::new(object.codec, opened.clone(), crew.ahead().clone()).start()?;
+    let pass = Lane::new(Pass {
+        layer: layer.clone(),
+        index,
+        differ: Vec::new(),
+        all_near: true,
+        unproven: Vec::new(),
+        failure: None,
+    });
+    let reading = Reading { object, chunk_bytes: chunk_bytes(layer), crew, cancel, tell };
+    let (end, md5) = reading.run(&mut *stream, &pass)?;
     if opened.is_changed()? {
         return Err(Error::new(
             ErrorKind::StoreIo,
@@ -103,47 +118,75 @@ pub(super) fn check(
     }
     let actual = Md5(md5.finalize().into());
     let trailing = stream.stored_end().map_or(0, |end| opened.stat().len_bytes.saturating_sub(end));
-    let mut fault = pass.judge(object, end, actual, trailing);
-    if let (Some(fault), Codec::Bz2, 0) = (&mut fault, object.codec, opened.stat().len_bytes) {
-        (fault.cinder, fault.reason) =
-            (Cinder::Wrongly, "its decompressor takes nothing for a stream of nothing");
-    }
-    Ok(Checked { fault, unproven: pass.unproven })
+    let rest = Rest { trailing, frames: stream.frames() };
+    pass.finish(|pass| {
+        if let Some(error) = pass.failure.take() {
+            return Err(error);
+        }
+        let mut fault = pass.judge(object, end, actual, &rest);
+        if let (Some(fault), Codec::Bz2, 0) = (&mut fault, object.codec, opened.stat().len_bytes) {
+            (fault.cinder, fault.reason) =
+                (Cinder::Wrongly, "its decompressor takes nothing for a stream of nothing");
+        }
+        Ok(Checked { fault, unproven: std::mem::take(&mut pass.unproven) })
+    })
 }
 
-impl Pass<'_> {
-    fn run(
-        &mut self,
-        object: &DataObject,
-        stream: &mut dyn Decoder,
-        md5: &mut Md5Hasher,
-        cancel: &AtomicBool,
-        tell: &dyn Fn(u64),
-    ) -> Result<End> {
-        let chunk = self.chunk_bytes();
+/// One pass over an object.
+struct Reading<'a> {
+    object: &'a DataObject,
+    chunk_bytes: u64,
+    crew: &'a Crew,
+    cancel: &'a AtomicBool,
+    tell: &'a dyn Fn(u64),
+}
+
+impl Reading<'_> {
+    /// Gives what the stream holds to the lanes. Returns how it ended, and the md5 of all of it.
+    fn run(&self, stream: &mut dyn Decoder, pass: &Arc<Lane<Pass>>) -> Result<(End, Md5Hasher)> {
+        let Self { object, chunk_bytes, .. } = *self;
+        let md5 = Lane::new(Md5Hasher::new());
+        let buffers = Arc::new(Buffers::default());
         let (mut at, end) = (object.offset, object.offset + object.len_bytes);
-        let mut buf = vec![0; usize::try_from(chunk.min(object.len_bytes).max(1)).unwrap_or(1)];
-        while at < end {
-            check_cancel(cancel)?;
-            let until = end.min((at / chunk + 1).saturating_mul(chunk));
-            let wanted = &mut buf[..(until - at) as usize];
-            let (filled, error) = fill(stream, wanted)?;
-            md5.update(&wanted[..filled]);
-            self.compare(at, &wanted[..filled])?;
-            tell(filled as u64);
+        let mut ended = None;
+        while at < end && ended.is_none() {
+            check_cancel(self.cancel)?;
+            let until = end.min((at / chunk_bytes + 1).saturating_mul(chunk_bytes));
+            let mut part = buffers.part(at, (until - at) as usize);
+            let (filled, error) = fill(stream, &mut part.bytes)?;
+            part.bytes.truncate(filled);
+            let part = Arc::new(part);
+            if chunk_bytes <= SHARED_BYTES_MAX {
+                md5.put(part.clone(), self.crew);
+                pass.put(part, self.crew);
+            } else {
+                md5.finish(|md5| md5.take(&part));
+                pass.finish(|pass| pass.take(&part));
+            }
+            (self.tell)(filled as u64);
             at += filled as u64;
             let plain = at - object.offset;
-            match error {
-                Some(error) => return Ok(End::Failed(plain, error)),
-                None if at < until => return Ok(End::At(plain)),
-                None => {}
-            }
+            ended = match error {
+                Some(error) => Some(End::Failed(plain, error)),
+                None => (at < until).then_some(End::At(plain)),
+            };
         }
-        let bound = object.len_bytes.saturating_add(object.len_bytes.max(EXCESS_BYTES_MAX));
-        let mut plain = object.len_bytes;
+        let mut md5 = md5.finish(std::mem::take);
+        let end = match ended {
+            Some(end) => end,
+            None => self.run_behind(stream, &mut md5)?,
+        };
+        Ok((end, md5))
+    }
+
+    /// What the stream holds behind the object's end.
+    fn run_behind(&self, stream: &mut dyn Decoder, md5: &mut Md5Hasher) -> Result<End> {
+        let len_bytes = self.object.len_bytes;
+        let bound = len_bytes.saturating_add(len_bytes.max(EXCESS_BYTES_MAX));
+        let mut plain = len_bytes;
         let mut more = vec![0; 64 << 10];
         loop {
-            check_cancel(cancel)?;
+            check_cancel(self.cancel)?;
             match fill(stream, &mut more)? {
                 (_, Some(error)) => return Ok(End::Failed(plain, error)),
                 (0, None) => return Ok(End::At(plain)),
@@ -157,22 +200,39 @@ impl Pass<'_> {
             }
         }
     }
+}
 
-    /// A multiple of the block, so that no block lies across two chunks.
-    fn chunk_bytes(&self) -> u64 {
-        match &self.layer.digests {
-            Some(table) => {
-                let block_bytes = table.block_bytes().max(1);
-                block_bytes * (CHUNK_BYTES / block_bytes).clamp(1, CHUNK_BLOCKS_MAX)
-            }
-            None => CHUNK_BYTES,
+/// A multiple of the block, so that no block lies across two chunks.
+fn chunk_bytes(layer: &Layer) -> u64 {
+    match &layer.digests {
+        Some(table) => {
+            let block_bytes = table.block_bytes().max(1);
+            block_bytes * (CHUNK_BYTES / block_bytes).clamp(1, CHUNK_BLOCKS_MAX)
+        }
+        None => CHUNK_BYTES,
+    }
+}
+
+impl Take for Md5Hasher {
+    fn take(&mut self, part: &Part) {
+        self.update(&part.bytes);
+    }
+}
+
+impl Take for Pass {
+    fn take(&mut self, part: &Part) {
+        if self.failure.is_none() {
+            self.failure = self.compare(part.at, &part.bytes).err();
         }
     }
+}
 
+impl Pass {
     /// Compares the blocks that lie wholly in these bytes of the volume.
     fn compare(&mut self, at: u64, bytes: &[u8]) -> Result<()> {
         let all = at..at + bytes.len() as u64;
-        let Some(table) = &self.layer.digests else {
+        let layer = self.layer.clone();
+        let Some(table) = &layer.digests else {
             push(&mut self.unproven, all);
             return Ok(());
         };
@@ -183,8 +243,8 @@ impl Pass<'_> {
         for block in blocks {
             let start = (block * block_bytes).max(all.start);
             let part = start..((block + 1) * block_bytes).min(all.end);
-            let range = self.layer.block(table, block).filter(|range| *range == part);
-            let range = range.filter(|range| !self.layer.is_hidden(self.index, range));
+            let range = layer.block(table, block).filter(|range| *range == part);
+            let range = range.filter(|range| !layer.is_hidden(self.index, range));
             let digest = digests.get((block.saturating_sub(known.start)) as usize);
             let (Some(range), Some(digest)) = (range, digest) else {
                 push(&mut self.unproven, part);

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use super::crew::Crew;
 use super::layer::Layer;
 use super::layers::{Layers, number};
 use super::object::{self, Checked};
@@ -102,8 +103,15 @@ impl<'a> Work<'a> {
                 findings: self.faults.load(Ordering::Relaxed),
             });
         };
+        let threads = threads.max(1);
+        let crew = Crew::new(threads);
+        let work = || {
+            let busy = crew.begin();
+            self.check_objects(&crew);
+            crew.help(busy);
+        };
         std::thread::scope(|scope| {
-            let running: Vec<_> = (0..threads.max(1)).map(|_| scope.spawn(|| self.check_objects())).collect();
+            let running: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
             let mut ticks = 0;
             while running.iter().any(|thread| !thread.is_finished()) {
                 std::thread::park_timeout(TICK);
@@ -141,12 +149,12 @@ impl<'a> Work<'a> {
         Some((item, opened))
     }
 
-    fn check_objects(&self) {
+    fn check_objects(&self, crew: &Crew) {
         let tell = |bytes| _ = self.done_bytes.fetch_add(bytes, Ordering::Relaxed);
         while let Some((item, layer)) = self.next() {
             let checked = layer.and_then(|layer| {
                 let (store, cancel) = (&**self.catalog.store(), self.options.cancel);
-                object::check(store, &layer, item.object, cancel, &tell).map(|checked| (layer, checked))
+                object::check(store, &layer, item.object, crew, cancel, &tell).map(|checked| (layer, checked))
             });
             let (layer, checked) = match checked {
                 Ok(checked) => checked,
