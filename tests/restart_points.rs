@@ -44,7 +44,7 @@ fn stored_between(saved: &SavedIndex, at: usize, stored_bytes: u64) -> (u64, u64
 const RESTARTED: &[(&str, Packing, usize, Option<u64>)] =
     &[("zlib", ZLIB, 40 * MIB, None), ("fast", Packing::Zlib { level: 3, junk: 7 }, 12 * MIB, Some(300_000))];
 
-// > Restart points that reads have found are kept in the cache directory and serve later mounts; points that are damaged, foreign or wrong cost time and never a byte.
+// > Restart points that reads have found are kept in the cache directory and serve later mounts; those that `create` wrote into the metadata serve all mounts, without a cache directory and with `seek_index=off` too. Points that are damaged, foreign or wrong cost time and never a byte.
 #[test]
 fn a_later_run_fetches_what_lies_between_two_points() {
     for &(name, packing, len, spacing) in RESTARTED {

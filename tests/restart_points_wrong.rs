@@ -63,7 +63,7 @@ fn points_of_another_object_are_found_out_by_many_readers_at_once() {
 }
 
 /// What a bug of a writer, or somebody with a purpose, might leave: right checksums over wrong points.
-// > Restart points that reads have found are kept in the cache directory and serve later mounts; points that are damaged, foreign or wrong cost time and never a byte.
+// > Restart points that reads have found are kept in the cache directory and serve later mounts; those that `create` wrote into the metadata serve all mounts, without a cache directory and with `seek_index=off` too. Points that are damaged, foreign or wrong cost time and never a byte.
 #[test]
 fn points_that_are_wrong_under_right_checksums_never_reach_a_reader() {
     for &(name, packing, spacing) in HARMED {
@@ -120,7 +120,7 @@ fn check_wrong_points(kit: &Kit) {
     }
 }
 
-// > Restart points that reads have found are kept in the cache directory and serve later mounts; points that are damaged, foreign or wrong cost time and never a byte.
+// > Restart points that reads have found are kept in the cache directory and serve later mounts; those that `create` wrote into the metadata serve all mounts, without a cache directory and with `seek_index=off` too. Points that are damaged, foreign or wrong cost time and never a byte.
 #[test]
 fn files_that_are_damaged_or_deleted_while_they_are_used_change_no_byte() {
     let _watchdog = Watchdog::new();
