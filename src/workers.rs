@@ -8,6 +8,7 @@
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 /// Jobs that may wait, for each thread. Work that is older than this many others is no longer ahead of anybody.
@@ -17,7 +18,7 @@ type Job = Box<dyn FnOnce() + Send>;
 
 /// A pool of threads, started when the first job comes.
 pub struct Workers {
-    threads_max: usize,
+    threads_max: AtomicUsize,
     shared: Arc<Shared>,
 }
 
@@ -38,22 +39,28 @@ struct State {
 impl Workers {
     /// A pool of at most `threads` threads; with 0 no job is ever done.
     pub fn new(threads: usize) -> Self {
-        Self { threads_max: threads, shared: Arc::default() }
+        Self { threads_max: AtomicUsize::new(threads), shared: Arc::default() }
     }
 
     /// How many threads there are at most.
     pub fn threads(&self) -> usize {
-        self.threads_max
+        self.threads_max.load(Ordering::Relaxed)
+    }
+
+    /// One thread more from now on, in place of one of the caller's that has nothing left to do.
+    pub fn allow_one_more(&self) {
+        self.threads_max.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Queues a job; `false` when it was dropped because too many wait.
     pub fn submit(&self, job: impl FnOnce() + Send + 'static) -> bool {
+        let threads_max = self.threads();
         let mut state = self.shared.lock();
-        if state.is_closed || state.queue.len() >= QUEUE_PER_THREAD * self.threads_max {
+        if state.is_closed || state.queue.len() >= QUEUE_PER_THREAD * threads_max {
             return false;
         }
         state.queue.push_back(Box::new(job));
-        if state.idle < state.queue.len() && state.threads < self.threads_max {
+        if state.idle < state.queue.len() && state.threads < threads_max {
             let shared = self.shared.clone();
             let thread = std::thread::Builder::new().name("worker".to_owned());
             match thread.spawn(move || shared.work()) {

@@ -19,6 +19,7 @@ use store::{BLOCK, Backup, noise};
 
 const B: u64 = BLOCK as u64;
 
+// > A hole of the target counts as zeros, and what lies behind the volume's end is not compared.
 #[test]
 fn a_right_target_is_equal_wherever_it_has_holes() {
     let chain = Chain::new();
@@ -38,6 +39,7 @@ fn a_right_target_is_equal_wherever_it_has_holes() {
     assert_eq!(told.json["target_bytes"], chain.volume().len() as u64 + 5000);
 }
 
+// > `audit` writes nothing without `--repair`, and calls what Cinder 22 to 28 left behind `stale_data`.
 #[test]
 fn the_defect_of_cinder_22_to_28_is_known_and_repaired() {
     let chain = Chain::new();
@@ -59,6 +61,8 @@ fn the_defect_of_cinder_22_to_28_is_known_and_repaired() {
     assert_eq!(chain.audit(&target, &[]).code, 0);
 }
 
+// > `audit` compares every block of the volume with the target, and tells of each that differs whether it has zeros, data of an
+// > older backup of the chain, or other bytes, or is missing.
 #[test]
 fn what_is_wrong_is_told_apart() {
     let chain = Chain::new();
@@ -89,6 +93,7 @@ fn what_is_wrong_is_told_apart() {
     assert!(fs::read(&target).unwrap() == chain.volume());
 }
 
+// > `--repair` writes only blocks that differ, and nothing behind the volume's end.
 #[test]
 fn nothing_behind_the_end_and_nothing_right_is_written() {
     let chain = Chain::new();
@@ -105,6 +110,7 @@ fn nothing_behind_the_end_and_nothing_right_is_written() {
     assert!(fs::read(&target).unwrap() == bytes);
 }
 
+// > `--repair` writes verified bytes only; what the backup itself has lost is told, and left as it is.
 #[test]
 fn a_damaged_backup_repairs_the_rest_and_says_so() {
     let chain = Chain::new();
@@ -124,6 +130,7 @@ fn a_damaged_backup_repairs_the_rest_and_says_so() {
     assert!(fs::read(&target).unwrap() == bytes);
 }
 
+// > A target that is in use is not repaired without `--force`, and one that lies inside the store is refused.
 #[test]
 fn a_target_in_use_or_in_the_store_is_left_alone() {
     let chain = Chain::new();
@@ -196,6 +203,7 @@ fn people_see_what_is_wrong_and_what_to_do() {
     assert!(widest.unwrap() <= 80 + target.to_str().unwrap().len(), "{text}");
 }
 
+// > Which ranges Cinder 22 to 28 would restore wrongly to a new volume is told from digests alone.
 #[test]
 fn what_the_defect_would_hit_is_told_from_digests_alone() {
     use cinderfs::frontend::audit::risk::{Risk, at_risk};

@@ -70,6 +70,7 @@ fn model(old: &[u8], new: &[u8], block_bytes: usize) -> Vec<(Range<u64>, Change)
     ranges
 }
 
+// > `diff` tells every block that differs between two backups, and which of them became zeros, from digests alone.
 #[test]
 fn every_block_that_differs_is_told() {
     // The last one has several parts for several threads.
@@ -110,6 +111,7 @@ fn every_block_that_differs_is_told() {
     }
 }
 
+// > A block whose digest is damaged is `unknown` in `diff`, and counts as changed.
 #[test]
 fn a_damaged_digest_is_not_taken_for_equal() {
     let folder = tempfile::tempdir().unwrap();
@@ -127,6 +129,7 @@ fn a_damaged_digest_is_not_taken_for_equal() {
     assert_eq!((found.unknown_bytes, found.changed_bytes), (block, block));
 }
 
+// > `diff` refuses backups without digests, or with blocks of different sizes.
 #[test]
 fn what_digests_cannot_tell_is_refused() {
     let folder = tempfile::tempdir().unwrap();
@@ -146,6 +149,7 @@ fn what_digests_cannot_tell_is_refused() {
     assert!(compare(folder.path(), 1).unwrap_err().to_string().contains("b2 has no usable digests"));
 }
 
+// > The JSON of `diff` is a list that `create --changed-from` takes, and a torn one is refused there.
 #[test]
 fn its_json_is_a_list_for_create() {
     let folder = tempfile::tempdir().unwrap();

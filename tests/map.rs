@@ -65,6 +65,7 @@ fn check_shape(entries: &[MapEntry], len_bytes: u64) {
     }
 }
 
+// > `map` calls zeros what the digests say to be zeros, in whole blocks, whether an object stores them or not.
 #[test]
 fn genuine_backups_are_zero_exactly_where_whole_blocks_are() {
     for name in ["ext4", "zeros", "branch", "unaligned", "grew", "emulated-python2", "release-7.0.3-zlib"] {
@@ -106,6 +107,8 @@ fn chain(store: &Path) -> [Backup; 3] {
     [first, second, third]
 }
 
+// > `map` tells of each range which backup and object hold it, and where in the object; its JSON is that of `qemu-img map`, with
+// > keys of our own behind.
 #[test]
 fn json_is_that_of_qemu_img_and_ours() {
     let folder = tempfile::tempdir().unwrap();
@@ -138,6 +141,7 @@ fn json_is_that_of_qemu_img_and_ours() {
     assert_eq!((&list[1]["compression"], &list[1]["state"]), (&"none".into(), &"zero".into()));
 }
 
+// > Where an object is not listed or a digest is damaged, `map` says lost of the whole block.
 #[test]
 fn what_cannot_be_had_is_lost_in_whole_blocks() {
     let folder = tempfile::tempdir().unwrap();
@@ -165,6 +169,7 @@ fn what_cannot_be_had_is_lost_in_whole_blocks() {
     assert_eq!(lost, 2 * block);
 }
 
+// > In a backup without digests `map` calls nothing zeros.
 #[test]
 fn without_digests_nothing_is_known_to_be_zeros() {
     let folder = tempfile::tempdir().unwrap();

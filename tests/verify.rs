@@ -6,6 +6,7 @@
 mod store;
 
 use std::fs;
+use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
@@ -145,6 +146,78 @@ fn a_stray_is_no_damage_and_cinder_refuses_it() {
 }
 
 #[test]
+fn a_folder_may_be_a_stray_also_when_it_is_empty() {
+    let kit = Kit::new();
+    let [full, child] = chain(&kit.store());
+    fs::create_dir(child.file(&kit.store(), "_old")).unwrap();
+    let report = kit.verify(3, &[]);
+    assert_eq!(verdicts(&report), [[FULL, "good", "yes"], [CHILD, "good", "no"]]);
+    assert_eq!(kinds(&report), ["stray"]);
+    fs::create_dir(full.file(&kit.store(), "_old")).unwrap();
+    fs::write(full.file(&kit.store(), "_old/file"), "").unwrap();
+    let report = kit.verify(3, &[]);
+    assert_eq!(kinds(&report), ["stray", "stray"]);
+    assert!(
+        report["findings"][0]["object"].as_str().unwrap().ends_with("_old"),
+        "the folder, not what is in it"
+    );
+}
+
+/// A backup with one object, stored like this.
+fn stored(compression: &str, bytes: impl Fn(&[u8]) -> Vec<u8>) -> Kit {
+    let kit = Kit::new();
+    let backup = Backup::new(FULL, VOLUME, noise(1, 8 * BLOCK));
+    backup.put(&kit.store());
+    fs::write(backup.file(&kit.store(), "-00001"), bytes(&backup.image)).unwrap();
+    let metadata = backup.file(&kit.store(), "_metadata");
+    let text = fs::read_to_string(&metadata).unwrap();
+    let told = text.replace("\"none\"", &format!("\"{compression}\""));
+    assert_ne!(told, text);
+    fs::write(metadata, told).unwrap();
+    kit
+}
+
+// > A file of right bytes that genuine Cinder reads otherwise than it should, such as a zstd object of several frames, is told with what Cinder makes of it.
+#[test]
+fn zstd_frames_that_cinder_does_not_read() {
+    let sized = |bytes: &[u8]| zstd::bulk::compress(bytes, 1).unwrap();
+    let unsized_ = |bytes: &[u8]| {
+        let mut encoder = zstd::stream::Encoder::new(Vec::new(), 1).unwrap();
+        encoder.include_contentsize(false).unwrap();
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    };
+    let (one, two) = (2 * BLOCK, 6 * BLOCK);
+    let one_sized = stored("zstd", sized);
+    assert_eq!(kinds(&one_sized.verify(0, &[])), [""; 0]);
+    for (kit, cinder, code) in [
+        (stored("zstd", unsized_), "no", 3),
+        (stored("zstd", |all| [unsized_(&all[..one]), unsized_(&all[one..])].concat()), "wrongly", 3),
+        (stored("zstd", |all| [sized(&all[..one]), sized(&all[one..])].concat()), "yes", 0),
+        (stored("zstd", |all| [sized(&all[..two]), sized(&all[two..])].concat()), "no", 3),
+    ] {
+        let report = kit.verify(code, &[]);
+        assert_eq!(kinds(&report), ["foreign_frames"]);
+        assert_eq!(verdicts(&report), [[FULL, "good", cinder]], "{report}");
+    }
+}
+
+#[test]
+fn junk_behind_a_bz2_stream_is_told_and_harmless() {
+    let bz2 = |bytes: &[u8]| {
+        let mut encoder = bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::best());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    };
+    let whole = stored("bz2", |all| [bz2(&all[..BLOCK]), bz2(&all[BLOCK..])].concat());
+    assert_eq!(kinds(&whole.verify(0, &[])), [""; 0]);
+    let report = stored("bz2", |all| [bz2(all), b"junk".to_vec()].concat()).verify(0, &[]);
+    assert_eq!(kinds(&report), ["trailing_bytes"]);
+    assert_eq!(verdicts(&report), [[FULL, "good", "yes"]]);
+    assert!(report["findings"][0]["message"].as_str().unwrap().starts_with("4 stored byte(s)"));
+}
+
+#[test]
 fn a_parent_that_is_gone_and_what_is_left_of_it() {
     let kit = Kit::new();
     let [full, _] = chain(&kit.store());
@@ -211,6 +284,31 @@ fn night_after_night_everything_is_verified() {
     for _ in 0..2 {
         assert_eq!(kinds(&kit.verify(3, &["--subset", "1K"])), ["object_wrong"]);
     }
+}
+
+// > Stamps are advice: losing them, or finding them damaged, costs time and nothing else.
+#[test]
+fn without_stamps_all_is_verified_again() {
+    let kit = Kit::new();
+    chain(&kit.store());
+    let cache = kit.folder.path().join("cache");
+    assert_eq!(kit.verify(0, &[])["summary"]["never_verified_objects"], 3);
+    assert_eq!(kit.verify(0, &["--stale-after", "1d"])["summary"]["objects"], 0);
+    let mut folders = vec![cache.clone()];
+    let mut files = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+            if entry.is_dir() { folders.push(entry) } else { files.push(entry) }
+        }
+    }
+    for file in &files {
+        let bytes = fs::read(file).unwrap();
+        fs::write(file, &bytes[..bytes.len() / 2]).unwrap();
+    }
+    let report = kit.verify(0, &["--stale-after", "1d"]);
+    assert_eq!(verdicts(&report)[1][1], "good", "{report}");
+    fs::remove_dir_all(&cache).unwrap();
+    assert_eq!(kit.verify(0, &["--stale-after", "1d"])["summary"]["objects"], 3);
 }
 
 // > With `--max-duration` no object is begun after that time.
@@ -291,14 +389,19 @@ fn people_read_it_too() {
     let output = run(&kit.folder.path().join("cache"), &["verify", store.to_str().unwrap()]);
     let text = String::from_utf8(output.stdout).unwrap();
     for words in [
-        "damaged: 32.00 KiB lost; would Cinder restore it: wrongly",
+        "  damaged: 32.00 KiB lost\n  would Cinder restore it: wrongly (",
         "damage object_wrong: ",
         "    volume bytes 0 to 32768\n",
         "    also in aaaaaaaa-0000-4000-8000-000000000002\n",
         "2 backups: 0 good, 2 damaged\n3 objects, 160.00 KiB verified in ",
         "1 case of damage",
+        "what to do\n  - object_*: put the object back from a copy of the store;",
     ] {
         assert!(text.contains(words), "{words:?} is not in\n{text}");
+    }
+    // Names and the chains of ids may be longer than a line; sentences are not.
+    for line in text.lines().filter(|line| !line.contains("backup_") && !line.contains("name of")) {
+        assert!(line.chars().count() <= 80, "{line}");
     }
     for bad in [vec!["--subset", "0/3"], vec!["--max-duration", "soon"], vec!["nobody"]] {
         let mut words = vec!["verify", store.to_str().unwrap()];

@@ -18,10 +18,16 @@ use cinderfs::catalog::{Catalog, CatalogOptions};
 use cinderfs::frontend::verify::findings::{Cinder, Severity, Verdict};
 use cinderfs::frontend::verify::{Report, Subset, VerifyOptions, verify};
 use cinderfs::store::posix::PosixStore;
-use kit::case::{Case, Is};
+use kit::case::{Case, Is, Step};
 use kit::world::World;
 
 const WORKERS: usize = 4;
+
+/// Bombs of terabytes must not be read to their end, so a few times what `verify` reads behind an object's end shows as much.
+const BOMB_MIB_MAX: u64 = 64;
+
+/// What a bomb of zeros that is all right may decode to, in bytes: that is read to its end.
+const ZEROS_BYTES_MAX: u64 = 128 << 20;
 
 fn cases() -> VecDeque<Case> {
     let wanted = std::env::var("CINDERFS_DAMAGE").unwrap_or_default();
@@ -52,10 +58,24 @@ fn report(world: &World) -> Report {
     verify(&catalog, None, &options, &|_| {}).unwrap()
 }
 
+/// The same damage, of a size at which a debug build has read it within seconds. What `tests/damage.rs` does is not made smaller.
+fn smaller(step: &Step) -> Step {
+    match step {
+        Step::Bomb { file, codec, mib, byte } => Step::Bomb {
+            file: file.clone(),
+            codec: codec.clone(),
+            mib: (*mib).min(BOMB_MIB_MAX),
+            byte: *byte,
+        },
+        Step::Build(build) => Step::Build(build.with_zeros_up_to(ZEROS_BYTES_MAX)),
+        step => step.clone(),
+    }
+}
+
 fn check(case: &Case) -> Vec<String> {
     let mut world = World::of(case);
     for step in &case.damage {
-        kit::mutate::apply(step, &mut world);
+        kit::mutate::apply(&smaller(step), &mut world);
     }
     let report = report(&world);
     let mut wrong = Vec::new();
@@ -97,6 +117,7 @@ fn check(case: &Case) -> Vec<String> {
     wrong
 }
 
+// > What `verify` calls lost is what a reader of the mount cannot have.
 #[test]
 fn what_is_told_is_what_a_reader_sees() {
     let (queue, wrong) = (Mutex::new(cases()), Mutex::new(Vec::new()));

@@ -90,6 +90,7 @@ def main():
     parser.add_argument('--volumes', type=int, default=24,
                         help='read: random volumes beside the fixed ones (%(default)s)')
     parser.add_argument('--rounds', type=int, default=1, help='create: so many times 4 volumes a codec, consolidate: 2 (%(default)s)')
+    parser.add_argument('--all', action='store_true', help='verify: each damage to each store, not each damage once')
     arguments = parser.parse_args()
     parts = arguments.part or PARTS
     if not set(parts) <= set(PARTS):
@@ -103,7 +104,7 @@ def main():
     print(f'seed {seed}', flush=True)
     runs = {'read': (run_read, arguments.volumes), 'create': (creates.run, arguments.rounds),
             'consolidate': (consolidates.run, arguments.rounds),
-            'verify': (verifies.run, len(verifies.CHAINS))}
+            'verify': (verifies.run, arguments.all)}
     try:
         for part in parts:
             function, count = runs[part]

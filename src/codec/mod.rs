@@ -100,6 +100,17 @@ impl fmt::Display for Codec {
     }
 }
 
+/// The frames of a zstd stream, as far as others who read it care.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Frames {
+    /// How many there are that hold data.
+    pub count: u64,
+    /// How many of them tell their length.
+    pub sized: u64,
+    /// Whether each one but the last of all, skippable ones included, is smaller than all that follow it together.
+    pub each_fits_before_the_rest: bool,
+}
+
 /// A cursor over the plain bytes of one object; it only moves forward.
 pub trait Decoder: Send {
     /// Decodes the next plain bytes into `out`; returns how many, 0 only at the end of the plain bytes (or for an empty
@@ -122,6 +133,11 @@ pub trait Decoder: Send {
     /// How many stored bytes the stream took, once its plain bytes have ended well; `None` before, and where the stream's end
     /// is not known apart from the object's.
     fn stored_end(&self) -> Option<u64> {
+        None
+    }
+
+    /// Which frames a zstd stream had, once its plain bytes have ended well; `None` before, and for other codecs.
+    fn frames(&self) -> Option<Frames> {
         None
     }
 

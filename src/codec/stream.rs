@@ -14,7 +14,7 @@ use std::mem::take;
 use std::sync::Arc;
 
 use super::input::StoredInput;
-use super::{Codec, Decoder, Needed, Recording, RestartPoint};
+use super::{Codec, Decoder, Frames, Needed, Recording, RestartPoint};
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::ObjectSource;
 
@@ -55,6 +55,11 @@ pub(super) trait Stream: Send {
     /// Whether the plain bytes are complete if the object ends here.
     fn may_end(&self) -> bool;
 
+    /// As [`Decoder::frames`], of frames that have ended.
+    fn frames(&self) -> Option<Frames> {
+        None
+    }
+
     /// About how much memory the state holds, in bytes.
     fn memory_bytes(&self) -> usize;
 
@@ -72,6 +77,8 @@ pub(super) struct StreamDecoder<S> {
     state: State<S>,
     /// Points that the stream noted in the read in which it ended.
     last_points: Vec<RestartPoint>,
+    /// What the stream's frames were like.
+    frames: Option<Frames>,
 }
 
 enum State<S> {
@@ -94,7 +101,7 @@ impl<S: Stream> StreamDecoder<S> {
     /// At the stored byte `offset`, where `stream` goes on; `needed` is what is known of how far.
     pub(super) fn at(stream: S, source: Arc<dyn ObjectSource>, offset: u64, needed: Option<Needed>) -> Self {
         let input = StoredInput::at(source, offset, needed, S::CODEC == Codec::Zlib);
-        Self { state: State::Running { stream, input, idle_steps: 0 }, last_points: Vec::new() }
+        Self { state: State::Running { stream, input, idle_steps: 0 }, last_points: Vec::new(), frames: None }
     }
 }
 
@@ -133,6 +140,7 @@ impl<S: Stream> Decoder for StreamDecoder<S> {
             *idle_steps = if produced == 0 { *idle_steps + 1 } else { 0 };
             if let Some(last) = last {
                 self.last_points = stream.take_points();
+                self.frames = stream.frames();
                 self.state = last;
             } else if *idle_steps > IDLE_STEPS_MAX {
                 let message = format!(
@@ -167,6 +175,10 @@ impl<S: Stream> Decoder for StreamDecoder<S> {
             State::Ended(offset) => Some(offset),
             State::Running { .. } | State::Failed(_) => None,
         }
+    }
+
+    fn frames(&self) -> Option<Frames> {
+        self.frames.filter(|_| matches!(self.state, State::Ended(_)))
     }
 
     fn memory_bytes(&self) -> usize {

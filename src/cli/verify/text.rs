@@ -1,6 +1,6 @@
 //! The report of `verify` for people: what is wrong under the backup that it lies in, then one line for all.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
 use std::sync::Arc;
 
@@ -13,6 +13,9 @@ use crate::catalog::Entry;
 use crate::frontend::verify::Report;
 use crate::frontend::verify::findings::{BackupReport, Cinder, Finding, Severity, Verdict};
 use crate::types::BackupId;
+
+/// Width of the report: that of a terminal, and of a mail.
+const COLUMNS: usize = 80;
 
 /// Ranges of a finding that are shown; `-f json` has more.
 const RANGES_SHOWN_MAX: usize = 3;
@@ -42,7 +45,7 @@ pub(super) fn write(
             continue;
         }
         let name = entry(&backup.id).map_or_else(|| backup.id.to_string(), |entry| backup_said(&entry));
-        writeln!(out, "{name}\n  {}", verdict(backup))?;
+        writeln!(out, "{name}\n{}", verdict(backup))?;
         findings(out, &own)?;
     }
     for (id, own) in of_backup {
@@ -53,7 +56,39 @@ pub(super) fn write(
         writeln!(out, "the store")?;
         findings(out, &of_store)?;
     }
+    advice(out, report)?;
     writeln!(out, "{}", summary(report))
+}
+
+/// What to do about what was found, once for each way out.
+fn advice(out: &mut dyn Write, report: &Report) -> io::Result<()> {
+    let all: BTreeSet<&str> = report.findings.iter().filter_map(|finding| finding.kind.advice()).collect();
+    if !all.is_empty() {
+        writeln!(out, "what to do")?;
+    }
+    all.into_iter().try_for_each(|advice| writeln!(out, "{}", wrapped("  - ", "    ", advice)))
+}
+
+/// Text in lines of at most 80 columns, unless a word is longer than that.
+fn wrapped(first: &str, indent: &str, text: &str) -> String {
+    let mut all = first.to_owned();
+    let mut column = first.chars().count();
+    let mut is_first = true;
+    for word in text.split(' ') {
+        let len = word.chars().count();
+        if !is_first && column + 1 + len > COLUMNS {
+            all.push('\n');
+            all.push_str(indent);
+            column = indent.chars().count();
+        } else if !is_first {
+            all.push(' ');
+            column += 1;
+        }
+        all.push_str(word);
+        column += len;
+        is_first = false;
+    }
+    all
 }
 
 fn verdict(backup: &BackupReport) -> String {
@@ -64,24 +99,26 @@ fn verdict(backup: &BackupReport) -> String {
     if backup.healed_bytes > 0 {
         text.push_str(&format!(", {} had from other backups", BinaryBytes(backup.healed_bytes)));
     }
-    text.push_str(&format!("; would Cinder restore it: {}", backup.cinder.name()));
+    text.push_str(&format!("\nwould Cinder restore it: {}", backup.cinder.name()));
     if !backup.reason.is_empty() {
         text.push_str(&format!(" ({})", backup.reason));
     }
-    text
+    let lines: Vec<_> = text.lines().map(|line| wrapped("  ", "    ", line)).collect();
+    lines.join("\n")
 }
 
 fn findings(out: &mut dyn Write, findings: &[&Finding]) -> io::Result<()> {
     for finding in findings {
-        let object = finding.object.as_deref().map(|name| format!("{}: ", visible(name))).unwrap_or_default();
-        // What the message says of the object itself, it says with the whole name.
-        let object =
-            if finding.message.contains(object.trim_end_matches(": ")) { String::new() } else { object };
         let (severity, kind) = (finding.kind.severity().name(), finding.kind.name());
-        writeln!(out, "  {severity} {kind}: {object}{}", visible(&finding.message))?;
+        let head = format!("{severity} {kind}: {}", visible(&finding.message));
+        writeln!(out, "{}", wrapped("  ", "    ", &head))?;
+        // Names are long, and are copied; what the message has, it has with the whole name.
+        if let Some(object) = finding.object.as_deref().filter(|name| !finding.message.contains(name)) {
+            writeln!(out, "    {}", visible(object))?;
+        }
         let ranges = ranges(finding);
         if !ranges.is_empty() {
-            writeln!(out, "    volume bytes {ranges}")?;
+            writeln!(out, "{}", wrapped("    ", "      ", &format!("volume bytes {ranges}")))?;
         }
         if let [_, others @ ..] = &finding.backups[..]
             && !others.is_empty()
@@ -90,7 +127,7 @@ fn findings(out: &mut dyn Write, findings: &[&Finding]) -> io::Result<()> {
             if others.len() > BACKUPS_SHOWN_MAX {
                 names.push(format!("{} more", others.len() - BACKUPS_SHOWN_MAX));
             }
-            writeln!(out, "    also in {}", names.join(", "))?;
+            writeln!(out, "{}", wrapped("    ", "      ", &format!("also in {}", names.join(", "))))?;
         }
     }
     Ok(())

@@ -165,6 +165,8 @@ pub(super) struct Bz2Decoder {
     ended_whole: bool,
     /// The bit at which the block begins that was begun last.
     last_block: u64,
+    /// Stored offset behind the last complete stream.
+    streams_end: Option<u64>,
     empty_streams: u32,
     /// Left at the next block, if that is worth it.
     decoder: Option<BlockDecoder>,
@@ -192,6 +194,7 @@ impl Bz2Decoder {
             any_complete: false,
             ended_whole: false,
             last_block: 0,
+            streams_end: None,
             empty_streams: 0,
             decoder: None,
             plain_offset: 0,
@@ -245,6 +248,9 @@ impl Bz2Decoder {
     fn head(&mut self, offset: u64) -> Result<Place> {
         let head = self.window.at(offset, HEAD_BYTES)?;
         let head = &head[..head.len().min(HEAD_BYTES)];
+        if self.any_complete {
+            self.streams_end = Some(offset);
+        }
         if head.is_empty() && self.any_complete {
             self.ended_whole = true;
             return Ok(Place::Ended);
@@ -461,6 +467,10 @@ impl Decoder for Bz2Decoder {
 
     fn take_points(&mut self) -> Vec<RestartPoint> {
         std::mem::take(&mut self.points)
+    }
+
+    fn stored_end(&self) -> Option<u64> {
+        self.streams_end.filter(|_| matches!(self.place, Place::Ended))
     }
 
     fn memory_bytes(&self) -> usize {

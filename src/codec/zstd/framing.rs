@@ -6,6 +6,8 @@
 //!
 //! Invariant: what is not understood ends the following for good ([`Place::Lost`]), and changes nothing else.
 
+use crate::codec::Frames;
+
 /// Most plain and most stored bytes of a block.
 pub(super) const BLOCK_BYTES_MAX: usize = 128 * 1024;
 
@@ -21,6 +23,8 @@ pub(super) const HEADER_BYTES_MAX: usize = 18;
 pub(super) struct Frame {
     /// How far back its matches may reach, in bytes.
     pub(super) window_bytes: u64,
+    /// It tells the length of its plain bytes.
+    pub(super) has_size: bool,
     /// Four bytes follow its last block.
     pub(super) has_checksum: bool,
     /// Stored offset of its first byte.
@@ -77,6 +81,19 @@ pub(super) struct Framing {
     /// Stored offset of the next byte.
     stored: u64,
     frame: Frame,
+    tally: Tally,
+}
+
+/// What all frames so far were like.
+#[derive(Clone, Copy, Debug, Default)]
+struct Tally {
+    count: u64,
+    sized: u64,
+    /// The stored offset behind which the stream must reach so that each frame before the last is smaller than what follows.
+    reach: u64,
+    /// The same for the last frame, if it turns out not to be the last.
+    reach_of_last: u64,
+    last_end: u64,
 }
 
 /// One block header: whether it is the last, how it is stored, and its content's stored bytes. `None` for a bad one.
@@ -118,7 +135,27 @@ impl Framing {
             is_untouched: true,
             stored,
             frame: Frame::default(),
+            tally: Tally::default(),
         }
+    }
+
+    /// What the frames were like, if the stream ends here.
+    pub(super) fn frames(&self) -> Frames {
+        let Tally { count, sized, reach, last_end, .. } = self.tally;
+        Frames { count, sized, each_fits_before_the_rest: count == 1 || reach < last_end }
+    }
+
+    /// A frame ends here.
+    fn count(&mut self, is_data: bool) {
+        let tally = &mut self.tally;
+        tally.reach = tally.reach.max(tally.reach_of_last);
+        tally.reach_of_last = 0;
+        if is_data {
+            tally.count += 1;
+            tally.sized += u64::from(self.frame.has_size);
+            tally.reach_of_last = self.stored + (self.stored - self.frame.stored_start.min(self.stored));
+        }
+        tally.last_end = self.stored;
     }
 
     /// At stored offset `stored`, where a block of `frame` begins that is not its first.
@@ -197,7 +234,10 @@ impl Framing {
         if magic & !15 == MAGIC_SKIPPABLE {
             if self.have == 8 {
                 match u32::from_le_bytes([header[4], header[5], header[6], header[7]]) {
-                    0 => self.go(Place::Header, 0),
+                    0 => {
+                        self.count(false);
+                        self.go(Place::Header, 0);
+                    }
                     bytes => self.go(Place::Skippable, u64::from(bytes)),
                 }
             }
@@ -226,8 +266,13 @@ impl Framing {
             super::state::window_bytes(header[5])
         };
         let stored_start = self.stored - self.have as u64;
-        self.frame =
-            Frame { window_bytes, has_checksum: descriptor & 4 != 0, stored_start, plain_start: plain };
+        self.frame = Frame {
+            window_bytes,
+            has_size: size_bytes > 0,
+            has_checksum: descriptor & 4 != 0,
+            stored_start,
+            plain_start: plain,
+        };
         self.is_first_block = true;
         self.go(Place::Block, 0);
         event(Event::FrameStart);
@@ -254,10 +299,16 @@ impl Framing {
                 event(Event::FrameEnd);
                 match self.frame.has_checksum {
                     true => self.go(Place::Checksum, 4),
-                    false => self.go(Place::Header, 0),
+                    false => {
+                        self.count(true);
+                        self.go(Place::Header, 0);
+                    }
                 }
             }
-            _ => self.go(Place::Header, 0),
+            place => {
+                self.count(place == Place::Checksum);
+                self.go(Place::Header, 0);
+            }
         }
     }
 }

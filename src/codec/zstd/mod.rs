@@ -29,7 +29,7 @@ use self::framing::Framing;
 use self::recorder::Recorder;
 use self::state::State;
 use super::stream::{Next, Step, Stream};
-use super::{Codec, Recording, RestartPoint};
+use super::{Codec, Frames, Recording, RestartPoint};
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::ObjectSource;
 
@@ -271,6 +271,10 @@ impl Stream for Zstd {
 
     fn may_end(&self) -> bool {
         self.frame_ended && self.skipped == 0
+    }
+
+    fn frames(&self) -> Option<Frames> {
+        Some(self.framing.frames())
     }
 
     fn record(&mut self, recording: Option<Recording>) {

@@ -1,6 +1,6 @@
 //! One part of a target against the digests.
 //!
-//! The target's holes are not read. Zeros are recognised without hashing. Only blocks that are wrong are looked for among the digests
+//! The target's holes are not read, and what was read is dropped from the page cache. Zeros are recognised without hashing. Only blocks that are wrong are looked for among the digests
 //! of the backups beneath, the nearest first.
 //!
 //! Invariant: a part that cannot be read as a whole is read block by block, so that a bad sector costs its own block.
@@ -87,6 +87,7 @@ impl<'a> Comparer<'a> {
                 wrong.push((block, why, hash));
             }
         }
+        data.into_iter().for_each(|range| self.target.forget(range));
         self.findings(part, blocks, wrong)
     }
 

@@ -37,6 +37,8 @@ pub enum Kind {
     ObjectUnreadable,
     /// Bytes behind the end of an object's stream, which nobody reads.
     TrailingBytes,
+    /// A zstd object has frames such as Cinder does not write and may not read.
+    ForeignFrames,
     /// An object's md5 is not the one in the metadata, and the digests prove its bytes.
     Md5Wrong,
     /// A digest is not that of its block, and the md5 proves the bytes.
@@ -83,6 +85,7 @@ impl Kind {
             Self::ObjectUnproven => "object_unproven",
             Self::ObjectUnreadable => "object_unreadable",
             Self::TrailingBytes => "trailing_bytes",
+            Self::ForeignFrames => "foreign_frames",
             Self::Md5Wrong => "md5_wrong",
             Self::DigestWrong => "digest_wrong",
             Self::DigestDamaged => "digest_damaged",
@@ -98,6 +101,51 @@ impl Kind {
             Self::Leftovers => "leftovers",
             Self::Unreadable => "unreadable",
             Self::ZeroDefect => "cinder_22_to_28",
+        }
+    }
+
+    /// What to do about it, if anything.
+    pub fn advice(self) -> Option<&'static str> {
+        match self {
+            Self::BackupUnusable => Some(
+                "backup_unusable: put the document or the parent back from a copy of the store, or fix what the message names",
+            ),
+            Self::ObjectMissing
+            | Self::ObjectDamaged
+            | Self::ObjectWrong
+            | Self::ObjectTooShort
+            | Self::ObjectTooLong => Some(
+                "object_*: put the object back from a copy of the store; without one, mount the store and save what can be read, and make a \
+                 new full backup while the volume still exists",
+            ),
+            Self::DigestWrong | Self::DigestDamaged | Self::DigestsTorn | Self::DigestsMissing => Some(
+                "digest*: the data may be whole; put the _sha256file back from a copy, or make the next backup a full one",
+            ),
+            Self::NoData | Self::ChainInconsistent => Some(
+                "no_data, chain_inconsistent: an ancestor is not the one that the backup was made on; look for another copy of it",
+            ),
+            Self::Stray => {
+                Some("stray: move files that are not Cinder's out of the backup's folder, and restore again")
+            }
+            Self::ForeignFrames => Some(
+                "foreign_frames: cinderfs reads it; for Cinder make a backup of its own of it with `cinderfs consolidate`",
+            ),
+            Self::Orphans => Some("orphans: remove the files if no backup is being made there"),
+            Self::ObjectUnreadable | Self::Unreadable => {
+                Some("unreadable: look at the share, its permissions and its disk, and run it again")
+            }
+            Self::ZeroDefect => Some(
+                "cinder_22_to_28: restore with `cinderfs restore`, Cinder 29, or onto an existing volume; `cinderfs audit` finds what was \
+                 restored wrongly",
+            ),
+            Self::ObjectBeyondLimits
+            | Self::ObjectUnproven
+            | Self::TrailingBytes
+            | Self::Md5Wrong
+            | Self::BlockSizeChanged
+            | Self::Copy
+            | Self::InProgress
+            | Self::Leftovers => None,
         }
     }
 
@@ -119,6 +167,7 @@ impl Kind {
             | Self::ChainInconsistent => Severity::Damage,
             Self::ObjectUnreadable
             | Self::TrailingBytes
+            | Self::ForeignFrames
             | Self::Md5Wrong
             | Self::DigestsMissing
             | Self::Stray

@@ -16,13 +16,20 @@
 //! bytes each, and not on their size.
 
 mod at_risk;
+mod crew;
 pub mod findings;
+mod folders;
 mod image;
+mod judge;
+mod layer;
+mod layers;
 mod object;
 mod plan;
 mod report;
 mod run;
+mod sight;
 mod stock;
+mod verdicts;
 
 pub use plan::Subset;
 pub use report::Report;
@@ -34,13 +41,13 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use self::findings::{Cinder, Finding, Kind};
-use self::run::{Layers, Work};
+use self::layers::Layers;
+use self::run::Work;
 use crate::cache_dir::verified::Verified;
 use crate::catalog::{Catalog, Entry, Snapshot};
 use crate::error::Result;
 use crate::format::names::{METADATA_SUFFIX, Place};
 use crate::store::ListedObject;
-use crate::store::posix::HIDDEN_FOLDER_PREFIX;
 use crate::types::BackupId;
 
 /// Settings of [`verify`].
@@ -60,7 +67,7 @@ pub struct VerifyOptions<'a> {
     pub stamps: Option<&'a Verified>,
     /// For [`Subset::Share`].
     pub seed: u64,
-    /// The directory of the store, if it is one: there killed runs of this program leave hidden folders.
+    /// The directory of the store, if it is one: there may be folders that no listing of objects shows.
     pub root: Option<&'a Path>,
 }
 
@@ -100,10 +107,10 @@ pub fn verify(
     if chosen.is_none() {
         report.findings.extend(stock::orphans(&listing.objects, SystemTime::now()));
         report.findings.extend(copies(&snapshot, &listing.objects));
-        report.findings.extend(options.root.into_iter().flat_map(leftovers));
+        report.findings.extend(options.root.into_iter().flat_map(folders::leftovers));
     }
     layers.report_problems(&mut report);
-    report.findings.extend(layers.strays(&listing.objects));
+    report.findings.extend(layers.strays(&listing.objects, options.root));
     let items = layers.items(&listing.objects, options.stamps);
     report.note_ages(&items, now());
     let chosen_items = plan::choose(items, options.subset, options.fresh_since, options.seed);
@@ -125,21 +132,6 @@ pub fn verify(
 /// Now, in seconds since 1970.
 fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
-}
-
-/// Hidden folders of this program in a store's root, which no listing shows.
-fn leftovers(root: &Path) -> Vec<Finding> {
-    let Ok(entries) = std::fs::read_dir(root) else { return Vec::new() };
-    let mut names: Vec<String> =
-        entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
-    names.retain(|name| name.starts_with(HIDDEN_FOLDER_PREFIX));
-    names.sort();
-    let finding = |name: String| {
-        let message =
-            "a run of cinderfs is writing there, or was killed: then `delete --leftovers` removes it";
-        Finding::new(Kind::Leftovers, message, Cinder::Yes, "it does not see hidden folders").object(name)
-    };
-    names.into_iter().map(finding).collect()
 }
 
 /// Documents that stand behind another one of the same backup.

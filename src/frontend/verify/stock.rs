@@ -30,18 +30,30 @@ pub(super) struct Owned {
     pub(super) suffixes: Option<HashSet<Box<str>>>,
 }
 
-/// Names that begin with a backup's stem and are not its own. `names` are sorted.
-pub(super) fn strays(names: &[ListedObject], owned: &Owned) -> Option<Finding> {
+/// Names that begin with a backup's stem and are not its own. `names` are sorted, and so are `folders`.
+pub(super) fn strays(names: &[ListedObject], folders: &[String], owned: &Owned) -> Option<Finding> {
     let suffixes = owned.suffixes.as_ref()?;
     let own =
         |suffix: &str| [METADATA_SUFFIX, SHA256FILE_SUFFIX].contains(&suffix) || suffixes.contains(suffix);
-    let strays: Vec<&str> = behind(names, &owned.stem)
+    let first = folders.partition_point(|name| *name < owned.stem);
+    let folders =
+        folders[first..].iter().map(String::as_str).take_while(|name| name.starts_with(&owned.stem));
+    let folders: Vec<&str> = folders.collect();
+    let is_in_a_folder = |name: &&str| {
+        folders.iter().any(|folder| name.strip_prefix(folder).is_some_and(|rest| rest.starts_with('/')))
+    };
+    let mut strays: Vec<&str> = behind(names, &owned.stem)
         .map(|listed| listed.name.as_str())
+        .filter(|name| !is_in_a_folder(name))
+        .chain(folders.iter().copied())
         .filter(|name| !own(&name[owned.stem.len()..]))
         .collect();
+    strays.sort_unstable();
     let first = strays.first()?;
-    let message =
-        format!("{} begin(s) with the prefix of this backup and are none of its objects", some_of(&strays));
+    let message = format!(
+        "{}: the backup's prefix, but none of its objects; move away what is not Cinder's",
+        some_of(&strays)
+    );
     let reason = "it refuses a backup whose files are not its objects";
     Some(Finding::new(Kind::Stray, message, Cinder::No, reason).object(*first).of(&owned.id))
 }
@@ -151,7 +163,7 @@ mod tests {
         let all: Vec<_> = all.iter().map(|name| (*name, 1)).collect();
         let suffixes = Some(objects.iter().map(|suffix| (*suffix).into()).collect());
         let owned = Owned { id: BackupId::parse("b").unwrap(), stem: stem.into(), suffixes };
-        strays(&names(&all), &owned).map(|finding| finding.message)
+        strays(&names(&all), &[], &owned).map(|finding| finding.message)
     }
 
     #[test]
@@ -165,7 +177,7 @@ mod tests {
             assert!(message.contains(&format!("{name:?}")), "{message}");
         }
         let many = ["p1", "p2", "p3", "p4", "p5"];
-        assert!(stray(&many, "p", &[]).unwrap().starts_with("\"p1\", \"p2\", \"p3\", 2 more begin"));
+        assert!(stray(&many, "p", &[]).unwrap().starts_with("\"p1\", \"p2\", \"p3\", 2 more: "));
     }
 
     #[test]

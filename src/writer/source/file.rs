@@ -139,6 +139,12 @@ impl Source for FileSource {
         Ok(Some(start..end))
     }
 
+    fn forget(&self, range: Range<u64>) {
+        let len = std::num::NonZeroU64::new(range.end.saturating_sub(range.start));
+        // Advice that is not taken costs others their cache, and nothing else.
+        let _ = rustix::fs::fadvise(&self.file, range.start, len, rustix::fs::Advice::DontNeed);
+    }
+
     fn check_len(&self) -> Result<()> {
         match self.len_now()? {
             now if now < self.len_bytes => Err(self.has_shrunk(now)),

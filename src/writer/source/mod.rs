@@ -41,6 +41,9 @@ pub trait Source: Send + Sync {
         Ok((offset < self.len_bytes()).then(|| offset..self.len_bytes()))
     }
 
+    /// Tells the system that a range will not be read again soon, so that reading terabytes leaves others their cache.
+    fn forget(&self, _range: Range<u64>) {}
+
     /// To be asked when all was read: fails when the source has become shorter than it was when it was opened.
     fn check_len(&self) -> Result<()>;
 }

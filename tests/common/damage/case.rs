@@ -33,7 +33,7 @@ pub(crate) struct Case {
 }
 
 /// What is done to a store.
-#[derive(Deserialize, Debug)]
+#[derive(Clone, Deserialize, Debug)]
 #[serde(tag = "do", rename_all = "kebab-case", deny_unknown_fields)]
 pub(crate) enum Step {
     /// Flips one bit: at a byte (from the end when negative), counted from the first `find` if that is given.

@@ -131,7 +131,7 @@ pub(crate) fn bomb(path: &Path, codec: &str, mib: u64, byte: u8) -> io::Result<(
 }
 
 /// A full backup that is made here, as Cinder would.
-#[derive(Deserialize, Debug)]
+#[derive(Clone, Deserialize, Debug)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Build {
     pub(crate) id: String,
@@ -146,6 +146,13 @@ pub(crate) struct Build {
 }
 
 impl Build {
+    /// The same backup; where it is all zeros, no longer than this.
+    #[allow(dead_code, reason = "each test file uses a part of it")]
+    pub(crate) fn with_zeros_up_to(&self, bytes_max: u64) -> Self {
+        let bytes = if self.content == "zeros" { self.bytes.min(bytes_max) } else { self.bytes };
+        Self { bytes, object_bytes: self.object_bytes.min(bytes), ..self.clone() }
+    }
+
     /// Writes the backup and returns what it holds.
     pub(crate) fn write(&self, root: &Path) -> Truth {
         let folder = root.join("built").join(&self.id);
