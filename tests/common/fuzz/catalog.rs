@@ -81,9 +81,8 @@ fn read(image: &Arc<Image>) {
         let visited = image.visit(at..end, &mut |range, part| {
             assert!(range.start == next && range.end > range.start && range.end <= end.max(at));
             next = range.end;
-            let there = read.as_ref().ok().map(|_| {
-                &buf[(range.start - at) as usize..((range.end - at) as usize)]
-            });
+            let there =
+                read.as_ref().ok().map(|_| &buf[(range.start - at) as usize..((range.end - at) as usize)]);
             match (part, there) {
                 (Part::Data(bytes), Some(there)) => assert!(bytes == there, "{range:?}"),
                 (Part::Zeros, Some(there)) => assert!(there.iter().all(|&byte| byte == 0), "{range:?}"),

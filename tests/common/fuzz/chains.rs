@@ -35,7 +35,8 @@ pub(super) fn extents(data: &[u8]) {
         for piece in map.pieces(range) {
             match piece {
                 Piece::Data { image, object, object_offset } => bytes.extend(
-                    (0..image.end - image.start).map(|n| (image.start + n, Some((object, object_offset + n)))),
+                    (0..image.end - image.start)
+                        .map(|n| (image.start + n, Some((object, object_offset + n)))),
                 ),
                 Piece::Gap(image) => bytes.extend(image.map(|at| (at, None))),
             }
@@ -44,8 +45,8 @@ pub(super) fn extents(data: &[u8]) {
     };
     let from = Input::new(data).below(len + 10) as u64;
     for range in [0..u64::MAX, from..from + 100, from..from] {
-        let here = (range.start.min(len as u64)..range.end.min(len as u64))
-            .map(|at| (at, painted[at as usize]));
+        let here =
+            (range.start.min(len as u64)..range.end.min(len as u64)).map(|at| (at, painted[at as usize]));
         assert!(of_map(range.clone()).into_iter().eq(here), "{range:?}");
     }
     let joins = |two: &[Extent]| {
@@ -75,7 +76,10 @@ fn lengths(input: &mut Input<'_>) {
     let possible = possible_lens(layers.iter().flatten().cloned(), count, block_bytes);
     if let Ok(len) = result {
         let end = count.checked_mul(block_bytes).unwrap();
-        assert!(len <= end && (len > end - block_bytes.min(end) || len == 0), "{len} of {count} {block_bytes}");
+        assert!(
+            len <= end && (len > end - block_bytes.min(end) || len == 0),
+            "{len} of {count} {block_bytes}"
+        );
         assert!(possible.iter().all(|&possible| possible <= end && possible > end - block_bytes));
     }
 }

@@ -48,8 +48,11 @@ fn stored(codec: Codec, input: &mut Input<'_>) -> (Vec<u8>, Option<Vec<u8>>) {
     if kind & 1 == 0 {
         return (input.rest().to_vec(), None);
     }
-    let edits: Vec<_> =
-        if kind & 2 == 0 { Vec::new() } else { (0..3).map(|_| (input.below(1 << 20), input.byte())).collect() };
+    let edits: Vec<_> = if kind & 2 == 0 {
+        Vec::new()
+    } else {
+        (0..3).map(|_| (input.below(1 << 20), input.byte())).collect()
+    };
     // Longer than what libFuzzer makes up, so that there are several blocks: the same again, each time a little changed.
     let unit = input.rest();
     let mut plain = unit.to_vec();
@@ -69,7 +72,7 @@ fn stored(codec: Codec, input: &mut Input<'_>) -> (Vec<u8>, Option<Vec<u8>>) {
     (stored, edits.is_empty().then_some(plain))
 }
 
-fn pack(codec: Codec, level: u8, in_parts: bool, plain: &[u8]) -> Vec<u8> {
+pub(super) fn pack(codec: Codec, level: u8, in_parts: bool, plain: &[u8]) -> Vec<u8> {
     let parts = plain.chunks(if in_parts { plain.len() / 3 + 1 } else { plain.len().max(1) });
     let bz2 = |part: &[u8]| {
         let mut encoder =

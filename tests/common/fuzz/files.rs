@@ -7,7 +7,9 @@ use std::sync::Arc;
 use cinderfs::ErrorKind;
 use cinderfs::cache_dir::CacheDir;
 use cinderfs::cache_dir::blocks::{BlockRing, SIZE_BYTES_MIN};
-use cinderfs::cache_dir::seek_indexes::{POINTS_MAX, STATE_BYTES_MAX, SavedIndex, SeekIndexKey, SeekIndexStore};
+use cinderfs::cache_dir::seek_indexes::{
+    POINTS_MAX, STATE_BYTES_MAX, SavedIndex, SeekIndexKey, SeekIndexStore,
+};
 use cinderfs::codec::RestartPoint;
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
@@ -33,7 +35,8 @@ const ENTRY_BYTES: usize = 36;
 pub(super) fn seek_index(data: &[u8]) {
     let mut input = Input::new(data);
     let folder = folder();
-    let store = SeekIndexStore::open(&CacheDir::open(&folder.path().join("cache")).unwrap(), 1 << 30).unwrap();
+    let store =
+        SeekIndexStore::open(&CacheDir::open(&folder.path().join("cache")).unwrap(), 1 << 30).unwrap();
     let path = store.path().join("ab".repeat(32));
     match input.byte() % 4 {
         0 => {
@@ -124,7 +127,10 @@ fn check_points(index: &SavedIndex, saved: Option<(&[RestartPoint], bool)>) {
         let original = saved.map(|(points, is_whole)| (&points[n], is_whole));
         match (index.state(n), original) {
             (Ok(state), Some((original, _))) => {
-                assert_eq!((point.plain_offset, point.stored_bits), (original.plain_offset, original.stored_bits));
+                assert_eq!(
+                    (point.plain_offset, point.stored_bits),
+                    (original.plain_offset, original.stored_bits)
+                );
                 assert_eq!(state, original.state);
             }
             (Ok(state), None) => assert!(state.len() <= STATE_BYTES_MAX),

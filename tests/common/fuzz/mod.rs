@@ -50,6 +50,7 @@ pub const TARGETS: &[Target] = &[
 ];
 
 /// Runs the target of this name.
+#[allow(dead_code, reason = "for fuzz/ alone")]
 pub fn run(name: &str, data: &[u8]) {
     let target = TARGETS.iter().find(|target| target.name == name).unwrap();
     (target.run)(data);

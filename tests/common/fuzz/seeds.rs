@@ -11,6 +11,7 @@ use cinderfs::types::ObjectName;
 use cinderfs::workers::Workers;
 
 use super::catalog::BETWEEN;
+use super::codecs::pack;
 
 /// Largest file that becomes a seed, in bytes: libFuzzer is quick with small ones.
 const FILE_BYTES_MAX: u64 = 24 << 10;
@@ -80,17 +81,24 @@ pub(super) fn digests() -> Vec<Vec<u8>> {
     let mut seeds = chosen(|path| path.ends_with("_sha256file"));
     let line = "\"c35020473aed1b4642cd726cad727b63fff2824ad68cedd7ffb73c7cbd890479\"";
     seeds.push(
-        format!("{{\"chunk_size\":1,\"version\":\"1.0.0\",\"x\":{{\"sha256s\": [\n    {line}\n  ]}}}}").into(),
+        format!("{{\"chunk_size\":1,\"version\":\"1.0.0\",\"x\":{{\"sha256s\": [\n    {line}\n  ]}}}}")
+            .into(),
     );
     seeds.push(
-        format!("{{\"sha256s\": [\n    {line}\n  ], \"chunk_size\":1,\"version\":\"1.0.0\",\"sha256s\":[]}}").into(),
+        format!("{{\"sha256s\": [\n    {line}\n  ], \"chunk_size\":1,\"version\":\"1.0.0\",\"sha256s\":[]}}")
+            .into(),
     );
     seeds
 }
 
 pub(super) fn points() -> Vec<Vec<u8>> {
     let mut seeds = operations();
-    seeds.extend(texts(&["262144:1832x3,1790,524288:2210", "1:1x4096", "131072:18446744073709551615x2", "1:1,2:2"]));
+    seeds.extend(texts(&[
+        "262144:1832x3,1790,524288:2210",
+        "1:1x4096",
+        "131072:18446744073709551615x2",
+        "1:1,2:2",
+    ]));
     seeds
 }
 
@@ -117,9 +125,11 @@ pub(super) fn streams(codec: &str) -> Vec<Vec<u8>> {
 pub(super) fn restart_states() -> Vec<Vec<u8>> {
     let mut seeds = Vec::new();
     let name = ObjectName::parse("object").unwrap();
+    // Several blocks of each codec, in little room.
+    let plain: Vec<u8> = noise(5, 300_000).iter().map(|byte| byte & 1).collect();
     for (n, codec) in [Codec::Zlib, Codec::Bz2, Codec::Zstd].into_iter().enumerate() {
-        let word = format!("-{codec}/");
-        for object in chosen(|path| path.contains(&word) && path.contains("-0000")) {
+        for in_parts in [false, true] {
+            let object = pack(codec, 6, in_parts, &plain);
             let store = MemoryStore::new();
             store.insert(name.clone(), object.clone());
             let source = store.open(&name).unwrap();
@@ -127,16 +137,15 @@ pub(super) fn restart_states() -> Vec<Vec<u8>> {
             let mut decoder = stream.start().unwrap();
             decoder.record(Some(Recording { from: 0, spacing_bytes: 1000 }));
             let _ = decoder.read(&mut vec![0; 1 << 20]);
-            let points = decoder.take_points();
-            let packed = points.iter().map(|point| stream.pack(point.clone()));
-            let small = points.iter().cloned().chain(packed).filter(|point| point.state.len() < 40_000);
-            let Some(point) = small.min_by_key(|point| point.state.len()) else { continue };
-            let mut seed = vec![n as u8, 0, 0, 0];
-            seed.extend(point.plain_offset.to_le_bytes());
-            seed.push(0);
-            seed.extend(point.stored_bits.to_le_bytes());
-            seed.extend((point.state.len() as u16).to_le_bytes());
-            seeds.push([&seed, &*point.state, &object].concat());
+            let points = decoder.take_points().into_iter().map(|point| stream.pack(point));
+            for point in points.filter(|point| point.state.len() < 40_000).take(2) {
+                let mut seed = vec![n as u8, 0, 0, 0];
+                seed.extend(point.plain_offset.to_le_bytes());
+                seed.push(0);
+                seed.extend(point.stored_bits.to_le_bytes());
+                seed.extend((point.state.len() as u16).to_le_bytes());
+                seeds.push([&seed, &*point.state, &object].concat());
+            }
         }
     }
     seeds
@@ -163,7 +172,8 @@ pub(super) fn seek_index() -> Vec<Vec<u8>> {
 
 pub(super) fn leftovers() -> Vec<Vec<u8>> {
     let journal = "cinderfs journal 1\ncontainer \"team/one\"\nprefix \"p\"\n@0 -00001\n@1 -00002\n@2 _sha256file\n@5 _metadata\nend\n";
-    let deletion = "cinderfs deletion 1\nfolder \"team/one\"\n#5 \"p_metadata\"\n#0 \"p-00001\"\n#1 \"p-00002\"\nend\n";
+    let deletion =
+        "cinderfs deletion 1\nfolder \"team/one\"\n#5 \"p_metadata\"\n#0 \"p-00001\"\n#1 \"p-00002\"\nend\n";
     let outside = journal.replace("team/one", "out/team/one").replace("@0", "@7");
     let mut seeds = Vec::new();
     for (what, text) in [
@@ -201,9 +211,7 @@ pub(super) fn catalogs() -> Vec<Vec<u8>> {
     };
     let zeros = |len: usize| "\0".repeat(len);
     let full = [metadata("a", "null", "a-00001", 8192, 0), digests("a", 2), zeros(8192)];
-    let of = |parts: &[String]| {
-        parts.iter().map(String::as_bytes).collect::<Vec<_>>().join(BETWEEN)
-    };
+    let of = |parts: &[String]| parts.iter().map(String::as_bytes).collect::<Vec<_>>().join(BETWEEN);
     let child = [metadata("b", "\"a\"", "b-00001", 4096, 4096), digests("b", 2), zeros(4096), zeros(1)];
     let mut seeds = vec![of(&full), of(&[&full[..], &child].concat())];
     let shrunk = [metadata("b", "\"a\"", "b-00001", 100, 0), digests("b", 1), zeros(100)];
@@ -220,7 +228,8 @@ pub(super) fn catalogs() -> Vec<Vec<u8>> {
 fn metadata_and_digests() -> Vec<(Vec<u8>, Vec<u8>)> {
     let documents = fixtures().iter().filter(|path| path.to_str().unwrap().ends_with("_metadata"));
     let both = documents.filter_map(|path| {
-        let digests = path.to_str().unwrap().strip_suffix("_metadata").map(|stem| format!("{stem}_sha256file"));
+        let digests =
+            path.to_str().unwrap().strip_suffix("_metadata").map(|stem| format!("{stem}_sha256file"));
         let prefix = path.file_name()?.to_str()?.strip_suffix("_metadata")?.to_owned();
         let metadata = fs::read_to_string(path).ok()?.replace(&prefix, "a");
         Some((metadata.into_bytes(), fs::read(digests?).ok()?))
@@ -260,8 +269,11 @@ pub(super) fn changed() -> Vec<Vec<u8>> {
         thin,
     ];
     // The volume has a megabyte.
-    lists.iter().map(|list| [&[20, 4, 0, 0][..], list.as_bytes()].concat()).chain(
-        lists.iter().map(|list| [&[20, 9, 9, 9], list.as_bytes()].concat())).collect()
+    lists
+        .iter()
+        .map(|list| [&[20, 4, 0, 0][..], list.as_bytes()].concat())
+        .chain(lists.iter().map(|list| [&[20, 9, 9, 9], list.as_bytes()].concat()))
+        .collect()
 }
 
 pub(super) fn records() -> Vec<Vec<u8>> {
