@@ -16,7 +16,7 @@ use cinderfs::workers::Workers;
 use super::Input;
 
 /// How much is decoded of a stream: a bomb of zeros is no finding.
-const PLAIN_BYTES_MAX: usize = 1 << 20;
+const PLAIN_BYTES_MAX: usize = 400_000;
 
 /// Restart points that are tried, spread over those there are.
 const POINTS_TRIED: usize = 6;
