@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use super::{BlockCache, Claim, Flights, Lead, VerifiedBlock, hash_of};
 use crate::sync::scheduled::in_any_order;
 use crate::types::BlockHash;
+use Fate::{Fails, Panics, Succeeds};
 
 const BLOCKS: usize = 4;
 
@@ -54,14 +55,14 @@ impl World {
     fn lead(&self, n: usize, lead: Lead<'_>, fate: Fate) -> Option<Arc<VerifiedBlock>> {
         assert_eq!(self.leading[n].fetch_add(1, SeqCst), 0, "two lead the same block");
         shuttle::thread::yield_now();
-        let block = (fate == Fate::Succeeds).then(|| self.decode(n));
+        let block = (fate == Succeeds).then(|| self.decode(n));
         assert_eq!(self.leading[n].fetch_sub(1, SeqCst), 1);
         match (block, fate) {
             (Some(block), _) => {
                 lead.land(block.clone());
                 Some(block)
             }
-            (None, Fate::Panics) => {
+            (None, Panics) => {
                 let panicking = AssertUnwindSafe(move || {
                     let _lead = lead;
                     resume_unwind(Box::new("a decoder's bug"));
@@ -98,7 +99,7 @@ impl World {
             found.insert(n, self.lead(n, lead, fate));
         }
         for (n, follow) in follows {
-            let block = follow.wait().or_else(|| (fate == Fate::Succeeds).then(|| self.decode(n)));
+            let block = follow.wait().or_else(|| (fate == Succeeds).then(|| self.decode(n)));
             found.insert(n, block);
         }
         found
@@ -109,7 +110,7 @@ impl World {
         for n in wanted {
             match &found[n] {
                 Some(block) => assert_eq!(block.bytes(), self.blocks[*n].1),
-                None => assert_ne!(fate, Fate::Succeeds),
+                None => assert_ne!(fate, Succeeds),
             }
         }
     }
@@ -132,8 +133,6 @@ fn readers(cache_bytes: u64, readers: &'static [(&'static [usize], Fate)], at_en
         at_end(&world);
     });
 }
-
-use Fate::{Fails, Panics, Succeeds};
 
 #[test]
 fn each_block_is_decoded_once_and_everybody_gets_it() {

@@ -25,8 +25,8 @@ pub(super) fn extents(data: &[u8]) {
         let (start, bytes, object_offset) = (input.below(len + 50), input.below(400), input.number(1));
         extents.push(Extent { start: start as u64, len: bytes as u64, object, object_offset });
         let end = (start + bytes).min(len);
-        for at in start..end {
-            painted[at] = Some((object, object_offset + (at - start) as u64));
+        for (n, byte) in painted.iter_mut().take(end).skip(start).enumerate() {
+            *byte = Some((object, object_offset + n as u64));
         }
     }
     let map = ExtentMap::paint(extents.iter().copied(), len as u64);
@@ -60,8 +60,8 @@ pub(super) fn extents(data: &[u8]) {
 }
 
 fn lengths(input: &mut Input<'_>) {
-    let digests = (input.byte() % 4 > 0).then(|| (input.any_size(), input.any_size().max(1)));
-    let size = (input.byte() % 2 > 0).then(|| input.any_size());
+    let digests = (!input.byte().is_multiple_of(4)).then(|| (input.any_size(), input.any_size().max(1)));
+    let size = (input.byte() & 1 > 0).then(|| input.any_size());
     let layers: Vec<Vec<_>> = (0..1 + input.below(4))
         .map(|_| {
             let extents = (0..input.below(4)).map(|_| {
@@ -93,7 +93,7 @@ pub(super) fn links(data: &[u8]) {
     for n in 0..count {
         let what = input.byte();
         let parent = input.below(count + 2);
-        if what % 16 == 0 {
+        if what.is_multiple_of(16) {
             unreadable.insert(id(n), (what > 127).then(|| Error::new(ErrorKind::Malformed, "unreadable")));
             continue;
         }

@@ -53,7 +53,7 @@ fn rows(input: &mut Input<'_>) -> Vec<Row> {
         }
         rows.push(Row {
             id: backup,
-            volume_id: volume.filter(|_| what % 8 != 0),
+            volume_id: volume.filter(|_| !what.is_multiple_of(8)),
             volume_name: (what % 8 > 1).then(|| input.text()),
             created_at: time.filter(|_| what % 8 != 2),
             version: ObjectVersion("1".into()),
