@@ -65,6 +65,8 @@ pub mod types;
 pub mod error;
 mod byte_lru;
 mod scratch;
+// Locks, which the tests can put on a made-up scheduler.
+mod sync;
 // Threads for work that nobody waits for.
 pub mod workers;
 // A process that gives up what it does not need any more.

@@ -7,10 +7,11 @@
 //! Invariant: the sum of what all shards hold, overhead included, never exceeds the bound. A block larger than a
 //! shard's share is not kept.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use super::VerifiedBlock;
 use crate::byte_lru::ByteLru;
+use crate::sync::{Mutex, MutexGuard};
 use crate::types::BlockHash;
 
 /// Shards of a large cache. A small one has fewer, so that a shard holds some blocks of any usual size.
@@ -56,7 +57,7 @@ impl BlockCache {
         self.shards.iter().map(held).sum()
     }
 
-    fn shard(&self, hash: &BlockHash) -> std::sync::MutexGuard<'_, Shard> {
+    fn shard(&self, hash: &BlockHash) -> MutexGuard<'_, Shard> {
         let index = usize::from(hash.0[0]) % self.shards.len();
         // A panic elsewhere cannot leave a shard half-changed in a way that matters: at worst its count is off.
         self.shards[index].lock().unwrap_or_else(PoisonError::into_inner)

@@ -10,6 +10,8 @@
 mod bytes;
 mod cache;
 mod flight;
+#[cfg(test)]
+mod schedules;
 
 pub use cache::BlockCache;
 pub use flight::{Claim, Flights, Follow, Lead};

@@ -119,6 +119,21 @@ struct Ends {
     version: Option<String>,
 }
 
+/// The document with the digests left out, to prove where they were.
+#[derive(Deserialize)]
+struct WithoutDigests {
+    sha256s: [Cut; 1],
+    #[serde(flatten)]
+    ends: Ends,
+}
+
+/// Stands for the digests that were left out. A list of digests does not hold it.
+#[derive(Deserialize)]
+enum Cut {
+    #[serde(rename = "cut")]
+    Here,
+}
+
 impl Ends {
     fn check(self) -> Result<Header> {
         match self.version.as_deref() {
@@ -162,10 +177,10 @@ pub fn find_layout(head: &[u8], tail: &[u8], file_bytes: u64) -> Option<Result<(
         return None;
     }
     // Only a parse tells that the list found is the top-level one, and not words in a description.
-    let mut ends = head[..list].to_vec();
-    ends.extend_from_slice(b"\"sha256s\": [");
-    ends.extend_from_slice(&tail[end_in_tail..]);
-    let ends: Ends = serde_json::from_slice(&ends).ok()?;
+    let mut document = head[..list].to_vec();
+    document.extend_from_slice(b"\"sha256s\": [\"cut\"");
+    document.extend_from_slice(&tail[end_in_tail..]);
+    let WithoutDigests { sha256s: [Cut::Here], ends } = serde_json::from_slice(&document).ok()?;
     Some(ends.check().map(|header| (header, StrideLayout { first, stride, count })))
 }
 
@@ -367,6 +382,23 @@ mod tests {
                     assert_eq!(by_stride(&document), expected.into_iter().map(Some).collect::<Vec<_>>());
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_list_elsewhere_in_the_document_is_not_that_of_the_digests() {
+        let list =
+            "\"sha256s\": [\n    \"c35020473aed1b4642cd726cad727b63fff2824ad68cedd7ffb73c7cbd890479\"\n  ]";
+        let with = |keys: &str| format!("{{{keys}, \"chunk_size\": 1, \"version\": \"1.0.0\"}}").into_bytes();
+        assert_eq!(layout(&with(list)).unwrap().unwrap().1.count(), 1);
+        for (keys, digests) in [
+            (format!("\"x\": {{{list}}}"), None),
+            (format!("{list}, \"sha256s\": []"), None),
+            (format!("\"x\": {{{list}}}, \"sha256s\": []"), Some(0)),
+        ] {
+            let document = with(&keys);
+            assert!(layout(&document).is_none(), "{keys}");
+            assert_eq!(by_stream(&document).ok().map(|digests| digests.len()), digests, "{keys}");
         }
     }
 

@@ -11,10 +11,11 @@
 //! Invariants: a reader that decodes waits for nobody here; each wait ends, because a turn ends when it is dropped.
 
 use std::ops::Range;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use super::seek_index::SeekIndex;
 use crate::cache_dir::seek_indexes::SavedIndex;
+use crate::sync::{Condvar, Mutex, MutexGuard};
 
 /// How often a reader may be overtaken by others with lower offsets.
 const OVERTAKEN_MAX: u32 = 16;
@@ -165,6 +166,9 @@ impl Drop for Turn<'_> {
         free.iter().for_each(|waiting| waiting.notify_one());
     }
 }
+
+#[cfg(test)]
+mod schedules;
 
 #[cfg(test)]
 mod tests {
