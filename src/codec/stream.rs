@@ -58,6 +58,11 @@ pub(super) trait Stream: Send {
     /// About how much memory the state holds, in bytes.
     fn memory_bytes(&self) -> usize;
 
+    /// As [`Decoder::holds_large_window`].
+    fn holds_large_window(&self) -> bool {
+        false
+    }
+
     /// As [`Decoder::record`].
     fn record(&mut self, _recording: Option<Recording>) {}
 
@@ -155,6 +160,10 @@ impl<S: Stream> Decoder for StreamDecoder<S> {
             State::Running { stream, .. } => stream.take_points(),
             State::Ended | State::Failed(_) => take(&mut self.last_points),
         }
+    }
+
+    fn holds_large_window(&self) -> bool {
+        matches!(&self.state, State::Running { stream, .. } if stream.holds_large_window())
     }
 
     fn memory_bytes(&self) -> usize {

@@ -254,7 +254,9 @@ impl Folder {
                 // Healing was judged when the library read it, and the blocks were counted.
                 let mut found = Outcome::default();
                 check_losses(backup, &blames[index], &lost, u64::MAX, &mut found);
-                outcome.complaints.extend(found.complaints.into_iter().map(|what| format!("restore: {what}")));
+                outcome
+                    .complaints
+                    .extend(found.complaints.into_iter().map(|what| format!("restore: {what}")));
             }
             Some(1) if blames[index].may_be_unusable => {}
             _ => {
