@@ -18,7 +18,7 @@ failed=()
 packages() {
     local missing=() pair
     for pair in fusermount3:fuse3 qemu-img:qemu-utils mkfs.ext4:e2fsprogs losetup:mount python3:python3 zstd:zstd \
-        setpriv:util-linux getfattr:attr mkfs.btrfs:btrfs-progs mkfs.xfs:xfsprogs; do
+        setpriv:util-linux getfattr:attr mkfs.btrfs:btrfs-progs mkfs.xfs:xfsprogs bindfs:bindfs; do
         command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
     done
     python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
@@ -44,7 +44,8 @@ quickstart() { CINDERFS=$target/release/cinderfs scripts/quickstart.sh; }
 
 cinder() {
     CINDERFS=$target/release/cinderfs scripts/genuine-cinder/gate.sh &&
-        CINDERFS=$target/release/cinderfs scripts/genuine-cinder/records.sh
+        CINDERFS=$target/release/cinderfs scripts/genuine-cinder/records.sh &&
+        CINDERFS=$target/release/cinderfs scripts/genuine-cinder/defect.sh
 }
 
 # What the kernel here may lack; the stores made there are read by genuine Cinder too.

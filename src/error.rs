@@ -121,6 +121,12 @@ impl Error {
     pub fn kind(&self) -> ErrorKind {
         self.0.kind
     }
+
+    /// What the operating system said, where that is what directly caused it.
+    pub fn io_kind(&self) -> Option<std::io::ErrorKind> {
+        let source = self.0.source.as_ref()?.downcast_ref::<std::io::Error>();
+        source.map(std::io::Error::kind)
+    }
 }
 
 /// Adds context to the error of a result.

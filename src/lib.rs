@@ -67,6 +67,9 @@ mod byte_lru;
 mod scratch;
 // Threads for work that nobody waits for.
 pub mod workers;
+// A process that gives up what it does not need any more.
+#[cfg(feature = "fuse")]
+pub mod sandbox;
 // -- read path, from the bytes at rest to the reader --
 // What a cinder.conf says about backups.
 pub mod cinder_conf;

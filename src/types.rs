@@ -163,10 +163,14 @@ macro_rules! digest_type {
                 if digits.len() != 2 * $bytes {
                     return None;
                 }
+                // Without a branch for each digit: whole digest files are read through this.
+                let mut seen = 0;
                 for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
-                    *byte = hex_value(pair[0])? << 4 | hex_value(pair[1])?;
+                    let (high, low) = (HEX[usize::from(pair[0])], HEX[usize::from(pair[1])]);
+                    seen |= high | low;
+                    *byte = high << 4 | low & 0xf;
                 }
-                Some(Self(bytes))
+                (seen & NO_DIGIT == 0).then_some(Self(bytes))
             }
         }
         impl fmt::Display for $name {
@@ -184,13 +188,19 @@ macro_rules! digest_type {
 digest_type!(BlockHash, 32);
 digest_type!(Md5, 16);
 
-fn hex_value(digit: u8) -> Option<u8> {
-    match digit {
-        b'0'..=b'9' => Some(digit - b'0'),
-        b'a'..=b'f' => Some(digit - b'a' + 10),
-        _ => None,
+/// What no hexadecimal digit's value has.
+const NO_DIGIT: u8 = 0x80;
+
+/// The value of each lower-case hexadecimal digit; [`NO_DIGIT`] for all other bytes.
+const HEX: [u8; 256] = {
+    let mut values = [NO_DIGIT; 256];
+    let mut value = 0;
+    while value < 16 {
+        values[b"0123456789abcdef"[value as usize] as usize] = value;
+        value += 1;
     }
-}
+    values
+};
 
 #[cfg(test)]
 mod tests {

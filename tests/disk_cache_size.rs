@@ -27,7 +27,11 @@ const MIB: u64 = 1 << 20;
 
 /// A mount with almost no memory cache, and a disk cache of `mib`.
 fn mount(store: &Path, cache: &Path, mib: u64) -> Mount {
-    Setup::default().options(&format!("cache_size=4M,disk_cache={mib}M")).cache_dir(cache).mount(store)
+    mount_with(store, cache, &format!("disk_cache={mib}M"))
+}
+
+fn mount_with(store: &Path, cache: &Path, options: &str) -> Mount {
+    Setup::default().options("cache_size=4M").options(options).cache_dir(cache).mount(store)
 }
 
 /// Reads through the mount what the kernel does not have.
@@ -133,7 +137,8 @@ fn a_mount_gives_up_a_cache_that_was_removed() {
     let (store, cache) = (folder.path().join("store"), folder.path().join("cache"));
     let bytes = noise(1, 16 << 20);
     Backup::new("a", "v", bytes.clone()).put(&store);
-    let mounts = [mount(&store, &cache, 64), mount(&store, &cache, 64)];
+    let free = || mount_with(&store, &cache, "no_sandbox,disk_cache=64M");
+    let mounts = [free(), free()];
     assert!(read_through(&mounts[0].image("a")) == bytes);
     fs::remove_dir_all(&cache).unwrap();
     for mount in &mounts {
@@ -145,6 +150,37 @@ fn a_mount_gives_up_a_cache_that_was_removed() {
     for mount in &mounts {
         assert!(read_through(&mount.image("a")) == bytes, "they share the new one");
     }
+}
+
+/// With its rights given up it cannot make the directory again. It goes on without, and the space is free; a file alone it
+/// makes again.
+#[test]
+fn a_restricted_mount_goes_on_without_a_cache_that_was_removed() {
+    let folder = open_folder();
+    let (store, cache) = (folder.path().join("store"), folder.path().join("cache"));
+    let bytes = noise(1, 16 << 20);
+    Backup::new("a", "v", bytes.clone()).put(&store);
+    let mounted = mount(&store, &cache, 64);
+    assert!(read_through(&mounted.image("a")) == bytes);
+    fs::remove_file(cache.join("blocks/ring")).unwrap();
+    assert!(read_through(&mounted.image("a")) == bytes);
+    assert_eq!(rings_of(&mounted), [cache.join("blocks/ring")], "{}", mounted.log());
+    fs::remove_dir_all(&cache).unwrap();
+    for _ in 0..2 {
+        assert!(read_through(&mounted.image("a")) == bytes);
+    }
+    let log = mounted.log();
+    assert_eq!(log.matches("cannot write, reading goes on without it").count(), 1, "{log}");
+    let descriptors = fs::read_dir(format!("/proc/{}/fd", mounted.pid().as_raw_nonzero())).unwrap();
+    let descriptors = descriptors.map(|entry| entry.unwrap().path());
+    let rings =
+        descriptors.filter(|path| fs::read_link(path).unwrap().to_str().unwrap().contains("blocks/ring"));
+    let taken: u64 = rings.map(|ring| fs::metadata(ring).unwrap().blocks()).sum();
+    assert_eq!(taken, 0, "{log}");
+    assert!(!cache.exists());
+    drop(mounted);
+    let again = mount(&store, &cache, 64);
+    assert!(read_through(&again.image("a")) == bytes && cache.join("blocks/ring").exists());
 }
 
 /// Opens the cache with a size of its own again and again and reads through it, until it is killed or a byte is wrong.

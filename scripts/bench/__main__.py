@@ -33,6 +33,9 @@ SIZES = {
     "bz2_small_size": ("of the same for bz2", 256 * MIB, 6 * MIB),
     "created_size": ("of the image that `create` backs up", 2 * GIB, 24 * MIB),
     "huge_size": ("of the chain that is opened", 1024 * GIB, 4 * GIB),
+    "source_size": ("of the volume that is backed up", 2 * GIB, 24 * MIB),
+    "sparse_size": ("of the one that is mostly holes", 1024 * GIB, 4 * GIB),
+    "sparse_data": ("of the data in it, at most that of the volume that is backed up", 2 * GIB, 8 * MIB),
 }
 COUNTS = {
     "runs": ("rounds of everything; medians are taken over them", 5, 1),

@@ -33,6 +33,14 @@ BARS = {
     "rss": ("peak RSS of the daemon in every run of this page, less its cache_size", "<= 96 MiB"),
     "chain": ("a chain of 30 incrementals with 100,000 one-block objects: first read after mount; steady random read against "
               "the same volume as one full backup", "< 1 s; within 1.3x"),
+    "create zlib": ("`create`, a full zlib backup, against genuine Cinder's backup of the same source: throughput; stored bytes",
+                    "3x; no more"),
+    "create zstd": ("the same for zstd: throughput", "10x"),
+    "create unchanged": ("`create --parent` without any change: throughput, against read + sha256 on all cores", "0.8"),
+    "create changed": ("`create --parent` with 1 % changed in extents of 64 KiB: time, against that without change", "<= 1.2x"),
+    "create sparse": ("`create`, 1 TiB with 2 GiB of data, the rest holes: time, against `dd` of its digest file, fsync included",
+                      "<= 2x"),
+    "create rss": ("peak RSS of every `create` of this page", "<= 256 MiB"),
 }
 
 NOT_BUILT = "not built yet"

@@ -36,16 +36,27 @@ class Genuine:
 
     def restore(self, store, backup_id, output):
         """(seconds, peak resident bytes) of a restore into a new file. The seconds it takes Cinder to start are not counted."""
+        _, seconds, peak, _ = self._one(store, {"command": "restore", "backup_id": backup_id, "output": output})
+        return seconds, peak
+
+    def back_up_timed(self, image, store, compression):
+        """(seconds to start, seconds, peak resident bytes) of a full backup, and its id."""
+        starting, seconds, peak, answer = self._one(store, {"command": "backup", "image": image, "compression": compression})
+        return starting, seconds, peak, answer["backup_id"]
+
+    def _one(self, store, job):
+        """One job in a process of its own: how long that took to start, then the job, its peak of memory, and its answer."""
+        begun = time.monotonic()
         process = subprocess.Popen([self.python, os.path.join(FOLDER, "cinder.py"), store, "batch"], text=True,
                                    stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         try:
             ask(process, {"command": "are you there"})  # answered with an error, once it has started
             started = time.monotonic()
-            answer = ask(process, {"command": "restore", "backup_id": backup_id, "output": output})
+            answer = ask(process, job)
             seconds = time.monotonic() - started
             if "error" in answer:
                 raise kit.Failed("genuine Cinder: %s" % answer["error"])
-            return seconds, kit.peak_rss(process.pid)
+            return started - begun, seconds, kit.peak_rss(process.pid), answer
         finally:
             process.stdin.close()
             try:
@@ -72,6 +83,9 @@ class Algorithm:
     def back_up(self, image, store):
         command = [sys.executable, os.path.join(kit.SCRIPTS, "make-store.py"), store, "--image", image]
         return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)["backups"][0]["id"]
+
+    def back_up_timed(self, image, store, compression):
+        raise kit.Missing("genuine Cinder could not be installed")
 
     def restore(self, store, backup_id, output):
         started = time.monotonic()

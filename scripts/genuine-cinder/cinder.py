@@ -52,15 +52,23 @@ def load_cinder(configuration):
     logging.getLogger().handlers[0].setLevel(logging.ERROR)
     sys.path.remove(os.path.dirname(os.path.realpath(__file__)))  # else `cinder` would be this file
     os.environ['OS_CINDER_DISABLE_EVENTLET_PATCHING'] = '1'
-    from cinder import monkey_patch
-    monkey_patch.patch()
+    try:
+        from cinder import monkey_patch
+        monkey_patch.patch()
+    except ImportError:  # before 29, which knew only eventlet
+        from oslo_service import backend
+        backend.init_backend(backend.BackendType.THREADING)
     from cinder import objects, rpc
     from cinder.common import config
-    from cinder.db import api, models
+    try:
+        from cinder.db import api, models
+    except ImportError:  # before 29
+        from cinder.db.sqlalchemy import api, models
     objects.register_all()
     config.CONF(['--config-file', str(configuration)], project='cinder')
     rpc.init(config.CONF)
-    api.configure(config.CONF)
+    if hasattr(api, 'configure'):
+        api.configure(config.CONF)
     models.BASE.metadata.create_all(api.get_engine())
     return config.CONF
 

@@ -5,6 +5,7 @@
     create  cinderfs backs them up, and genuine Cinder restores them and makes increments of them (creates.py)
     consolidate
             cinderfs makes full backups out of chains, and genuine Cinder does the same with them (consolidates.py)
+    verify  genuine stores are damaged, and Cinder does with them what `cinderfs verify` says (verifies.py)
 
 In the first, each backup is looked at in three ways, and each must give the volume as it was when the backup was made, to
 the byte and with its exact length:
@@ -32,6 +33,7 @@ import time
 import consolidates
 import creates
 import kit
+import verifies
 import volumes
 
 # Cinder's smallest unit of time in names is the second; the volumes' backups are a minute apart.
@@ -78,7 +80,7 @@ def find_cinderfs():
     return path
 
 
-PARTS = ('read', 'create', 'consolidate')
+PARTS = ('read', 'create', 'consolidate', 'verify')
 
 
 def main():
@@ -100,7 +102,8 @@ def main():
     tally, good = kit.Tally(), True
     print(f'seed {seed}', flush=True)
     runs = {'read': (run_read, arguments.volumes), 'create': (creates.run, arguments.rounds),
-            'consolidate': (consolidates.run, arguments.rounds)}
+            'consolidate': (consolidates.run, arguments.rounds),
+            'verify': (verifies.run, len(verifies.CHAINS))}
     try:
         for part in parts:
             function, count = runs[part]

@@ -12,7 +12,7 @@ use super::ahead::Ahead;
 use super::kept::KeptPages;
 use super::packed::{PackedHashes, Packer};
 use crate::cache_dir::blocks::BlockRing;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, ResultExt as _};
 use crate::format::sha256file::{self, HEAD_BYTES, Header, StrideLayout, TAIL_BYTES};
 use crate::store::{ObjectSource, ObjectVersion, SourceReader, read_exact_at};
 use crate::types::{BlockHash, BlockIndex, ObjectName};
@@ -102,6 +102,21 @@ impl BlockHashTable {
             ahead.touch(&**source, layout.bytes_of(blocks.clone()).start);
         }
         self.look_up(blocks, true)
+    }
+
+    /// Puts the digests of `blocks`, which must lie below [`count`](Self::count), into `digests`, for whoever goes through many:
+    /// an entry that is not a digest comes as `None`, and nothing is kept of the file. It reads as much at once as it is asked for.
+    pub fn read_into(&self, blocks: Range<u64>, digests: &mut Vec<Option<BlockHash>>) -> Result<()> {
+        digests.clear();
+        match &self.digests {
+            Digests::Packed(hashes) => digests.extend(blocks.map(|block| hashes.get(block))),
+            Digests::Stride { source, layout, kept, .. } => {
+                let lines = lines(&**source, layout, kept.as_deref(), &blocks, false)
+                    .context(|| "cannot read the digests")?;
+                digests.extend(lines.chunks(layout.stride() as usize).map(|line| layout.decode(line)));
+            }
+        }
+        Ok(())
     }
 
     fn look_up(&self, blocks: Range<u64>, keep: bool) -> Vec<Result<BlockHash>> {

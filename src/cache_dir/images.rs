@@ -28,7 +28,7 @@ use super::CacheDir;
 use crate::error::{Error, ErrorKind, Result};
 
 /// The folder in the cache directory.
-const FOLDER: &str = "images";
+pub(super) const FOLDER: &str = "images";
 
 /// The form of the records; others are not read.
 const RECORD_VERSION: u32 = 1;

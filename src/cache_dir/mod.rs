@@ -1,4 +1,4 @@
-//! What is kept between runs: restart points, verified blocks, whole images.
+//! What is kept between runs: restart points, verified blocks, whole images, what was verified when.
 //!
 //! Problem: what was found out by decoding a 2 GB stream is worth seconds, and is lost when the process ends. Idea: one
 //! directory per user, outside the store (Cinder counts the files of a container), with a part for each kind of knowledge.
@@ -12,6 +12,7 @@ pub mod blocks;
 pub mod images;
 mod part;
 pub mod seek_indexes;
+pub mod verified;
 
 use std::ffi::OsString;
 use std::fs::{DirBuilder, File};
@@ -30,7 +31,10 @@ use crate::error::{Error, ErrorKind, Result};
 pub const VARIABLE: &str = "CINDERFS_CACHE_DIR";
 
 /// What the parts are called.
-const PARTS: [&str; 3] = [seek_indexes::PART, "blocks", "images"];
+const PARTS: [&str; 5] = [seek_indexes::PART, "blocks", images::FOLDER, SCRATCH, verified::PART];
+
+/// Where files without a name are made, for who may not write elsewhere.
+const SCRATCH: &str = "scratch";
 
 /// Tells backup programs to leave the directory out, see <https://bford.info/cachedir/>.
 const TAG_NAME: &str = "CACHEDIR.TAG";
@@ -84,6 +88,18 @@ impl CacheDir {
     /// [`open`](Self::open).
     fn part(&self, name: &'static str) -> Result<Part> {
         Part::open(self, name)
+    }
+
+    /// The folders that are written to while a store is read, as far as they exist: not images, nor stamps of what was verified.
+    pub fn written(&self) -> Vec<PathBuf> {
+        let written = PARTS.iter().filter(|part| ![images::FOLDER, verified::PART].contains(part));
+        let written = written.map(|part| self.path.join(part));
+        written.filter(|folder| folder.is_dir()).collect()
+    }
+
+    /// A folder for temporary files, which is made where it is missing.
+    pub fn scratch(&self) -> Result<PathBuf> {
+        Ok(self.part(SCRATCH)?.path().to_owned())
     }
 
     /// Size in bytes of the file system that it lies on.

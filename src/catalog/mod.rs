@@ -259,6 +259,11 @@ impl Catalog {
         self.0.image(entry)
     }
 
+    /// The objects of a backup, whether or not its chain has an image. Opened backups are shared and kept for a while.
+    pub fn backup(&self, entry: &Entry) -> Result<Arc<Backup>> {
+        self.0.backup(entry)
+    }
+
     /// About how much memory the states of restart points take now, in bytes.
     pub fn restart_state_bytes(&self) -> u64 {
         self.0.engine.restart_state_bytes()

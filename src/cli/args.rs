@@ -24,6 +24,9 @@ Examples:
   cinderfs list /backup_mount                        every backup, newest first
   cinderfs mount /backup_mount /mnt                  every backup as an image
   cinderfs show /backup_mount 52e81dfa -f json       one backup, for scripts
+  cinderfs map /backup_mount db@latest               what lies where in it
+  cinderfs diff /backup_mount 52e81dfa 37bf0e4f      what changed between two
+  cinderfs audit /backup_mount db@latest /dev/vg/db  is that volume as it was?
   cinderfs restore /backup_mount db@latest disk.img  one backup to a file
   cinderfs create /backup_mount disk.img             a new backup
   cinderfs consolidate /backup_mount db@latest       a full one of a chain
@@ -92,12 +95,16 @@ pub(crate) enum Verb {
     Index(super::index::IndexArgs),
     List(super::list::ListArgs),
     Show(super::show::ShowArgs),
+    Map(super::map::MapArgs),
+    Diff(super::diff::DiffArgs),
+    Audit(super::audit::AuditArgs),
     Create(super::create::CreateArgs),
     Consolidate(super::consolidate::ConsolidateArgs),
     Restore(super::restore::RestoreArgs),
     Hydrate(super::hydrate::HydrateArgs),
     Delete(super::delete::DeleteArgs),
     Record(super::record::RecordArgs),
+    Verify(super::verify::VerifyArgs),
 }
 
 impl Verb {
@@ -111,11 +118,14 @@ impl Verb {
             Self::Index(_)
             | Self::List(_)
             | Self::Show(_)
+            | Self::Map(_)
+            | Self::Diff(_)
+            | Self::Audit(_)
             | Self::Create(_)
             | Self::Consolidate(_)
             | Self::Restore(_)
             | Self::Hydrate(_) => false,
-            Self::Delete(_) | Self::Record(_) => false,
+            Self::Delete(_) | Self::Record(_) | Self::Verify(_) => false,
         }
     }
 }

@@ -34,7 +34,7 @@ begin in its middle. Mounts note that by themselves while they read; this comman
 first reader. It needs no more than 1 % of the volume's size in the cache directory.
 
 It verifies nothing: damage that leaves a stream decodable is not seen here. Every block is compared with \
-its digest when it is read, with an index as without one. To check a backup, restore it to /dev/null.
+its digest when it is read, with an index as without one. `verify` checks backups.
 
 Exit codes: 0 all is indexed; 1 nothing could be done, or the cache directory did not keep it (disk full), \
 and what was kept stays; 3 done, but some backups are unusable or some objects damaged, which stderr \

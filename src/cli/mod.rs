@@ -3,28 +3,36 @@
 //! Results go to stdout, everything else (errors, hints, logs, progress) to stderr. One file per verb.
 
 mod args;
+mod audit;
 mod cache;
+mod canvas;
 mod consolidate;
 mod create;
 mod delete;
+mod diff;
 mod exit;
 mod hydrate;
 mod index;
 mod list;
 mod logging;
 mod made;
+mod map;
 mod memory;
 #[cfg(feature = "fuse")]
 mod mount;
+mod picture;
 mod progress;
 mod record;
 mod render;
 mod restore;
+mod rows;
 mod select;
 mod show;
 mod sizes;
+mod spans;
 #[cfg(feature = "fuse")]
 mod umount;
+mod verify;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -64,12 +72,16 @@ fn run(cli: Cli) -> Result<Outcome, Failure> {
         Verb::List(args) => list::run(&args),
         Verb::Index(args) => index::run(&args, verbosity < 0),
         Verb::Show(args) => show::run(&args),
+        Verb::Map(args) => map::run(&args),
+        Verb::Diff(args) => diff::run(&args, verbosity < 0),
+        Verb::Audit(args) => audit::run(&args, verbosity < 0),
         Verb::Create(args) => create::run(&args, verbosity < 0),
         Verb::Consolidate(args) => consolidate::run(&args, verbosity < 0),
         Verb::Restore(args) => restore::run(&args, verbosity < 0),
         Verb::Hydrate(args) => hydrate::run(&args, verbosity < 0),
         Verb::Delete(args) => delete::run(&args, verbosity < 0),
         Verb::Record(args) => record::run(&args),
+        Verb::Verify(args) => verify::run(&args, verbosity < 0),
     }
 }
 

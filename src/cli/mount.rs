@@ -1,6 +1,7 @@
 //! `cinderfs mount STORE MOUNTPOINT`.
 
 use std::ffi::OsString;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -19,7 +20,9 @@ use crate::frontend::fuse::mount::mount;
 use crate::frontend::fuse::mountpoint;
 use crate::frontend::fuse::options::MountOptions;
 use crate::frontend::fuse::tree::Tree;
+use crate::sandbox::{CapabilitySet, Needs};
 use crate::store::Store;
+use crate::store::deadline::DeadlineStore;
 use crate::store::posix::PosixStore;
 
 const EXAMPLES: &str = "\
@@ -44,9 +47,13 @@ Options for -o:
                    permissions allow
   allow_root       let root in
   uid=N, gid=N     show everything as owned by this user, this group
+  store_timeout=N  how many seconds the store may take for an answer before a
+                   read fails; 30 unless told, 0 for ever
   log=FILE         where the background process logs; syslog unless told
   passthrough=off  do not let the kernel read hydrated images itself
                    (see `cinderfs hydrate`)
+  no_sandbox       let the daemon keep all its rights; unless told it gives up
+                   what serving does not take (see docs/SECURITY.md)
   nonempty         mount over a directory that is not empty";
 
 /// Show every backup of a store as a read-only disk image
@@ -64,13 +71,17 @@ pub(crate) struct MountArgs {
     mountpoint: PathBuf,
 
     /// Mount options: allow_other, allow_root, uid=N, gid=N, cache_size=SIZE, disk_cache=SIZE, seek_index=off,
-    /// passthrough=off, threads=N, log=FILE, nonempty
+    /// passthrough=off, threads=N, store_timeout=N, log=FILE, no_sandbox, nonempty
     #[arg(short = 'o', value_name = "OPTION,...")]
     options: Vec<String>,
 
     /// Stay in the foreground; Ctrl-C unmounts
     #[arg(short = 'f', long)]
     foreground: bool,
+
+    /// The same as -o no_sandbox
+    #[arg(long)]
+    no_sandbox: bool,
 
     /// Serve as the background process of another `cinderfs mount`, which waits at the other end of stdin
     #[arg(long, hide = true)]
@@ -79,7 +90,8 @@ pub(crate) struct MountArgs {
 
 /// Mounts; returns when the mount answers, or in the foreground when it has ended.
 pub(crate) fn run(args: &MountArgs, verbosity: i16) -> Result<Outcome, Failure> {
-    let options = MountOptions::parse(&args.options)?;
+    let mut options = MountOptions::parse(&args.options)?;
+    options.sandbox &= !args.no_sandbox;
     if args.daemon {
         let child = Child::begin(options.log.as_deref())?;
         serve(args, &options, Some(child))?;
@@ -107,19 +119,23 @@ fn serve(args: &MountArgs, options: &MountOptions, child: Option<Child>) -> Resu
     // Before the store is scanned, which may take a while.
     let mountpoint = mountpoint::check(&args.mountpoint, &keep_away, options.nonempty)?;
 
-    let cache_dir = match (&cache_dir, options.disk_cache_bytes_max) {
+    let opened_cache_dir = match (&cache_dir, options.disk_cache_bytes_max) {
         (Some(dir), 1..) => Some(CacheDir::open(dir)?),
         _ => None,
     };
     let seek_indexes = if options.seek_index { cache::seek_indexes_if_any() } else { None };
     let images = cache::images_if_any(options.seek_index && seek_indexes.is_none());
+    let timed = options.store_timeout.map(|timeout| Arc::new(DeadlineStore::new(store.clone(), timeout)));
     let catalog = Catalog::open(
-        store,
+        match &timed {
+            Some(timed) => timed.clone(),
+            None => store.clone() as Arc<dyn Store>,
+        },
         CatalogOptions {
             cache_bytes_max: options.cache_bytes_max,
             restart_points: options.seek_index,
             seek_indexes,
-            cache_dir,
+            cache_dir: opened_cache_dir,
             disk_cache_bytes_max: options.disk_cache_bytes_max,
             ..CatalogOptions::default()
         },
@@ -129,12 +145,21 @@ fn serve(args: &MountArgs, options: &MountOptions, child: Option<Child>) -> Resu
     let mut tree = Tree::new(Arc::new(catalog.clone()), owner);
     let mut stack_depth = 0;
     if let Some(images) = images {
-        if options.passthrough {
+        // Handing files to the kernel takes a right that is worth nearly all others, so it is kept only where there is a use.
+        let is_used = images.keys().is_ok_and(|keys| !keys.is_empty());
+        let passthrough = options.passthrough && (is_used || !options.sandbox);
+        if passthrough {
             stack_depth = hydrated::stack_depth(images.folder());
         }
-        tree = tree.hydrated(Hydrated::new(images, options.passthrough));
+        tree = tree.hydrated(Hydrated::new(images, passthrough));
     }
-    let mounted = mount(CinderFs::new(tree).passthrough(stack_depth), &location, &mountpoint, options)?;
+    let needs = options.sandbox.then(|| needs(&store, cache_dir.as_deref(), stack_depth > 0)).transpose()?;
+    if let Some(timed) = &timed {
+        // Not before: the process has to have one thread until it is restricted, and nothing below asks the store before that.
+        timed.arm();
+    }
+    let fs = CinderFs::new(tree).passthrough(stack_depth);
+    let mounted = mount(fs, &location, &mountpoint, options, needs)?;
     if let Some(child) = child
         && let Err(error) = child.ready()
     {
@@ -144,6 +169,34 @@ fn serve(args: &MountArgs, options: &MountOptions, child: Option<Child>) -> Resu
     let ended = mounted.serve();
     catalog.keep_indexes();
     Ok(ended?)
+}
+
+/// What serving a store takes: its files, what is kept of them, and to read what belongs to others.
+fn needs(store: &PosixStore, cache_dir: Option<&Path>, passthrough: bool) -> Result<Needs, Error> {
+    let failed = |error: io::Error| {
+        Error::caused_by(ErrorKind::Target, "cannot prepare to give up what the daemon does not need", error)
+    };
+    let mut needs = Needs::default();
+    needs.read(store.root()).map_err(failed)?;
+    needs.capability(CapabilitySet::DAC_READ_SEARCH);
+    if passthrough {
+        needs.capability(CapabilitySet::SYS_ADMIN);
+    }
+    let cache_dir = cache_dir.filter(|path| path.is_dir()).and_then(|path| CacheDir::open(path).ok());
+    let mut scratch = None;
+    if let Some(dir) = &cache_dir {
+        // Hydrated images are only read: the kernel hands their bytes out unchecked.
+        needs.read_at(dir.path()).map_err(failed)?;
+        scratch = dir.scratch().ok();
+        for folder in dir.written() {
+            needs.write_at(&folder).map_err(failed)?;
+        }
+    }
+    let is_elsewhere = scratch.is_some_and(|scratch| tempfile::env::override_temp_dir(&scratch).is_ok());
+    if !is_elsewhere {
+        needs.write_at(&tempfile::env::temp_dir()).map_err(failed)?;
+    }
+    Ok(needs)
 }
 
 fn no_cache_dir() -> Error {
@@ -158,6 +211,9 @@ fn child_arguments(args: &MountArgs, verbosity: i16) -> Result<Vec<OsString>, Fa
     arguments.extend(["mount".into(), "--daemon".into()]);
     for options in &args.options {
         arguments.extend(["-o".into(), options.into()]);
+    }
+    if args.no_sandbox {
+        arguments.push("--no-sandbox".into());
     }
     // Both may begin with a dash. They are made absolute because the child leaves this working directory.
     arguments.extend(["--".into(), absolute(&args.store.path()?), absolute(&args.mountpoint)]);

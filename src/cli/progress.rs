@@ -101,7 +101,7 @@ impl Reporter {
     }
 
     /// The same with more to tell in each JSON line: the keys of an object.
-    fn update_with(&self, done_bytes: u64, total_bytes: u64, more: impl FnOnce() -> Value) {
+    pub(super) fn update_with(&self, done_bytes: u64, total_bytes: u64, more: impl FnOnce() -> Value) {
         match &self.shown {
             Shown::Nothing => {}
             Shown::Bar { bar, drawn, is_narrow } => {

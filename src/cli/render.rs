@@ -104,7 +104,7 @@ fn object(titles: &[&str], row: &[Value]) -> Value {
 }
 
 /// A value where Python's `str` would be: safe for a terminal and without line breaks.
-fn cell(value: &Value) -> Cow<'_, str> {
+pub(crate) fn cell(value: &Value) -> Cow<'_, str> {
     match value {
         Value::Null => "None".into(),
         Value::Bool(true) => "True".into(),
@@ -150,25 +150,30 @@ fn table(out: &mut dyn Write, titles: &[&str], rows: &[Vec<Value>], numbers_righ
 
 /// As Python's csv module under QUOTE_NONNUMERIC: numbers and booleans bare, `None` empty.
 fn csv(out: &mut dyn Write, titles: &[&str], rows: &[Vec<Value>]) -> io::Result<()> {
-    let quote = |text: &str| format!("\"{}\"", text.replace('"', "\"\""));
-    let header: Vec<String> = titles.iter().map(|title| quote(title)).collect();
+    let header: Vec<String> = titles.iter().map(|title| quoted(title)).collect();
     writeln!(out, "{}", header.join(","))?;
-    for row in rows {
-        let cells: Vec<String> = row
-            .iter()
-            .map(|value| match value {
-                Value::Null => quote(""),
-                Value::Bool(_) | Value::Number(_) => cell(value).into_owned(),
-                _ => quote(&cell(value)),
-            })
-            .collect();
-        writeln!(out, "{}", cells.join(","))?;
-    }
-    Ok(())
+    rows.iter().try_for_each(|row| csv_row(out, row))
+}
+
+/// One line of it.
+pub(crate) fn csv_row(out: &mut dyn Write, row: &[Value]) -> io::Result<()> {
+    let cells: Vec<String> = row
+        .iter()
+        .map(|value| match value {
+            Value::Null => quoted(""),
+            Value::Bool(_) | Value::Number(_) => cell(value).into_owned(),
+            _ => quoted(&cell(value)),
+        })
+        .collect();
+    writeln!(out, "{}", cells.join(","))
+}
+
+fn quoted(text: &str) -> String {
+    format!("\"{}\"", text.replace('"', "\"\""))
 }
 
 /// JSON text in which unsafe characters of strings are `\uXXXX`.
-fn json(value: &Value, pretty: bool) -> String {
+pub(crate) fn json(value: &Value, pretty: bool) -> String {
     // `Display` of a value cannot fail; `#` is the pretty form with two spaces.
     let plain = if pretty { format!("{value:#}") } else { value.to_string() };
     if !plain.contains(|c: char| c >= '\x7f' && is_unsafe(c)) {

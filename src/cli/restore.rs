@@ -160,7 +160,7 @@ pub(crate) fn run(args: &RestoreArgs, quiet: bool) -> Result<Outcome, Failure> {
 }
 
 /// A target inside the store would destroy what it restores from, or lie where Cinder counts files.
-fn refuse_inside_store(target: &Path, store: &Path) -> Result<(), Failure> {
+pub(super) fn refuse_inside_store(target: &Path, store: &Path) -> Result<(), Failure> {
     let folder = target.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     // A new target has no path of its own yet. What cannot be resolved fails by itself later, with a better reason.
     let resolved = fs::canonicalize(target).or_else(|_| fs::canonicalize(folder));

@@ -120,6 +120,12 @@ pub trait Decoder: Send {
         Vec::new()
     }
 
+    /// How many stored bytes the stream took, once its plain bytes have ended well; `None` before, and where the stream's end
+    /// is not known apart from the object's.
+    fn stored_end(&self) -> Option<u64> {
+        None
+    }
+
     /// About how much memory this decoder holds, in bytes, points that were not taken included.
     fn memory_bytes(&self) -> usize;
 

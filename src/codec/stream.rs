@@ -80,8 +80,13 @@ pub(super) struct StreamDecoder<S> {
 }
 
 enum State<S> {
-    Running { stream: S, input: StoredInput, idle_steps: u32 },
-    Ended,
+    Running {
+        stream: S,
+        input: StoredInput,
+        idle_steps: u32,
+    },
+    /// Before this stored byte.
+    Ended(u64),
     Failed(Error),
 }
 
@@ -106,12 +111,12 @@ fn advance<S: Stream>(stream: &mut S, input: &mut StoredInput, out: &mut [u8]) -
     };
     let object_ended = stored.is_empty();
     if object_ended && stream.may_end() {
-        return (0, Some(State::Ended));
+        return (0, Some(State::Ended(input.offset())));
     }
     let step = stream.step(stored, out);
     input.consume(step.consumed);
     let (kind, why) = match step.next {
-        Next::End => return (step.produced, Some(State::Ended)),
+        Next::End => return (step.produced, Some(State::Ended(input.offset()))),
         Next::More if step.consumed > 0 || step.produced > 0 => return (step.produced, None),
         Next::More if object_ended => {
             (ErrorKind::Truncated, "the object ends here, before the end of the stream".to_owned())
@@ -158,7 +163,14 @@ impl<S: Stream> Decoder for StreamDecoder<S> {
     fn take_points(&mut self) -> Vec<RestartPoint> {
         match &mut self.state {
             State::Running { stream, .. } => stream.take_points(),
-            State::Ended | State::Failed(_) => take(&mut self.last_points),
+            State::Ended(_) | State::Failed(_) => take(&mut self.last_points),
+        }
+    }
+
+    fn stored_end(&self) -> Option<u64> {
+        match self.state {
+            State::Ended(offset) => Some(offset),
+            State::Running { .. } | State::Failed(_) => None,
         }
     }
 
@@ -169,7 +181,7 @@ impl<S: Stream> Decoder for StreamDecoder<S> {
     fn memory_bytes(&self) -> usize {
         match &self.state {
             State::Running { stream, input, .. } => stream.memory_bytes() + input.memory_bytes(),
-            State::Ended | State::Failed(_) => {
+            State::Ended(_) | State::Failed(_) => {
                 self.last_points.iter().map(|point| size_of_val(point) + point.state.len()).sum()
             }
         }

@@ -1,8 +1,13 @@
 //! Consumers of images, side by side.
 
+pub mod audit;
+pub mod diff;
 pub mod document;
 #[cfg(feature = "fuse")]
 pub mod fuse;
 pub mod hydrate;
+mod in_order;
 pub mod index;
+pub mod map;
 pub mod restore;
+pub mod verify;

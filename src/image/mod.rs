@@ -14,6 +14,7 @@
 //! - [`copies`]: where else a lost block may be found.
 //! - [`objects`]: what the image reads from, object by object.
 //! - [`damage`]: what was lost so far.
+//! - [`digests`]: the digests themselves, for whoever compares images without reading them.
 //! - [`materialised`]: the whole image as a file beside the store.
 //!
 //! Invariants: no byte leaves an image that was not compared with a digest; damage costs the blocks it hits, not the
@@ -21,6 +22,7 @@
 
 mod copies;
 mod damage;
+mod digests;
 mod ending;
 mod engine;
 mod groups;
@@ -34,9 +36,10 @@ mod view;
 
 pub use copies::{Copies, LostBlock};
 pub use damage::Damage;
+pub use digests::Digests;
 pub use engine::Engine;
 pub use materialised::Materialised;
-pub use objects::StoredObject;
+pub use objects::{Holder, StoredObject};
 
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
@@ -298,13 +301,30 @@ impl Image {
         }
     }
 
-    /// The objects that the image reads from, each once, in the order in which they are first needed.
-    pub fn objects(&self) -> Vec<StoredObject<'_>> {
-        let map = match &self.content {
+    /// Which object of the chain holds each byte.
+    pub fn extent_map(&self) -> &ExtentMap {
+        match &self.content {
             Content::Proven(view) => view.map(),
             Content::Unproven(view) => view.map(),
-        };
-        objects::of(&self.engine, &self.layers, map)
+        }
+    }
+
+    /// The digests of all blocks; `None` where the backup has none.
+    pub fn digests(&self) -> Option<Digests<'_>> {
+        match &self.content {
+            Content::Proven(view) => Some(Digests::of(view)),
+            Content::Unproven(_) => None,
+        }
+    }
+
+    /// What is known of an object that the extent map names, without opening it.
+    pub fn holder(&self, index: ObjectIndex) -> Result<Holder<'_>> {
+        objects::holder(&self.layers, index)
+    }
+
+    /// The objects that the image reads from, each once, in the order in which they are first needed.
+    pub fn objects(&self) -> Vec<StoredObject<'_>> {
+        objects::of(&self.engine, &self.layers, self.extent_map())
     }
 
     /// The image cut into groups of ranges, each group read fastest by one reader in order, different groups by different
@@ -369,12 +389,22 @@ impl Image {
         }
     }
 
+    /// The table of digests that prove the bytes; `None` where only each object's md5 does.
+    pub fn hash_table(&self) -> Option<&BlockHashTable> {
+        match &self.content {
+            Content::Proven(view) => Some(view.table()),
+            Content::Unproven(_) => None,
+        }
+    }
+
+    /// The backups of the chain, the full one first, in the order of [`ObjectIndex::layer`].
+    pub fn layers(&self) -> &[Arc<Backup>] {
+        &self.layers
+    }
+
     /// About how much memory this value holds, in bytes.
     pub fn memory_bytes(&self) -> u64 {
-        let map = match &self.content {
-            Content::Proven(view) => view.map(),
-            Content::Unproven(view) => view.map(),
-        };
+        let map = self.extent_map();
         let layers: usize = self.layers.iter().map(|layer| layer.memory_bytes()).sum();
         (size_of_val(map.extents()) + layers + 4096) as u64
     }

@@ -1,16 +1,17 @@
 //! What an image reads from, object by object.
 
 use std::collections::HashSet;
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::engine::Engine;
 use super::object_of;
 use crate::backup::Backup;
-use crate::chain::extent_map::{ExtentMap, Piece};
+use crate::chain::extent_map::{ExtentMap, ObjectIndex, Piece};
 use crate::codec::Codec;
 use crate::error::Result;
 use crate::object::ObjectReader;
-use crate::types::ObjectName;
+use crate::types::{BackupId, ObjectName};
 
 /// An object of the store that an image reads from.
 pub struct StoredObject<'a> {
@@ -41,6 +42,32 @@ impl StoredObject<'_> {
     pub fn open(&self) -> Result<Arc<ObjectReader>> {
         self.engine.objects().get(self.name.clone(), self.codec, self.len_bytes, self.points.as_ref())
     }
+}
+
+/// An object of a chain, as its backup's metadata tells of it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Holder<'a> {
+    /// Whose object it is.
+    pub backup: &'a BackupId,
+    /// How many backups of the chain lie above that one: 0 for the image's own.
+    pub depth: u32,
+    /// The object's name in the store.
+    pub name: ObjectName,
+    /// How it is compressed.
+    pub codec: Codec,
+    /// Which bytes of the volume it was stored for; newer ones may hide some.
+    pub volume: Range<u64>,
+}
+
+pub(super) fn holder(layers: &[Arc<Backup>], index: ObjectIndex) -> Result<Holder<'_>> {
+    let (backup, object) = object_of(layers, index)?;
+    Ok(Holder {
+        backup: &backup.summary.id,
+        depth: (layers.len() as u32).saturating_sub(index.layer + 1),
+        name: backup.object_name(object)?,
+        codec: object.codec,
+        volume: object.offset..object.offset + object.len_bytes,
+    })
 }
 
 /// The objects that `map` names, each once.

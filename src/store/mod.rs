@@ -12,6 +12,7 @@
 pub mod posix;
 pub mod memory;
 pub mod fault;
+pub mod deadline;
 
 use std::io;
 use std::sync::Arc;
@@ -100,6 +101,12 @@ pub trait ObjectSource: Send + Sync {
     /// where backups share a name. A store in which objects are only ever replaced whole never says so.
     fn is_changed(&self) -> Result<bool> {
         Ok(false)
+    }
+
+    /// Whether reading it takes no longer than this machine's own disks do; what lies behind a network or another
+    /// process may take for ever.
+    fn is_local(&self) -> bool {
+        false
     }
 }
 

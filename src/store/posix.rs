@@ -16,9 +16,9 @@
 pub(crate) mod beneath;
 mod walk;
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{FileType, OFlags, Stat};
@@ -31,11 +31,33 @@ use super::{Listing, ObjectSource, ObjectStat, ObjectVersion, Ownership, Store};
 use crate::error::{Error, ErrorKind, Result};
 use crate::types::ObjectName;
 
+/// File systems that read from a disk of this machine or from memory, by `f_type`: ext2 to ext4, XFS, btrfs, tmpfs, ZFS, F2FS,
+/// bcachefs, FAT, exFAT, ISO 9660, SquashFS, EROFS. Not overlayfs, which may lie on anything.
+const LOCAL_MAGICS: [u32; 12] = [
+    0xef53,
+    0x5846_5342,
+    0x9123_683e,
+    0x0102_1994,
+    0x2fc1_2fc1,
+    0xf2f5_2010,
+    0xca45_1a4e,
+    0x4d44,
+    0x2011_bab0,
+    0x9660,
+    0x7371_7368,
+    0xe0f5_e1e2,
+];
+
+/// Devices remembered.
+const DEVICES_MAX: usize = 64;
+
 /// A store in a directory. Reads only.
 #[derive(Debug)]
 pub struct PosixStore {
     root: Beneath,
     location: Box<str>,
+    /// Devices, and whether each is a disk of this machine. Asking is a call over the network for some.
+    devices: Mutex<Vec<(u64, bool)>>,
     folders: walk::FolderCache,
 }
 
@@ -62,8 +84,34 @@ impl PosixStore {
         Ok(Self {
             root: Beneath::open(root, resolution).map_err(failed)?,
             location: root.to_string_lossy().into(),
+            devices: Mutex::default(),
             folders: walk::FolderCache::default(),
         })
+    }
+
+    /// Whether an opened file lies on a disk of this machine.
+    #[expect(clippy::unnecessary_cast, reason = "the fields' types differ between systems")]
+    fn is_local(&self, file: &OwnedFd, stat: &Stat) -> bool {
+        let device = stat.st_dev as u64;
+        let mut devices = self.devices.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, is_local)) = devices.iter().find(|(known, _)| *known == device) {
+            return *is_local;
+        }
+        drop(devices);
+        let is_local =
+            rustix::fs::fstatfs(file).is_ok_and(|fs| LOCAL_MAGICS.contains(&(fs.f_type as u64 as u32)));
+        devices = self.devices.lock().unwrap_or_else(PoisonError::into_inner);
+        // Numbers of file systems that have gone are given to others; those are asked about anew after a while.
+        if devices.len() == DEVICES_MAX {
+            devices.clear();
+        }
+        devices.push((device, is_local));
+        is_local
+    }
+
+    /// Names the root directory, whatever has its path by now; gives no right to it.
+    pub fn root(&self) -> BorrowedFd<'_> {
+        self.root.root()
     }
 
     /// How many folders [`Store::list`] has read so far; one that it remembered is not counted.
@@ -90,8 +138,8 @@ impl Store for PosixStore {
         require_regular(name, &stat)?;
         // It was for FIFOs only. A file system in user space may honour it on a regular file and answer EAGAIN.
         rustix::fs::fcntl_setfl(&file, OFlags::empty()).map_err(failed)?;
-        let written = Written::of(&stat);
-        Ok(Arc::new(PosixObject { file, name: name.clone(), stat: object_stat(&stat), written }))
+        let (written, is_local) = (Written::of(&stat), self.is_local(&file, &stat));
+        Ok(Arc::new(PosixObject { file, name: name.clone(), stat: object_stat(&stat), written, is_local }))
     }
 }
 
@@ -101,6 +149,7 @@ struct PosixObject {
     name: ObjectName,
     stat: ObjectStat,
     written: Written,
+    is_local: bool,
 }
 
 /// What changes when bytes of a file are changed in place.
@@ -154,6 +203,10 @@ impl ObjectSource for PosixObject {
             Error::caused_by(ErrorKind::StoreIo, format!("cannot look at object {:?}", self.name), errno)
         })?;
         Ok(Written::of(&now) != self.written)
+    }
+
+    fn is_local(&self) -> bool {
+        self.is_local
     }
 }
 

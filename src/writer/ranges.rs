@@ -5,6 +5,7 @@
 //!
 //! Besides, where somebody else knows what changed, only the blocks that this touches need reading.
 
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
@@ -36,6 +37,23 @@ impl<'a> Ranges<'a> {
     /// Whether all of `range` is a hole, which need not be read.
     pub(super) fn is_hole(&self, range: &Range<u64>) -> Result<bool> {
         Ok(self.next_data(range.start)?.start >= range.end)
+    }
+
+    /// The holes in `range`, as far as they are whole pieces of `piece_bytes`, counted from its start; one may end with it.
+    pub(super) fn holes(&self, range: &Range<u64>, piece_bytes: u64) -> Result<VecDeque<Range<u64>>> {
+        let mut holes = VecDeque::new();
+        let mut at = range.start;
+        while at < range.end {
+            let data = self.next_data(at)?;
+            let pieces_before = |offset: u64| (offset - range.start) / piece_bytes * piece_bytes;
+            let is_last = data.start >= range.end;
+            let end = if is_last { range.end } else { range.start + pieces_before(data.start) };
+            if end > at {
+                holes.push_back(at..end);
+            }
+            at = if is_last { end } else { range.start + pieces_before(data.end - 1) + piece_bytes };
+        }
+        Ok(holes)
     }
 
     fn next_data(&self, offset: u64) -> Result<Range<u64>> {
@@ -113,6 +131,31 @@ mod tests {
         }
         fn check_len(&self) -> Result<()> {
             Ok(())
+        }
+    }
+
+    #[test]
+    fn holes_are_whole_pieces_without_data() {
+        let source = Islands(AtomicU64::new(0));
+        let ranges = Ranges::new(&source);
+        for start in 0..50u64 {
+            for end in start + 1..=50 {
+                for piece in 1..20u64 {
+                    let mut expected: VecDeque<Range<u64>> = VecDeque::new();
+                    for at in (start..end).step_by(piece as usize) {
+                        let piece_end = end.min(at + piece);
+                        if (at..piece_end).any(|at| (10..20).contains(&at) || (30..35).contains(&at)) {
+                            continue;
+                        }
+                        match expected.back_mut() {
+                            Some(last) if last.end == at => last.end = piece_end,
+                            _ => expected.push_back(at..piece_end),
+                        }
+                    }
+                    let holes = ranges.holes(&(start..end), piece).unwrap();
+                    assert_eq!(holes, expected, "{start}..{end} by {piece}");
+                }
+            }
         }
     }
 

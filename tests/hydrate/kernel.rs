@@ -45,7 +45,7 @@ const STORES: [&str; 10] = [
     "zstd-chain",
 ];
 
-// > A hydrated image is read by the kernel itself where root mounted with Linux 6.9 or newer, unless `passthrough=off` is given; its bytes were compared with their digests when it was hydrated, and are not again at each read.
+// > A hydrated image is read by the kernel itself where root mounted with Linux 6.9 or newer when at least one image was hydrated, unless `passthrough=off` is given; its bytes were compared with their digests when it was hydrated, and are not again at each read.
 #[test]
 fn genuine_backups_are_read_by_the_kernel_alone() {
     let world = World::new();

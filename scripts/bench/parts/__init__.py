@@ -4,7 +4,7 @@ A part has a `TITLE`, the name of the `VOLUMES` that it reads and perhaps shares
 yields the lines of its section and puts what it found for the bars.
 """
 
-from . import (bytes_fetched, chain, created, first_file, hydrate, iops, memory, opening, random_reads, recording, restore, sequential,
+from . import (bytes_fetched, chain, create, created, first_file, hydrate, iops, memory, opening, random_reads, recording, restore, sequential,
                speed)
 
 PARTS = {
@@ -21,4 +21,5 @@ PARTS = {
     "speed": speed,
     "memory": memory,
     "opening": opening,
+    "create": create,
 }

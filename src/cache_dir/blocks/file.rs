@@ -115,6 +115,15 @@ impl RingFile {
         self.data.metadata().is_ok_and(|metadata| metadata.nlink() == 0)
     }
 
+    /// Frees what a file without a name takes on the disk. Whoever still reads it finds nothing in it.
+    pub(super) fn give_back_space(&self) {
+        if self.is_gone()
+            && let Err(error) = self.data.set_len(0)
+        {
+            tracing::debug!("the removed file of the disk cache keeps its space: {error}");
+        }
+    }
+
     /// Does what only one process may do at a time. An error when others do not let go for [`LOCK_PATIENCE`].
     pub(super) fn alone<T>(&self, act: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         lock(&self.folder, FlockOperation::NonBlockingLockExclusive, LOCK_PATIENCE)?;

@@ -34,6 +34,7 @@ mod table;
 
 use std::cell::Cell;
 use std::io;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
@@ -149,8 +150,23 @@ impl BlockRing {
                 self.given_before.fetch_add(passed, Ordering::Relaxed);
                 *self.opened.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(Opened::new(file));
             }
-            Err(error) => self.writing.fails(&error),
+            Err(error) => {
+                if self.may_not_be_made() {
+                    gone.file.give_back_space();
+                }
+                self.writing.fails(&error);
+            }
         }
+    }
+
+    /// Whether the folder is gone for this process for good: one that gave up its rights may not make or enter another.
+    fn may_not_be_made(&self) -> bool {
+        let is_denied = |folder: &Path| {
+            let made = std::fs::create_dir(folder).err().map(|error| error.kind());
+            let entered = std::fs::read_dir(folder).err().map(|error| error.kind());
+            [made, entered].contains(&Some(io::ErrorKind::PermissionDenied))
+        };
+        is_denied(self.cache.path()) || is_denied(&self.cache.path().join(PART))
     }
 
     /// What all records together may take, in bytes.

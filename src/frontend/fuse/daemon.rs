@@ -40,10 +40,7 @@ const SYSLOG_LINE_BYTES_MAX: u64 = 2048;
 pub fn start(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Result<u8> {
     let failed = |error: io::Error| Error::caused_by(ErrorKind::Target, "cannot start the daemon", error);
     let (mut reports, report) = io::pipe().map_err(failed)?;
-    // By its path where that still leads to it, so that `ps` shows the program's name.
-    let program = std::env::current_exe().ok().filter(|path| path.exists());
-    let mut child = Command::new(program.as_deref().unwrap_or(Path::new("/proc/self/exe")))
-        .arg0("cinderfs")
+    let mut child = this_program()
         .args(arguments)
         .stdin(Stdio::from(report))
         // Colours are for terminals, and its stderr is one only for now.
@@ -72,10 +69,21 @@ pub fn start(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Result<
     }
 }
 
+/// This same program, to be started again.
+pub(super) fn this_program() -> Command {
+    // By its path where that still leads to it, so that `ps` shows the program's name.
+    let program = std::env::current_exe().ok().filter(|path| path.exists());
+    let mut command = Command::new(program.as_deref().unwrap_or(Path::new("/proc/self/exe")));
+    command.arg0("cinderfs");
+    command
+}
+
 /// Where the child's stderr will lead.
 #[derive(Debug)]
 pub struct Child {
     log: Log,
+    /// Opened early, because it may not be opened any more when it is needed.
+    null: File,
 }
 
 #[derive(Debug)]
@@ -101,32 +109,30 @@ impl Child {
             }
             None => syslog().map_or(Log::Nowhere, Log::Syslog),
         };
-        Ok(Self { log })
+        let null = OpenOptions::new().read(true).write(true).open("/dev/null").map_err(background)?;
+        Ok(Self { log, null })
     }
 
     /// Tells the parent that the mount answers, and lets go of its terminal and working directory.
     ///
     /// Fails when the parent is gone: then nobody knows of the mount, and it should end.
     pub fn ready(self) -> Result<()> {
-        let failed =
-            |error: io::Error| Error::caused_by(ErrorKind::Target, "cannot go into the background", error);
-        let null = || OpenOptions::new().read(true).write(true).open("/dev/null");
-        std::env::set_current_dir("/").map_err(failed)?;
+        std::env::set_current_dir("/").map_err(background)?;
         // Before the report: whoever waits for the parent's output waits for all that hold it open.
-        rustix::stdio::dup2_stdout(null().map_err(failed)?).map_err(|error| failed(error.into()))?;
+        rustix::stdio::dup2_stdout(&self.null).map_err(background)?;
         match self.log {
             Log::File(file) => rustix::stdio::dup2_stderr(file),
             Log::Syslog(socket) => {
-                let (lines, writer) = io::pipe().map_err(failed)?;
+                let (lines, writer) = io::pipe().map_err(background)?;
                 let forward = move || forward(BufReader::new(lines), &socket);
-                thread::Builder::new().name("log".to_owned()).spawn(forward).map_err(failed)?;
+                thread::Builder::new().name("log".to_owned()).spawn(forward).map_err(background)?;
                 rustix::stdio::dup2_stderr(writer)
             }
-            Log::Nowhere => rustix::stdio::dup2_stderr(null().map_err(failed)?),
+            Log::Nowhere => rustix::stdio::dup2_stderr(&self.null),
         }
-        .map_err(|error| failed(error.into()))?;
+        .map_err(background)?;
         let reported = rustix::io::write(rustix::stdio::stdin(), &[READY]);
-        rustix::stdio::dup2_stdin(null().map_err(failed)?).map_err(|error| failed(error.into()))?;
+        rustix::stdio::dup2_stdin(&self.null).map_err(background)?;
         match reported {
             Ok(_) => Ok(()),
             Err(error) => Err(Error::caused_by(
@@ -136,6 +142,10 @@ impl Child {
             )),
         }
     }
+}
+
+fn background(error: impl Into<io::Error>) -> Error {
+    Error::caused_by(ErrorKind::Target, "cannot go into the background", error.into())
 }
 
 fn syslog() -> Option<UnixDatagram> {

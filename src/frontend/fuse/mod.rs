@@ -9,7 +9,8 @@
 //!   hydrated    images that the kernel reads from a file of ours
 //!   mount       the options given to the kernel, signals, the end
 //!   mountpoint  where a mount may stand        unmount  taking it away, alive or dead
-//!   daemon      the background process         options  -o
+//!   daemon      the background process         unmounter  who does that when the daemon may not
+//!   options     -o
 //! ```
 //!
 //! Invariants: the kernel caches pages of an image by its inode, and an inode never changes its content: a replaced backup is
@@ -42,3 +43,5 @@ pub mod options;
 pub mod tree;
 // Taking mounts away.
 pub mod unmount;
+// Who takes the mount away when the daemon may not.
+pub mod unmounter;

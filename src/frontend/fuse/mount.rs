@@ -7,9 +7,11 @@
 //! fuser would unmount whatever stands at the mountpoint when its session is dropped, which after somebody's
 //! `umount` may be another file system. So its handle is never dropped, and unmounting is done here, after a look at the
 //! mount table.
+//!
+//! Between the mount and the first thread lies the moment to [restrict](Needs::restrict) the process: mounting is done, and every
+//! thread inherits it. What has to be done from outside later, the [`Unmounter`] does.
 
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread;
@@ -21,8 +23,13 @@ use signal_hook::iterator::Signals;
 
 use super::fs::CinderFs;
 use super::options::MountOptions;
-use super::unmount::{self, SOURCE_PREFIX};
+use super::unmount::{self, SOURCE_PREFIX, Taken};
+use super::unmounter::Unmounter;
 use crate::error::{Error, ErrorKind, Result};
+use crate::sandbox::{Needs, Report};
+
+/// The device through which the kernel is spoken to; each thread opens its own.
+const FUSE_DEVICE: &str = "/dev/fuse";
 
 /// Read-ahead of the mount, in KiB: one largest request. The kernel caps what FUSE may ask for at 128 KiB, which costs
 /// more than half of the sequential speed; root may raise it afterwards.
@@ -36,6 +43,9 @@ const END_WAIT_MAX: Duration = Duration::from_secs(5);
 pub struct Mounted {
     mountpoint: PathBuf,
     device: String,
+    unmounter: Unmounter,
+    /// What the process gave up, to be told once the log is where it stays.
+    report: Option<Report>,
     events: mpsc::Receiver<Event>,
 }
 
@@ -45,15 +55,22 @@ enum Event {
     Ended(io::Result<()>),
 }
 
-/// Mounts `fs` at a checked, canonical mountpoint. The signals that end a mount are caught from here on.
+/// Mounts `fs` at a checked, canonical mountpoint. The signals that end a mount are caught from here on, and the process is
+/// restricted to `needs` and to what the mount itself takes, if there are any.
 ///
 /// [`ErrorKind::Target`] when the kernel refuses, or the mount does not answer.
-pub fn mount(fs: CinderFs, store: &str, mountpoint: &Path, options: &MountOptions) -> Result<Mounted> {
+pub fn mount(
+    fs: CinderFs,
+    store: &str,
+    mountpoint: &Path,
+    options: &MountOptions,
+    needs: Option<Needs>,
+) -> Result<Mounted> {
     let failed = |error: io::Error| {
         let hint = match error.kind() {
             io::ErrorKind::NotFound => " (is the fuse module loaded, and fusermount3 installed?)",
             io::ErrorKind::PermissionDenied => {
-                match std::fs::OpenOptions::new().read(true).write(true).open("/dev/fuse") {
+                match std::fs::OpenOptions::new().read(true).write(true).open(FUSE_DEVICE) {
                     Err(_) => " (/dev/fuse is not open to you)",
                     Ok(_) => " (allow_other and allow_root need user_allow_other in /etc/fuse.conf)",
                 }
@@ -67,50 +84,64 @@ pub fn mount(fs: CinderFs, store: &str, mountpoint: &Path, options: &MountOption
         };
         Error::caused_by(ErrorKind::Target, format!("cannot mount at {mountpoint:?}{hint}"), error)
     };
-    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(failed)?;
+    let mut unmounter = match needs {
+        Some(_) => Unmounter::start(mountpoint)?,
+        None => Unmounter::here(mountpoint),
+    };
+    let signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(failed)?;
     let session = Session::new(fs, mountpoint, &config(store, options)).map_err(failed)?;
-    let mut session = session.spawn().map_err(failed)?;
+    let found = unmount::mounted_at(mountpoint)?;
+    let device = found.map(|line| line.device).ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
+    raise_read_ahead(&device);
+    let report = match needs {
+        Some(mut needs) => {
+            needs.device(Path::new(FUSE_DEVICE)).map_err(failed)?;
+            Some(needs.restrict())
+        }
+        None => None,
+    };
+    let started = start(session, signals).and_then(|events| {
+        // The first question through the kernel: what is ready answers it.
+        std::fs::metadata(mountpoint).map(|_| events)
+    });
+    let events = started.map_err(|error| {
+        let _ = unmounter.take_away(&device, true);
+        failed(error)
+    })?;
+    tracing::info!(mountpoint = %mountpoint.display(), store, "mounted");
+    Ok(Mounted { mountpoint: mountpoint.to_owned(), device, unmounter, report, events })
+}
 
+/// Starts the threads: those that serve, and those that tell of the end.
+fn start(session: Session<CinderFs>, mut signals: Signals) -> io::Result<mpsc::Receiver<Event>> {
+    let mut session = session.spawn()?;
     let (sender, events) = mpsc::channel();
     let serving = std::mem::replace(&mut session.guard, thread::spawn(|| Ok(())));
     // See the module's comment: dropping it would unmount by path.
     std::mem::forget(session);
     let ended = sender.clone();
-    thread::Builder::new()
-        .name("end".to_owned())
-        .spawn(move || {
-            let outcome = serving.join().unwrap_or_else(|_| Err(io::Error::other("the session panicked")));
-            // Nobody listens any more when the process is about to exit.
-            let _ = ended.send(Event::Ended(outcome));
-        })
-        .map_err(failed)?;
-    thread::Builder::new()
-        .name("signals".to_owned())
-        .spawn(move || {
-            for signal in signals.forever() {
-                if sender.send(Event::Signal(signal)).is_err() {
-                    return;
-                }
-            }
-        })
-        .map_err(failed)?;
-
-    // The first question through the kernel: what is ready answers it.
-    let answer = std::fs::metadata(mountpoint).map_err(|error| {
-        let _ = unmount::detach(mountpoint, true);
-        failed(error)
+    thread::Builder::new().name("end".to_owned()).spawn(move || {
+        let outcome = serving.join().unwrap_or_else(|_| Err(io::Error::other("the session panicked")));
+        // Nobody listens any more when the process is about to exit.
+        let _ = ended.send(Event::Ended(outcome));
     })?;
-    let (major, minor) = (rustix::fs::major(answer.dev()), rustix::fs::minor(answer.dev()));
-    let device = format!("{major}:{minor}");
-    raise_read_ahead(&device);
-    tracing::info!(mountpoint = %mountpoint.display(), store, "mounted");
-    Ok(Mounted { mountpoint: mountpoint.to_owned(), device, events })
+    thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        for signal in signals.forever() {
+            if sender.send(Event::Signal(signal)).is_err() {
+                return;
+            }
+        }
+    })?;
+    Ok(events)
 }
 
 impl Mounted {
     /// Serves until a signal or an unmount ends it; an error only when the session itself failed or the mount could not be
     /// taken away.
-    pub fn serve(self) -> Result<()> {
+    pub fn serve(mut self) -> Result<()> {
+        if let Some(report) = &self.report {
+            report.log();
+        }
         match self.events.recv() {
             Ok(Event::Signal(signal)) => {
                 tracing::info!(signal, "unmounting");
@@ -130,7 +161,7 @@ impl Mounted {
     }
 
     /// Unmounts: at once where nothing is open, else by taking the mount out of the tree.
-    pub fn end(self) -> Result<()> {
+    pub fn end(mut self) -> Result<()> {
         match self.detach(false) {
             Ok(()) => {
                 while let Ok(event) = self.events.recv_timeout(END_WAIT_MAX) {
@@ -147,27 +178,17 @@ impl Mounted {
         }
     }
 
-    fn detach(&self, lazy: bool) -> Result<()> {
-        match unmount::mounted_at(&self.mountpoint)? {
-            Some(line) if line.device == self.device => {
-                unmount::detach(&self.mountpoint, lazy).map_err(|error| {
-                    Error::caused_by(
-                        ErrorKind::Target,
-                        format!("cannot unmount {:?}", self.mountpoint),
-                        error,
-                    )
-                })
-            }
-            Some(line) => {
-                let kind = line.kind;
+    fn detach(&mut self, lazy: bool) -> Result<()> {
+        match self.unmounter.take_away(&self.device, lazy)? {
+            Taken::Gone => {}
+            Taken::Hidden(kind) => {
                 tracing::warn!(
                     kind,
                     "another mount hides this one; it stays, and answers nobody from now on"
                 );
-                Ok(())
             }
-            None => Ok(()),
         }
+        Ok(())
     }
 }
 

@@ -4,6 +4,7 @@
 //! for what the mount does anyway, or that speak to mount(8) and systemd, are accepted and ignored.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::cache_dir::blocks;
 use crate::error::{Error, ErrorKind, Result};
@@ -20,6 +21,13 @@ const THREADS_MAX: usize = 64;
 /// Threads without `threads=`: one per core within these bounds. One alone would let a slow read hold up a listing, and more
 /// than 16 readers wait for one another in the store.
 const THREADS_DEFAULT: std::ops::RangeInclusive<usize> = 2..=16;
+
+/// How long a store may take for one call: longer than a disk that spins up or a server that fails over within NFS's first
+/// retries, shorter than what waits for the reader.
+const STORE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
+
+/// Longest that may be asked for, in seconds.
+const STORE_TIMEOUT_SECONDS_MAX: u64 = 3600;
 
 /// Accepted and ignored. `exec`, `suid` and `dev` too: the mount stays `nosuid,nodev` whatever fstab's defaults say.
 const IGNORED: [&str; 38] = [
@@ -86,6 +94,10 @@ pub struct MountOptions {
     pub passthrough: bool,
     /// `seek_index=on|off`: whether restart points are noted, kept and used. Those that the metadata tells are used in any case.
     pub seek_index: bool,
+    /// `store_timeout=`: how long a call of the store may take; `None` for ever.
+    pub store_timeout: Option<Duration>,
+    /// `no_sandbox` not given: the daemon gives up what it does not need.
+    pub sandbox: bool,
     /// `nonempty`: the mountpoint may hold files, which the mount hides.
     pub nonempty: bool,
 }
@@ -103,6 +115,8 @@ impl Default for MountOptions {
             log: None,
             passthrough: true,
             seek_index: true,
+            store_timeout: Some(STORE_TIMEOUT_DEFAULT),
+            sandbox: true,
             nonempty: false,
         }
     }
@@ -140,6 +154,7 @@ impl MountOptions {
             ("allow_other", None) => self.allow_other = true,
             ("allow_root", None) => self.allow_root = true,
             ("nonempty", None) => self.nonempty = true,
+            ("no_sandbox", None) => self.sandbox = false,
             ("uid", Some(id)) => self.uid = Some(parse_id(id).ok_or_else(|| bad("a numeric user id"))?),
             ("gid", Some(id)) => self.gid = Some(parse_id(id).ok_or_else(|| bad("a numeric group id"))?),
             ("cache_size", Some(size)) => {
@@ -160,6 +175,11 @@ impl MountOptions {
                 let count = count.parse().ok().filter(|n| (1..=THREADS_MAX).contains(n));
                 self.threads = Some(count.ok_or_else(|| bad("a number from 1 to 64"))?);
             }
+            ("store_timeout", Some(seconds)) => {
+                let seconds = seconds.parse().ok().filter(|n| *n <= STORE_TIMEOUT_SECONDS_MAX);
+                let seconds = seconds.ok_or_else(|| bad("seconds from 1 to 3600, or 0 to wait for ever"))?;
+                self.store_timeout = (seconds > 0).then(|| Duration::from_secs(seconds));
+            }
             ("passthrough", Some("on")) => self.passthrough = true,
             ("passthrough", Some("off")) => self.passthrough = false,
             ("passthrough", _) => return Err(bad("passthrough=on or passthrough=off")),
@@ -168,10 +188,10 @@ impl MountOptions {
             ("seek_index", _) => return Err(bad("seek_index=on or seek_index=off")),
             ("log", Some(path)) if !path.is_empty() => self.log = Some(path.into()),
             ("log", _) => return Err(bad("log=FILE")),
-            ("uid" | "gid" | "cache_size" | "disk_cache" | "threads", None) => {
+            ("uid" | "gid" | "cache_size" | "disk_cache" | "threads" | "store_timeout", None) => {
                 return Err(bad("a value after '='"));
             }
-            ("allow_other" | "allow_root" | "nonempty" | "ro" | "rw", Some(_)) => {
+            ("allow_other" | "allow_root" | "nonempty" | "no_sandbox" | "ro" | "rw", Some(_)) => {
                 return Err(bad("no value"));
             }
             ("rw", None) => {
@@ -237,7 +257,7 @@ mod tests {
     fn our_options() {
         let options = MountOptions::parse(&[
             "allow_other,uid=1000,gid=0,cache_size=64M",
-            "threads=3,log=/var/log/a\\,b,passthrough=off,seek_index=off,nonempty,cache_size=1g,disk_cache=2T",
+            "threads=3,log=/var/log/a\\,b,passthrough=off,seek_index=off,no_sandbox,nonempty,cache_size=1g,disk_cache=2T,store_timeout=5",
         ])
         .unwrap();
         assert_eq!(
@@ -253,9 +273,12 @@ mod tests {
                 log: Some("/var/log/a,b".into()),
                 passthrough: false,
                 seek_index: false,
+                store_timeout: Some(Duration::from_secs(5)),
+                sandbox: false,
                 nonempty: true,
             }
         );
+        assert_eq!(parse("store_timeout=0").unwrap().store_timeout, None);
         assert_eq!(parse("").unwrap(), MountOptions::default());
         assert!(THREADS_DEFAULT.contains(&MountOptions::default().threads()));
     }
@@ -286,10 +309,13 @@ mod tests {
             ("disk_cache=big", "bytes"),
             ("disk_cache=63M", "at least 64M"),
             ("log=", "log=FILE"),
+            ("store_timeout=3601", "1 to 3600"),
+            ("store_timeout=soon", "1 to 3600"),
             ("passthrough", "passthrough=off"),
             ("passthrough=maybe", "passthrough=off"),
             ("seek_index=maybe", "seek_index=off"),
             ("allow_other=yes", "no value"),
+            ("no_sandbox=off", "no value"),
             ("allow_other,allow_root", "exclude"),
             ("big\u{1b}[31m", "\"big\\u{1b}[31m\""),
         ] {

@@ -101,7 +101,7 @@ pub fn unmount(mountpoint: &Path, lazy: bool) -> Result<()> {
         }
         None => return Err(usage(format!("nothing is mounted at {mountpoint:?}"))),
     }
-    detach(&path, lazy).map_err(|error| match error.raw_os_error() {
+    detach(&path, if lazy { How::Lazily } else { How::Now }).map_err(|error| match error.raw_os_error() {
         Some(libc::EBUSY) => Error::new(
             ErrorKind::Target,
             format!(
@@ -132,11 +132,53 @@ fn find(mountpoint: &Path) -> Result<(PathBuf, Option<MountLine>)> {
     Ok((path, line))
 }
 
+/// What was found where a mount was to be taken away.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Taken {
+    /// The mount, which is gone now, or nothing.
+    Gone,
+    /// Another mount, of this type; it stays.
+    Hidden(String),
+}
+
+/// Takes the file system `device` away from `mountpoint` if it stands there on top. [`ErrorKind::Target`] when it is in use or
+/// may not be unmounted.
+pub(super) fn take_away(mountpoint: &Path, device: &str, lazy: bool) -> Result<Taken> {
+    match mounted_at(mountpoint)? {
+        Some(line) if line.device == device => {
+            let how = if lazy { How::Abort } else { How::Now };
+            detach(mountpoint, how).map(|()| Taken::Gone).map_err(|error| {
+                Error::caused_by(ErrorKind::Target, format!("cannot unmount {mountpoint:?}"), error)
+            })
+        }
+        Some(line) => Ok(Taken::Hidden(line.kind)),
+        None => Ok(Taken::Gone),
+    }
+}
+
+/// How a mount is taken away.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum How {
+    /// Unless it is in use.
+    Now,
+    /// Out of the tree; what is open goes on.
+    Lazily,
+    /// The same, and who waits for an answer gets an error now. A daemon that is about to end cannot leave that to its own end: a
+    /// thread of it that is stuck in a store may keep the process, and with it the connection, for as long as the store likes.
+    /// For other users than root there is no such call.
+    Abort,
+}
+
 /// Asks the kernel, or for other users than root the setuid helper of libfuse.
-pub(super) fn detach(path: &Path, lazy: bool) -> io::Result<()> {
-    let flags = if lazy { UnmountFlags::NOFOLLOW | UnmountFlags::DETACH } else { UnmountFlags::NOFOLLOW };
+fn detach(path: &Path, how: How) -> io::Result<()> {
+    let flags = UnmountFlags::NOFOLLOW
+        | match how {
+            How::Now => UnmountFlags::empty(),
+            How::Lazily => UnmountFlags::DETACH,
+            How::Abort => UnmountFlags::DETACH | UnmountFlags::FORCE,
+        };
     match rustix::mount::unmount(path, flags) {
-        Err(Errno::PERM) => detach_by_helper(path, lazy),
+        Err(Errno::PERM) => detach_by_helper(path, how != How::Now),
         outcome => Ok(outcome?),
     }
 }

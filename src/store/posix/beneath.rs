@@ -78,6 +78,11 @@ impl Beneath {
         self.resolution
     }
 
+    /// Names the root, and gives no right to it.
+    pub(super) fn root(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
+    }
+
     /// The root, opened for reading its entries. `ENOENT` when it has been removed.
     pub(crate) fn read_root(&self) -> Result<OwnedFd, Errno> {
         let root = rustix::fs::openat(&self.root, ".", OFlags::RDONLY | DIRECTORY, Mode::empty())?;

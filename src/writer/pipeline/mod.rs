@@ -1,15 +1,16 @@
 //! All cores on one volume, its objects in order.
 //!
-//! Problem: objects are streams with an md5 over their plain bytes, which runs at 650 MB/s on one core; the volume is read,
+//! Problem: objects are streams with an md5 over their plain bytes, which runs at 730 MB/s on one core; the volume is read,
 //! hashed and compressed several times as fast on all of them. Idea: several windows (the part of the volume that one object of
-//! a full backup holds) are in progress at once, one for each thread if there are so many; their pieces are made by any
-//! thread, and put in order within their window only.
+//! a full backup holds) are in progress at once, one for each thread and some at least; their pieces are made by any
+//! thread, and put in order within their window only, in several windows at once.
 //!
 //! ```text
-//! next window, or the next piece of one in progress       Schedule: a lock for some instructions
+//! schedule.rs     a new window, a piece, or pieces in order   a lock for some instructions
 //!   piece.rs      read, zeros?, sha256, parent's, compress    any thread
-//!   window.rs     in order: joined runs become objects        whoever brings the piece that was missing
-//!   object.rs     md5, stored bytes, restart points
+//!   window.rs     in order: joined runs become objects        a thread for some windows
+//!   object.rs     stored bytes, restart points
+//!   md5.rs        of several objects side by side
 //!   documents.rs  digests in their places, objects listed in the order of windows
 //! ```
 //!
@@ -20,19 +21,23 @@
 //! - An object never crosses a window's border, as in Cinder.
 
 mod documents;
+mod md5;
 mod object;
 mod piece;
+mod schedule;
 mod window;
 
-use std::ops::Range;
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use self::documents::{Digests, Listing};
+use self::md5::LANES;
 use self::object::{Objects, ZeroDigests};
 use self::piece::PieceMaker;
-use self::window::Window;
+use self::schedule::{Bounds, Job, Schedule};
+use self::window::{Window, append_all};
 use super::encode::Encoder;
 use super::ranges::Ranges;
 use super::source::Source;
@@ -48,12 +53,11 @@ const MEMORY_BYTES_MAX: u64 = 144 << 20;
 /// Pieces begun and not in order, for each thread: the one it works at, and one that waits.
 const PIECES_PER_THREAD: usize = 2;
 
-/// How far windows may be ahead of the first unfinished one. Between windows with data lie many without, which take no time;
-/// and md5 of what has data keeps one core busy for each window.
-const WINDOWS_AHEAD_MAX: u64 = 4096;
+/// Pieces that wait to be put in order together, beside those.
+const PIECES_TOGETHER: u64 = 2 * LANES as u64;
 
-/// How many objects may wait for those of earlier windows to be listed: about 10 MiB.
-const OBJECTS_WAITING_MAX: u64 = 50_000;
+/// Threads beside the others that end objects, so that these go on while the disk makes files durable.
+const ENDING_THREADS: usize = 2;
 
 /// Most restart points in one backup. Each takes some five bytes of the metadata, which Cinder and we read whole.
 const POINTS_MAX: u64 = 2_000_000;
@@ -109,7 +113,8 @@ pub(super) fn run(plan: &Plan<'_>) -> Result<(Progress, u64)> {
         encoder: plan.encoder,
         block_bytes: plan.block_bytes,
         point_spacing_bytes: len_bytes / POINTS_MAX,
-        zeros: ZeroDigests::default(),
+        zero_digests: ZeroDigests::default(),
+        last_zeros: Mutex::default(),
     };
     let maker = PieceMaker {
         source: plan.source,
@@ -126,32 +131,40 @@ pub(super) fn run(plan: &Plan<'_>) -> Result<(Progress, u64)> {
         idle: Mutex::default(),
     };
     // A piece takes its plain and its stored bytes.
+    let together_bytes = (2 * PIECES_TOGETHER * piece_bytes).min(MEMORY_BYTES_MAX / 2);
     let thread_bytes = plan.encoder.context_bytes() as u64 + 2 * PIECES_PER_THREAD as u64 * piece_bytes;
-    let threads = (MEMORY_BYTES_MAX / thread_bytes).clamp(1, plan.threads.max(1) as u64) as usize;
+    let most = (MEMORY_BYTES_MAX - together_bytes) / thread_bytes;
+    let threads = most.clamp(1, plan.threads.max(1) as u64) as usize;
     let pipeline = Pipeline {
         plan,
         maker: &maker,
         objects: &objects,
         listing: &listing,
-        piece_bytes,
+        bounds: Bounds {
+            piece_bytes,
+            windows: len_bytes.div_ceil(plan.object_bytes),
+            lanes: threads.max(LANES),
+            pieces: PIECES_PER_THREAD * threads + (together_bytes / (2 * piece_bytes)) as usize,
+        },
         len_bytes,
-        windows: len_bytes.div_ceil(plan.object_bytes),
-        threads,
         schedule: Mutex::default(),
         changed: Condvar::new(),
         counters: Counters::default(),
     };
     thread::scope(|scope| {
-        for number in 1..threads {
+        let roles = [(Role::All, threads - 1), (Role::End, ENDING_THREADS)];
+        let roles = roles.into_iter().flat_map(|(role, count)| std::iter::repeat_n(role, count));
+        for (number, role) in (1..).zip(roles) {
+            let pipeline = &pipeline;
             let started = thread::Builder::new()
                 .name(format!("create {number}"))
-                .spawn_scoped(scope, || pipeline.work());
+                .spawn_scoped(scope, move || pipeline.work(role));
             if let Err(error) = started {
                 tracing::warn!("only {number} threads could be started: {error}");
                 break;
             }
         }
-        pipeline.work();
+        pipeline.work(Role::All);
     });
     let progress = pipeline.progress();
     let failure = pipeline.schedule.into_inner().unwrap_or_else(PoisonError::into_inner).failure;
@@ -163,55 +176,30 @@ pub(super) fn run(plan: &Plan<'_>) -> Result<(Progress, u64)> {
     Ok((progress, listing.finish()?))
 }
 
+/// What a thread is for.
+#[derive(Clone, Copy)]
+enum Role {
+    All,
+    /// Ends windows, which is waiting for the disk.
+    End,
+}
+
 struct Pipeline<'a, 'l> {
     plan: &'a Plan<'a>,
     maker: &'a PieceMaker<'a>,
     objects: &'a Objects<'a>,
     listing: &'a Listing<'l>,
-    piece_bytes: u64,
+    bounds: Bounds,
     len_bytes: u64,
-    windows: u64,
-    threads: usize,
     schedule: Mutex<Schedule<'a>>,
     changed: Condvar,
     counters: Counters,
 }
 
-/// Who does what next.
-#[derive(Default)]
-struct Schedule<'a> {
-    failure: Option<Error>,
-    /// The first window that nobody began.
-    next_window: u64,
-    /// Windows that are listed, from the volume's beginning on.
-    listed: u64,
-    /// Objects of later ones, which wait to be listed.
-    waiting: u64,
-    /// Windows that somebody looks at for holes, or ends.
-    between: usize,
-    in_progress: Vec<Lane<'a>>,
-    /// Pieces begun and not in order.
-    outstanding: usize,
-}
-
-/// A window in progress, and how far its pieces were given out.
-struct Lane<'a> {
-    window: Arc<Window<'a>>,
-    is_hole: bool,
-    next_piece: u64,
-    next_offset: u64,
-    outstanding: usize,
-}
-
-enum Job<'a> {
-    Open(u64),
-    Make { window: Arc<Window<'a>>, number: u64, range: Range<u64>, is_hole: bool },
-}
-
 impl<'a> Pipeline<'a, '_> {
-    fn work(&self) {
+    fn work(&self, role: Role) {
         let _alarm = Alarm(self);
-        while let Some(job) = self.next_job() {
+        while let Some(job) = self.next_job(role) {
             if let Err(error) = self.run_job(job) {
                 self.lock().failure.get_or_insert(error);
                 self.changed.notify_all();
@@ -220,7 +208,7 @@ impl<'a> Pipeline<'a, '_> {
         }
     }
 
-    fn next_job(&self) -> Option<Job<'a>> {
+    fn next_job(&self, role: Role) -> Option<Job<'a>> {
         let mut schedule = self.lock();
         loop {
             if self.plan.cancel.load(Ordering::Relaxed) && schedule.failure.is_none() {
@@ -230,64 +218,20 @@ impl<'a> Pipeline<'a, '_> {
             if schedule.failure.is_some() {
                 return None;
             }
-            if let Some(job) = self.choose(&mut schedule) {
-                return Some(job);
+            let job = match role {
+                Role::All => schedule.next_job(&self.bounds),
+                Role::End => schedule.next_end(),
+            };
+            if job.is_some() {
+                return job;
             }
-            let is_all_begun = schedule.next_window == self.windows;
-            if is_all_begun
-                && schedule.between == 0
-                && schedule.in_progress.iter().all(|lane| self.is_given_out(lane))
-            {
+            if schedule.is_over(&self.bounds) {
                 return None;
             }
+            schedule.sleepers += 1;
             schedule = self.changed.wait(schedule).unwrap_or_else(PoisonError::into_inner);
+            schedule.sleepers -= 1;
         }
-    }
-
-    fn is_given_out(&self, lane: &Lane<'_>) -> bool {
-        lane.next_offset >= lane.window.range.end
-    }
-
-    /// A window that nobody works at, else a new one, else the one with the fewest threads.
-    fn choose(&self, schedule: &mut Schedule<'a>) -> Option<Job<'a>> {
-        if schedule.outstanding >= PIECES_PER_THREAD * self.threads {
-            return None;
-        }
-        let is_first = schedule.next_window == schedule.listed;
-        let may_open = schedule.next_window < self.windows
-            && schedule.next_window < schedule.listed + WINDOWS_AHEAD_MAX
-            && (is_first || schedule.waiting < OBJECTS_WAITING_MAX)
-            && schedule.in_progress.len() + schedule.between < self.threads;
-        let lanes = schedule.in_progress.iter_mut().filter(|lane| !self.is_given_out(lane));
-        let idlest = lanes.min_by_key(|lane| lane.outstanding);
-        match idlest {
-            Some(lane) if lane.outstanding == 0 || !may_open => {
-                let job = self.take(lane);
-                schedule.outstanding += 1;
-                Some(job)
-            }
-            _ if may_open => {
-                schedule.next_window += 1;
-                schedule.between += 1;
-                Some(Job::Open(schedule.next_window - 1))
-            }
-            _ => None,
-        }
-    }
-
-    fn take(&self, lane: &mut Lane<'a>) -> Job<'a> {
-        let window_end = lane.window.range.end;
-        let end = if lane.is_hole { window_end } else { window_end.min(lane.next_offset + self.piece_bytes) };
-        let job = Job::Make {
-            window: lane.window.clone(),
-            number: lane.next_piece,
-            range: lane.next_offset..end,
-            is_hole: lane.is_hole,
-        };
-        lane.next_offset = end;
-        lane.next_piece += 1;
-        lane.outstanding += 1;
-        job
     }
 
     fn run_job(&self, job: Job<'a>) -> Result<()> {
@@ -296,66 +240,59 @@ impl<'a> Pipeline<'a, '_> {
                 let start = index * self.plan.object_bytes;
                 let range = start..self.len_bytes.min(start.saturating_add(self.plan.object_bytes));
                 // A list of changes asks for piece after piece.
-                let is_hole = self.plan.changed.is_none() && self.maker.ranges.is_hole(&range)?;
-                let window = Arc::new(Window::new(index, range, self.objects));
-                let next_offset = window.range.start;
-                let lane = Lane { window, is_hole, next_piece: 0, next_offset, outstanding: 0 };
+                let holes = match self.plan.changed {
+                    None => self.maker.ranges.holes(&range, self.bounds.piece_bytes)?,
+                    Some(_) => VecDeque::new(),
+                };
                 let mut schedule = self.lock();
-                schedule.between -= 1;
-                schedule.in_progress.push(lane);
-                drop(schedule);
-                self.changed.notify_all();
-                Ok(())
+                schedule.opened(Window::new(index, range, self.objects), holes);
+                self.wake(schedule);
             }
             Job::Make { window, number, range, is_hole } => {
-                let (start, end) = (range.start, range.end);
+                let len_bytes = range.end - range.start;
                 let done = self.maker.make(range, is_hole)?;
                 let changed = done.runs.iter().map(|run| run.range.end - run.range.start).sum();
                 self.counters.changed.fetch_add(changed, Ordering::Relaxed);
-                self.counters.done.fetch_add(end - start, Ordering::Relaxed);
-                let in_order = window.deliver(number, done, |done| {
-                    self.maker.give_back(done.plain);
-                    let mut schedule = self.lock();
-                    schedule.outstanding -= 1;
-                    if let Some(lane) =
-                        schedule.in_progress.iter_mut().find(|lane| lane.window.index == window.index)
-                    {
-                        lane.outstanding -= 1;
-                    }
-                    drop(schedule);
-                    self.changed.notify_one();
-                })?;
-                if let Some(in_order) = in_order {
-                    self.end_if_complete(&window, in_order)?;
-                }
+                self.counters.done.fetch_add(len_bytes, Ordering::Relaxed);
+                let mut schedule = self.lock();
+                schedule.made(window.index, number, done);
+                self.wake(schedule);
                 (self.plan.on_progress)(&self.progress());
-                Ok(())
             }
+            Job::Order(batch) => {
+                append_all(&batch)?;
+                let mut schedule = self.lock();
+                for (window, done) in batch {
+                    self.maker.give_back(done.plain);
+                    schedule.ordered(window.index);
+                }
+                self.wake(schedule);
+            }
+            Job::End(window) => self.end(&window)?,
         }
+        Ok(())
     }
 
-    /// Ends a window of which all pieces are in order. Several threads may see that; one does it.
-    fn end_if_complete(&self, window: &Window<'_>, in_order: u64) -> Result<()> {
-        let mut schedule = self.lock();
-        let is_complete = |lane: &Lane<'_>| {
-            lane.window.index == window.index && self.is_given_out(lane) && lane.next_piece == in_order
-        };
-        let Some(place) = schedule.in_progress.iter().position(is_complete) else { return Ok(()) };
-        schedule.in_progress.swap_remove(place);
-        schedule.between += 1;
-        drop(schedule);
+    /// Ends a window of which all pieces are in order.
+    fn end(&self, window: &Window<'_>) -> Result<()> {
         let objects = window.finish()?;
         let stored = objects.iter().map(|object| object.stored_bytes).sum();
         self.counters.stored.fetch_add(stored, Ordering::Relaxed);
         let (listed, waiting) = self.listing.put(window.index, objects)?;
         let mut schedule = self.lock();
-        schedule.between -= 1;
-        if listed >= schedule.listed {
-            (schedule.listed, schedule.waiting) = (listed, waiting);
-        }
-        drop(schedule);
-        self.changed.notify_all();
+        schedule.ended(listed, waiting);
+        self.wake(schedule);
+        (self.plan.on_progress)(&self.progress());
         Ok(())
+    }
+
+    /// Whoever waits for a job looks again.
+    fn wake(&self, schedule: MutexGuard<'_, Schedule<'a>>) {
+        let sleepers = schedule.sleepers;
+        drop(schedule);
+        if sleepers > 0 {
+            self.changed.notify_all();
+        }
     }
 
     fn progress(&self) -> Progress {

@@ -7,16 +7,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use super::documents::Digests;
 use super::window::{Done, Run};
 use crate::backup::BlockHashTable;
-use crate::block::{hash_of, hash_of_zeros};
+use crate::block::{hash_of, hash_of_zeros, is_zeros};
 use crate::error::{ErrorKind, Result};
 use crate::types::BlockHash;
 use crate::writer::encode::{EncodedPiece, Encoder};
 use crate::writer::ranges::{Ranges, join, listed_blocks};
 use crate::writer::source::Source;
 use crate::writer::source::changed::Changed;
-
-/// What blocks are compared with to see whether they are zeros.
-static ZEROS: [u8; 4096] = [0; 4096];
 
 /// The parent's digests are read so many at a time where there is no data: a quarter MiB of its file.
 const DIGESTS_AT_ONCE: u64 = 3640;
@@ -42,6 +39,15 @@ pub(super) struct PieceMaker<'a> {
     pub(super) idle: Mutex<Vec<Vec<u8>>>,
 }
 
+/// What was read of a piece.
+#[derive(PartialEq, Eq)]
+enum Read {
+    /// A part, which is in order now.
+    Part,
+    /// All of it, and all are zeros.
+    WholePieceOfZeros,
+}
+
 impl PieceMaker<'_> {
     /// Makes the piece `range`, which begins at a block and ends at one or at the volume's end.
     pub(super) fn make(&self, range: Range<u64>, is_known_hole: bool) -> Result<Done> {
@@ -59,7 +65,12 @@ impl PieceMaker<'_> {
         done.plain = lock(&self.idle).pop().unwrap_or_default();
         done.plain.resize((range.end - range.start) as usize, 0);
         for part in &parts {
-            self.read_part(&mut done, part)?;
+            if self.read_part(&mut done, part)? == Read::WholePieceOfZeros {
+                self.give_back(done.plain);
+                let done = self.make_zeros(range)?;
+                self.count_unlisted(&done);
+                return Ok(done);
+            }
         }
         if done.runs.is_empty() {
             self.give_back(std::mem::take(&mut done.plain));
@@ -112,8 +123,10 @@ impl PieceMaker<'_> {
         if digests.is_empty() { Ok(()) } else { self.digests.put(first, &digests) }
     }
 
-    /// Reads a part of the piece: its bytes, its digests, and the runs of blocks that changed.
-    fn read_part(&self, done: &mut Done, part: &Range<u64>) -> Result<()> {
+    /// Reads a part of the piece: its bytes, its digests, and the runs of blocks that changed; these two not of a piece that
+    /// is nothing but zeros.
+    fn read_part(&self, done: &mut Done, part: &Range<u64>) -> Result<Read> {
+        let is_whole_piece = (part.end - part.start) as usize == done.plain.len();
         let begin = (part.start - done.offset) as usize;
         let plain = &mut done.plain[begin..(part.end - done.offset) as usize];
         if self.ranges.is_hole(part)? {
@@ -129,6 +142,9 @@ impl PieceMaker<'_> {
             _ => hash_of(block),
         };
         let digests: Vec<BlockHash> = plain.chunks(block_bytes).map(digest).collect();
+        if is_whole_piece && digests.iter().all(|digest| *digest == self.digests.of_zeros) {
+            return Ok(Read::WholePieceOfZeros);
+        }
         self.digests.put(first, &digests)?;
         for blocks in self.changed(first, &digests)? {
             let bytes = blocks.start * block_bytes..plain.len().min(blocks.end * block_bytes);
@@ -137,7 +153,7 @@ impl PieceMaker<'_> {
             let range = (begin + bytes.start) as u64..(begin + bytes.end) as u64;
             done.runs.push(Run { range, encoded });
         }
-        Ok(())
+        Ok(Read::Part)
     }
 
     /// Notes what changed although the list of changes does not tell so.
@@ -234,10 +250,6 @@ impl PieceMaker<'_> {
         }
         Ok(pieces)
     }
-}
-
-fn is_zeros(bytes: &[u8]) -> bool {
-    bytes.chunks(ZEROS.len()).all(|part| part == &ZEROS[..part.len()])
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -1,15 +1,24 @@
-//! The pieces of one window, put in order.
+//! What is stored of one window, put in order: runs that touch become one object.
 //!
-//! Pieces of a window are made on several threads. Whoever brings one puts all in order that can be, unless another thread
-//! is at it; that one takes it along. So nobody waits, and md5 runs on as many cores as there are windows in progress.
+//! Zeros are free: their md5 and their stored bytes come from memory, as long as nothing but zeros lies before them in their
+//! object. So an object ends where a long stretch of zeros begins, and the zeros begin the next one; volumes that are mostly
+//! empty would else be hashed whole. A window that is all zeros is one object, and all such objects are one file with
+//! many names, where the file system knows that.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::object::{ObjectRecord, ObjectWriter, Objects, Plain};
-use crate::error::{Result, ResultExt};
+use super::md5::{self, Md5State};
+use super::object::{ObjectRecord, ObjectWriter, Objects, ZEROS, update_with_zeros};
+use crate::error::Result;
 use crate::writer::encode::EncodedPiece;
+
+/// How many zeros behind data end an object, in bytes. Fewer are hashed, in 20 ms at most; and a window gets no more
+/// objects than one for each so many bytes, and one. (Zeros are hashed as they come, before it is known whether they stay.)
+const CUT_BYTES: u64 = 16 << 20;
+
+/// Runs from so many bytes on are worth waiting for others, to be hashed side by side.
+const LARGE_RUN_BYTES: u64 = 64 << 10;
 
 /// What of a piece is to be stored.
 pub(super) struct Done {
@@ -27,62 +36,47 @@ pub(super) struct Run {
     pub(super) encoded: Vec<EncodedPiece>,
 }
 
+impl Done {
+    /// Whether its last run takes long to hash.
+    pub(super) fn is_large(&self) -> bool {
+        let Some(Run { range, .. }) = self.runs.last() else { return false };
+        let len_bytes = range.end - range.start;
+        len_bytes >= LARGE_RUN_BYTES && (!self.plain.is_empty() || len_bytes <= ZEROS.len() as u64)
+    }
+}
+
 /// A window in progress.
 pub(super) struct Window<'a> {
     pub(super) index: u64,
     pub(super) range: Range<u64>,
-    queue: Mutex<Queue>,
     order: Mutex<InOrder<'a>>,
-}
-
-#[derive(Default)]
-struct Queue {
-    /// The number of the next piece in order.
-    next: u64,
-    waiting: BTreeMap<u64, Done>,
-    is_busy: bool,
 }
 
 /// What comes in order.
 struct InOrder<'a> {
     objects: &'a Objects<'a>,
+    window_bytes: u64,
     current: Option<ObjectWriter<'a>>,
+    /// Zeros behind the current object's data, less than [`CUT_BYTES`], of which is not known yet whether they belong to it.
+    held: Vec<EncodedPiece>,
+    held_bytes: u64,
+    /// The md5 without them; they were added to the object's.
+    md5_before_held: Option<Md5State>,
     finished: Vec<ObjectRecord>,
 }
 
 impl<'a> Window<'a> {
     pub(super) fn new(index: u64, range: Range<u64>, objects: &'a Objects<'a>) -> Self {
-        let order = InOrder { objects, current: None, finished: Vec::new() };
-        Self { index, range, queue: Mutex::default(), order: Mutex::new(order) }
-    }
-
-    /// Takes piece `number`, and puts in order what can be; `on_done` is given each piece that was. Returns how many
-    /// pieces there are in order by now, if this thread was the one that saw to it.
-    pub(super) fn deliver(
-        &self,
-        number: u64,
-        done: Done,
-        mut on_done: impl FnMut(Done),
-    ) -> Result<Option<u64>> {
-        let mut queue = lock(&self.queue);
-        queue.waiting.insert(number, done);
-        if queue.is_busy {
-            return Ok(None);
-        }
-        queue.is_busy = true;
-        loop {
-            let next = queue.next;
-            let Some(done) = queue.waiting.remove(&next) else {
-                queue.is_busy = false;
-                return Ok(Some(next));
-            };
-            drop(queue);
-            // After a failure nobody goes on: `is_busy` stays.
-            lock(&self.order).append(&done)?;
-            on_done(done);
-            queue = lock(&self.queue);
-            queue.next += 1;
-        }
+        let order = InOrder {
+            objects,
+            window_bytes: range.end - range.start,
+            current: None,
+            held: Vec::new(),
+            held_bytes: 0,
+            md5_before_held: None,
+            finished: Vec::new(),
+        };
+        Self { index, range, order: Mutex::new(order) }
     }
 
     /// Ends the last object, when all pieces are there; the window's objects in order.
@@ -93,42 +87,106 @@ impl<'a> Window<'a> {
     }
 }
 
-impl InOrder<'_> {
-    fn append(&mut self, done: &Done) -> Result<()> {
+/// Puts one piece in order in each of these windows, all of them different.
+pub(super) fn append_all(batch: &[(Arc<Window<'_>>, Done)]) -> Result<()> {
+    let mut orders: Vec<_> = batch.iter().map(|(window, _)| lock(&window.order)).collect();
+    let mut to_hash = Vec::new();
+    for (order, (_, done)) in orders.iter_mut().zip(batch) {
+        let last = order.append(done)?;
+        if let (Some(bytes), Some(object)) = (last, &mut order.current) {
+            to_hash.push((object.md5(), bytes));
+        }
+    }
+    md5::update_all(to_hash);
+    Ok(())
+}
+
+impl<'a> InOrder<'a> {
+    /// Appends a piece. Its last bytes, if it has any, are to be hashed by the caller.
+    fn append<'d>(&mut self, done: &'d Done) -> Result<Option<&'d [u8]>> {
+        let mut to_hash = None;
         for run in &done.runs {
+            if let (Some(bytes), Some(object)) = (to_hash.take(), &mut self.current) {
+                object.md5().update(bytes);
+            }
             let offset = done.offset + run.range.start;
-            if self.current.as_ref().is_some_and(|object| object.end() != offset) {
+            let end = self.current.as_ref().map(|object| object.end() + self.held_bytes);
+            if end.is_some_and(|end| end != offset) {
                 self.end_object()?;
             }
-            let object = match &mut self.current {
-                Some(object) => object,
-                none => {
-                    let begun = ObjectWriter::begin(self.objects, offset);
-                    none.insert(begun.context(|| called(offset))?)
+            match done.plain.get(run.range.start as usize..run.range.end as usize) {
+                Some(bytes) if !bytes.is_empty() => {
+                    self.add_held()?;
+                    self.object(offset)?.append_data(&run.encoded)?;
+                    to_hash = Some(bytes);
                 }
-            };
-            let begin = object.begin_offset();
-            let plain = match done.plain.get(run.range.start as usize..run.range.end as usize) {
-                Some(bytes) if !bytes.is_empty() => Plain::Bytes(bytes),
-                _ => Plain::Zeros(run.range.end - run.range.start),
-            };
-            object.append(plain, &run.encoded).context(|| called(begin))?;
+                _ => to_hash = self.append_zeros(offset, run)?,
+            }
         }
-        Ok(())
+        Ok(to_hash)
+    }
+
+    /// The same for a run of zeros.
+    fn append_zeros(&mut self, offset: u64, run: &Run) -> Result<Option<&'static [u8]>> {
+        let len_bytes = run.range.end - run.range.start;
+        if len_bytes == self.window_bytes {
+            self.finished.push(self.objects.zeros(offset, len_bytes, &run.encoded)?);
+            return Ok(None);
+        }
+        let object = self.object(offset)?;
+        if object.is_zeros() {
+            object.append_zeros(&run.encoded)?;
+            return Ok(None);
+        }
+        self.held.extend_from_slice(&run.encoded);
+        self.held_bytes += len_bytes;
+        if self.held_bytes >= CUT_BYTES {
+            let (held, held_bytes) = (std::mem::take(&mut self.held), std::mem::take(&mut self.held_bytes));
+            if let (Some(md5), Some(object)) = (self.md5_before_held.take(), &mut self.current) {
+                *object.md5() = md5;
+            }
+            self.end_object()?;
+            self.object(offset + len_bytes - held_bytes)?.append_zeros(&held)?;
+            return Ok(None);
+        }
+        let Some(object) = &mut self.current else { return Ok(None) };
+        let md5 = object.md5();
+        self.md5_before_held.get_or_insert_with(|| md5.clone());
+        match ZEROS.get(..len_bytes as usize) {
+            Some(zeros) => Ok(Some(zeros)),
+            None => {
+                update_with_zeros(md5, len_bytes);
+                Ok(None)
+            }
+        }
+    }
+
+    /// Zeros between data belong to the object.
+    fn add_held(&mut self) -> Result<()> {
+        let (held, held_bytes) = (std::mem::take(&mut self.held), std::mem::take(&mut self.held_bytes));
+        self.md5_before_held = None;
+        match &mut self.current {
+            Some(object) if held_bytes > 0 => object.append_zeros(&held),
+            _ => Ok(()),
+        }
+    }
+
+    /// The current object, or a new one at `offset`.
+    fn object(&mut self, offset: u64) -> Result<&mut ObjectWriter<'a>> {
+        Ok(match &mut self.current {
+            Some(object) => object,
+            none => none.insert(ObjectWriter::begin(self.objects, offset)?),
+        })
     }
 
     fn end_object(&mut self) -> Result<()> {
+        self.add_held()?;
         if let Some(object) = self.current.take() {
-            let begin = object.begin_offset();
-            self.finished.push(object.finish().context(|| called(begin))?);
+            let is_whole = object.is_zeros() && object.len_bytes() == self.window_bytes;
+            self.finished.push(if is_whole { self.objects.end_zeros(object)? } else { object.finish()? });
         }
         Ok(())
     }
-}
-
-/// What to call an object in an error: its place, since its number is only known when all objects before it are there.
-fn called(offset: u64) -> String {
-    format!("the object that begins at byte {offset} of the volume")
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -10,14 +10,25 @@ use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
 use super::Source;
-use super::in_use::cannot_open;
+use super::in_use::cannot_open_as;
 use crate::error::{Error, ErrorKind, Result};
+
+/// What it is to its reader, and the kind of its failures.
+#[derive(Clone, Copy, Debug)]
+struct Role {
+    word: &'static str,
+    kind: ErrorKind,
+}
+
+const SOURCE: Role = Role { word: "source", kind: ErrorKind::Source };
+const TARGET: Role = Role { word: "target", kind: ErrorKind::Target };
 
 /// A regular file, of which holes are not read, or a block device.
 #[derive(Debug)]
 pub struct FileSource {
     file: File,
     name: String,
+    role: Role,
     len_bytes: u64,
     knows_holes: bool,
 }
@@ -31,23 +42,33 @@ impl FileSource {
 
     /// The same, called `name`: for a snapshot that people know by its original.
     pub fn open_as(path: &Path, name: String) -> Result<Self> {
-        let failed = |error| cannot_open(path, error);
+        Self::open_in(SOURCE, path, name)
+    }
+
+    /// The same for what a backup was restored to and is to be compared with: errors call it the target, and are of
+    /// [`ErrorKind::Target`].
+    pub fn open_target(path: &Path) -> Result<Self> {
+        Self::open_in(TARGET, path, path.to_string_lossy().into_owned())
+    }
+
+    fn open_in(role: Role, path: &Path, name: String) -> Result<Self> {
+        let failed = |error| cannot_open_as(role.word, role.kind, path, error);
         // Looked at before it is opened: a pipe would wait for its writer, and some devices act when they are opened.
         let kind = fs::metadata(path).map_err(failed)?.file_type();
         if !kind.is_file() && !kind.is_block_device() {
-            let message = format!("the source {path:?} is neither a file nor a block device");
+            let message = format!("the {} {path:?} is neither a file nor a block device", role.word);
             return Err(Error::new(ErrorKind::Usage, message));
         }
         let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(failed)?;
         let opened = file.metadata().map_err(failed)?.file_type();
         if !opened.is_file() && !opened.is_block_device() {
-            let message = format!("the source {path:?} is neither a file nor a block device");
+            let message = format!("the {} {path:?} is neither a file nor a block device", role.word);
             return Err(Error::new(ErrorKind::Usage, message));
         }
-        let mut source = Self { file, name, len_bytes: 0, knows_holes: opened.is_file() };
+        let mut source = Self { file, name, role, len_bytes: 0, knows_holes: opened.is_file() };
         source.len_bytes = source.len_now()?;
         if source.len_bytes == 0 {
-            return Err(Error::new(ErrorKind::Usage, format!("the source {path:?} is empty")));
+            return Err(Error::new(ErrorKind::Usage, format!("the {} {path:?} is empty", role.word)));
         }
         Ok(source)
     }
@@ -55,17 +76,17 @@ impl FileSource {
     /// Where it ends at this moment; a device tells by a seek to its end.
     fn len_now(&self) -> Result<u64> {
         rustix::fs::seek(&self.file, SeekFrom::End(0)).map_err(|errno| {
-            let message = format!("cannot tell the length of the source {:?}", self.name);
-            Error::caused_by(ErrorKind::Source, message, errno)
+            let message = format!("cannot tell the length of the {} {:?}", self.role.word, self.name);
+            Error::caused_by(self.role.kind, message, errno)
         })
     }
 
     fn has_shrunk(&self, now: u64) -> Error {
         let message = format!(
-            "the source {:?} has become shorter while it was read: {now} bytes, expected {}",
-            self.name, self.len_bytes
+            "the {} {:?} has become shorter while it was read: {now} bytes, expected {}",
+            self.role.word, self.name, self.len_bytes
         );
-        Error::new(ErrorKind::Source, message)
+        Error::new(self.role.kind, message)
     }
 }
 
@@ -88,8 +109,9 @@ impl Source for FileSource {
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
-                    let message = format!("cannot read the source {:?} at byte {offset}", self.name);
-                    return Err(Error::caused_by(ErrorKind::Source, message, error));
+                    let message =
+                        format!("cannot read the {} {:?} at byte {offset}", self.role.word, self.name);
+                    return Err(Error::caused_by(self.role.kind, message, error));
                 }
             }
         }

@@ -101,11 +101,16 @@ pub fn look(host: &Host, path: &Path) -> Result<InUse> {
 
 /// The failure to open the source.
 pub(crate) fn cannot_open(path: &Path, error: std::io::Error) -> Error {
+    cannot_open_as("source", FAILED, path, error)
+}
+
+/// The same for what is called otherwise, and fails otherwise.
+pub(super) fn cannot_open_as(role: &str, kind: ErrorKind, path: &Path, error: std::io::Error) -> Error {
     let kind = match error.kind() {
         std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory => ErrorKind::Usage,
-        _ => FAILED,
+        _ => kind,
     };
-    Error::caused_by(kind, format!("cannot open source {path:?}"), error)
+    Error::caused_by(kind, format!("cannot open {role} {path:?}"), error)
 }
 
 fn look_at_device(host: &Host, path: &Path, device: Dev) -> Result<InUse> {

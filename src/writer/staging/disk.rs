@@ -197,6 +197,12 @@ impl Disk {
         }
     }
 
+    /// Gives a file one more name in its folder. `EXIST` when the name is taken.
+    pub(super) fn link_file(&self, at: impl AsFd, from: &str, to: &str) -> Result<(), Errno> {
+        self.step(Step::LinkFile, to)?;
+        rustix::fs::linkat(&at, from, &at, to, AtFlags::empty())
+    }
+
     pub(super) fn remove_file(&self, at: impl AsFd, name: &str) -> Result<(), Errno> {
         self.step(Step::RemoveFile, name)?;
         rustix::fs::unlinkat(at, name, AtFlags::empty())

@@ -42,6 +42,10 @@ impl Finished {
     }
 }
 
+/// A file that is complete and may get more names.
+#[derive(Clone, Copy, Debug)]
+pub struct FinishedFile(Finished);
+
 /// No prefix begins with a dot, so no part begins with one.
 fn part_name(part: u64) -> String {
     format!(".{part}")
@@ -94,6 +98,21 @@ impl Parts {
             len: AtomicU64::new(0),
             finished: false,
         })
+    }
+
+    /// See [`Staging::link_file`](super::Staging::link_file).
+    pub(super) fn link(&self, name: FileName, file: &FinishedFile) -> Result<bool> {
+        let part = self.next.fetch_add(1, Ordering::Relaxed);
+        match self.disk.link_file(&self.folder, &file.0.part_name(), &part_name(part)) {
+            Ok(()) => {}
+            // No links here, or no more of this file; some file systems in user space say what they like.
+            Err(Errno::PERM | Errno::NOTSUP | Errno::NOSYS | Errno::MLINK | Errno::ACCESS | Errno::INVAL) => {
+                return Ok(false);
+            }
+            Err(errno) => return Err(failed(format!("cannot make {name}"), errno)),
+        }
+        self.state().finished.push(Finished { name, part, number: file.0.number });
+        Ok(true)
     }
 
     /// Object numbers from 1 without a gap, in the order of those there are.
@@ -218,7 +237,12 @@ impl StagedFile {
     }
 
     /// The file is complete: makes it durable, and part of what is published.
-    pub fn finish(mut self) -> Result<()> {
+    pub fn finish(self) -> Result<()> {
+        self.finish_to_link().map(drop)
+    }
+
+    /// The same for a file that may get more names.
+    pub fn finish_to_link(mut self) -> Result<FinishedFile> {
         let sync_failed = |errno| failed(format!("cannot make {} durable", self.name.kind()), errno);
         let is_small = self.len_bytes() < SYNC_ALONE_BYTES;
         let waits = {
@@ -231,10 +255,12 @@ impl StagedFile {
         }
         let number = rustix::fs::fstat(&self.file).map_err(sync_failed)?.st_ino;
         self.finished = true;
+        let finished = Finished { name: self.name, part: self.part, number };
         let mut state = self.parts.state();
-        state.finished.push(Finished { name: self.name, part: self.part, number });
+        state.finished.push(finished);
         state.is_unsynced |= waits;
-        Ok(())
+        drop(state);
+        Ok(FinishedFile(finished))
     }
 }
 

@@ -40,7 +40,7 @@ use self::disk::Disk;
 pub use self::disk::{Hook, Step};
 use self::disk::{failed, open_folder};
 use self::file::Parts;
-pub use self::file::StagedFile;
+pub use self::file::{FinishedFile, StagedFile};
 use self::hidden::{Hidden, PARTS};
 use self::publish::{Failure, Publication};
 use self::store::{StoreRoot, check_clash, check_container, check_prefix};
@@ -176,6 +176,12 @@ impl Staging {
     /// created again, also while the first is still there to be read.
     pub fn create_file(&self, name: FileName) -> Result<StagedFile> {
         self.parts.create(name)
+    }
+
+    /// One more file of the backup, with the bytes of one that is finished: one file with several names in the store. `false`
+    /// where the file system has no such, or the file has as many as it may have; then the bytes must be written once more.
+    pub fn link_file(&self, name: FileName, file: &FinishedFile) -> Result<bool> {
+        self.parts.link(name, file)
     }
 
     /// What every file's name begins with.

@@ -1,0 +1,55 @@
+//! Which files may be opened, and how.
+//!
+//! The kernel walks from the file up to the root and adds up what the folders on the way allow, so a rule on a folder also covers
+//! what is made or mounted below it later. A folder that is removed and made again is another folder, without a rule.
+//! Paths that are only looked at (`stat`, `O_PATH`) are not refused by it, and no descriptor from before is.
+
+use std::os::fd::OwnedFd;
+
+use landlock::{
+    ABI, Access, AccessFs, AccessNet, BitFlags, LandlockStatus, PathBeneath, Ruleset, RulesetAttr,
+    RulesetCreatedAttr, RulesetError, RulesetStatus, Scope, make_bitflags,
+};
+
+/// The newest rules that we know; an older kernel enforces those that it knows. Named and not asked of the kernel, so that what
+/// is refused does not grow by itself.
+const KNOWN: ABI = ABI::V6;
+
+/// Of a folder that is read.
+const READ: BitFlags<AccessFs> = make_bitflags!(AccessFs::{ReadFile | ReadDir});
+
+/// Of a folder that is written to: plain files in one folder each.
+const WRITE: BitFlags<AccessFs> =
+    make_bitflags!(AccessFs::{ReadFile | ReadDir | WriteFile | Truncate | MakeReg | RemoveFile});
+
+/// Of a device.
+const DEVICE: BitFlags<AccessFs> = make_bitflags!(AccessFs::{ReadFile | WriteFile | IoctlDev});
+
+/// Refuses to open anything else from here on.
+pub(super) fn restrict(read: &[OwnedFd], write: &[OwnedFd], devices: &[OwnedFd]) -> Result<String, String> {
+    let enforce = || -> Result<_, RulesetError> {
+        let mut ruleset = Ruleset::default()
+            .handle_access(AccessFs::from_all(KNOWN))?
+            .handle_access(AccessNet::from_all(KNOWN))?
+            .scope(Scope::from_all(KNOWN))?
+            .create()?;
+        for (files, rights) in [(read, READ), (write, WRITE), (devices, DEVICE)] {
+            for file in files {
+                ruleset = ruleset.add_rule(PathBeneath::new(file, rights))?;
+            }
+        }
+        ruleset.restrict_self()
+    };
+    let status = enforce().map_err(|error| error.to_string())?;
+    match (status.ruleset, status.landlock) {
+        (RulesetStatus::NotEnforced, LandlockStatus::NotImplemented) => {
+            Err("this kernel was built without it".to_owned())
+        }
+        (RulesetStatus::NotEnforced, LandlockStatus::NotEnabled) => {
+            Err("it is switched off in this kernel".to_owned())
+        }
+        (RulesetStatus::NotEnforced, _) => Err("this kernel does not enforce it".to_owned()),
+        (_, LandlockStatus::Available { effective_abi, .. }) => Ok(format!("ABI {effective_abi}")),
+        _ => Ok(String::new()),
+    }
+}

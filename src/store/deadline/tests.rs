@@ -1,0 +1,179 @@
+use std::sync::atomic::AtomicUsize;
+
+use super::*;
+use crate::store::ObjectVersion;
+use crate::store::Ownership;
+
+const SHORT: Duration = Duration::from_millis(30);
+
+/// While it is shut, calls wait in front of it.
+#[derive(Default)]
+struct Gate {
+    is_shut: Mutex<bool>,
+    changed: Condvar,
+    waiting: AtomicUsize,
+}
+
+impl Gate {
+    fn set(&self, is_shut: bool) {
+        *self.is_shut.lock().unwrap() = is_shut;
+        self.changed.notify_all();
+    }
+
+    fn pass(&self) {
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        drop(self.changed.wait_while(self.is_shut.lock().unwrap(), |is_shut| *is_shut).unwrap());
+        self.waiting.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+struct GatedStore(Arc<Gate>, bool);
+
+struct GatedObject(Arc<Gate>, bool, ObjectStat);
+
+impl Store for GatedStore {
+    fn location(&self) -> &str {
+        "gated"
+    }
+
+    fn list(&self, _: &str) -> Result<Listing> {
+        self.0.pass();
+        Ok(Listing::default())
+    }
+
+    fn open(&self, _: &ObjectName) -> Result<Arc<dyn ObjectSource>> {
+        self.0.pass();
+        let stat = ObjectStat {
+            len_bytes: 10,
+            version: ObjectVersion("1".into()),
+            modified: None,
+            owner: Ownership { mode: 0o644, uid: 0, gid: 0 },
+        };
+        Ok(Arc::new(GatedObject(self.0.clone(), self.1, stat)))
+    }
+}
+
+impl ObjectSource for GatedObject {
+    fn stat(&self) -> &ObjectStat {
+        &self.2
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
+        self.0.pass();
+        assert_ne!(offset, 99, "a bug");
+        let n = buf.len().min(10);
+        buf[..n].fill(offset as u8);
+        Ok(n)
+    }
+
+    fn is_local(&self) -> bool {
+        self.1
+    }
+}
+
+fn gated(timeout: Duration, is_local: bool) -> (DeadlineStore, Arc<Gate>) {
+    let gate = Arc::new(Gate::default());
+    let store = DeadlineStore::new(Arc::new(GatedStore(gate.clone(), is_local)), timeout);
+    store.arm();
+    (store, gate)
+}
+
+fn name() -> ObjectName {
+    ObjectName::parse("a/b").unwrap()
+}
+
+#[track_caller]
+fn fails<T>(result: Result<T>, with: &str) {
+    let error = result.err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::StoreIo);
+    assert!(error.to_string().contains(with), "{error}");
+}
+
+#[test]
+fn a_store_that_answers_is_itself() {
+    let (store, _) = gated(Duration::from_secs(20), false);
+    assert_eq!(store.location(), "gated");
+    assert!(store.list("x").unwrap().objects.is_empty());
+    let object = store.open(&name()).unwrap();
+    assert_eq!(object.stat().len_bytes, 10);
+    let mut buf = [0; 20];
+    assert_eq!(object.read_at(&mut buf, 7).unwrap(), 10);
+    assert!(buf[..10] == [7; 10] && buf[10..] == [0; 10]);
+    assert_eq!(object.read_at(&mut buf[..3], 8).unwrap(), 3);
+    assert!(!object.is_changed().unwrap());
+    assert_eq!(store.calls.lock().threads, 1, "one caller, one thread");
+    fails(object.read_at(&mut buf, 99), "a bug");
+    assert_eq!(object.read_at(&mut buf, 1).unwrap(), 10);
+}
+
+#[test]
+fn a_stalled_store_fails_in_time_then_at_once_and_recovers() {
+    let (store, gate) = gated(SHORT, false);
+    let object = store.open(&name()).unwrap();
+    gate.set(true);
+    fails(object.read_at(&mut [0; 4], 0), "did not answer within");
+    for _ in 0..100 {
+        fails(object.read_at(&mut [0; 4], 0), "has not answered for");
+        fails(store.list("x"), "has not answered for");
+        fails(store.open(&name()), "has not answered for");
+    }
+    assert_eq!(store.calls.lock().stuck, 1, "nobody else was sent");
+    gate.set(false);
+    while store.calls.lock().stuck > 0 {
+        thread::yield_now();
+    }
+    assert_eq!(object.read_at(&mut [0; 4], 0).unwrap(), 4);
+    assert!(store.list("x").is_ok() && store.calls.lock().stall.is_none());
+}
+
+#[test]
+fn a_probe_finds_out_what_a_stuck_call_does_not() {
+    let (store, gate) = gated(SHORT, false);
+    gate.set(true);
+    fails(store.list("x"), "did not answer within");
+    let long_ago = Instant::now().checked_sub(PROBE_EVERY).unwrap();
+    for stuck in 2..=STUCK_MAX {
+        store.calls.lock().stall.as_mut().unwrap().tried = long_ago;
+        fails(store.list("x"), "did not answer within");
+        assert_eq!(store.calls.lock().stuck, stuck);
+    }
+    store.calls.lock().stall.as_mut().unwrap().tried = long_ago;
+    fails(store.list("x"), "has not answered for");
+    assert_eq!(store.calls.lock().threads, STUCK_MAX);
+    gate.set(false);
+    while store.calls.lock().stuck > 0 {
+        thread::yield_now();
+    }
+    assert_eq!(store.calls.lock().idle.len(), STUCK_MAX, "all have come back");
+    assert!(store.list("x").is_ok());
+}
+
+#[test]
+fn threads_are_few_however_many_call() {
+    let (store, gate) = gated(Duration::from_millis(300), false);
+    gate.set(true);
+    thread::scope(|scope| {
+        for _ in 0..THREADS_MAX + 20 {
+            scope.spawn(|| store.list("x").unwrap_err());
+        }
+    });
+    assert!(store.calls.lock().threads <= THREADS_MAX && gate.waiting.load(Ordering::SeqCst) <= THREADS_MAX);
+    gate.set(false);
+}
+
+#[test]
+fn local_objects_are_read_by_the_caller() {
+    let (store, _) = gated(SHORT, true);
+    let object = store.open(&name()).unwrap();
+    let threads = store.calls.lock().threads;
+    assert!(object.is_local() && object.read_at(&mut [0; 4], 0).is_ok());
+    assert_eq!((threads, store.calls.lock().idle.len()), (1, 1));
+}
+
+#[test]
+fn before_it_is_armed_there_are_no_threads() {
+    let gate = Arc::new(Gate::default());
+    let store = DeadlineStore::new(Arc::new(GatedStore(gate, false)), SHORT);
+    assert!(store.list("x").is_ok() && store.open(&name()).is_ok());
+    assert_eq!(store.calls.lock().threads, 0);
+}

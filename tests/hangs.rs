@@ -1,0 +1,182 @@
+//! What does a mount do while its store does not answer? The store lies behind bindfs, which is stopped.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests, where a panic is the report")]
+
+#[path = "common/mount.rs"]
+mod mount;
+#[path = "common/store.rs"]
+mod store;
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+
+use rustix::mount::{UnmountFlags, unmount};
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+use mount::*;
+use store::*;
+
+const LEN: usize = 64 * BLOCK;
+
+/// A store of backups `a` and `b` behind a file system that can be stopped.
+struct World {
+    bindfs: Child,
+    store: PathBuf,
+    real: PathBuf,
+    backups: [Backup; 2],
+    _folder: TempDir,
+}
+
+impl World {
+    fn new() -> Self {
+        let folder = open_folder();
+        let [real, store] = ["real", "store"].map(|name| folder.path().join(name));
+        fs::create_dir(&store).unwrap();
+        let backups = [("a", 1), ("b", 2)].map(|(id, seed)| {
+            // An object for each 4 blocks: what is read of one says nothing of the next.
+            let extents: Vec<_> = (0..LEN).step_by(4 * BLOCK).map(|at| at..at + 4 * BLOCK).collect();
+            let backup = Backup::new(id, &format!("v{id}"), noise(seed, LEN)).extents(&extents);
+            backup.put(&real);
+            backup
+        });
+        let mut bindfs = Command::new("bindfs");
+        bindfs.arg("-f").arg(&real).arg(&store).stdin(Stdio::null()).stdout(Stdio::null());
+        // Missing, it fails the test: scripts/test.sh installs it.
+        let bindfs = bindfs.spawn().unwrap();
+        let world = Self { bindfs, store, real, backups, _folder: folder };
+        within(PATIENCE, "bindfs", || mount_line(&world.store).is_some());
+        world
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.bindfs), signal).unwrap();
+    }
+
+    fn mount(&self, options: &str) -> Mount {
+        Setup::default().options("store_timeout=1").options(options).mount(&self.store)
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.signal(Signal::CONT);
+        let _ = unmount(&self.store, UnmountFlags::DETACH);
+        let _ = self.bindfs.wait();
+    }
+}
+
+/// Stops a store, and lets it go on also when the test fails.
+struct Stopped<'w>(&'w World);
+
+impl<'w> Stopped<'w> {
+    fn new(world: &'w World) -> Self {
+        world.signal(Signal::STOP);
+        Self(world)
+    }
+}
+
+impl Drop for Stopped<'_> {
+    fn drop(&mut self) {
+        self.0.signal(Signal::CONT);
+    }
+}
+
+/// One byte of a block, past the kernel's cache.
+fn byte(path: &Path, block: usize) -> io::Result<u8> {
+    let file = File::open(path)?;
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)?;
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::Random)?;
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, (block * BLOCK) as u64)?;
+    Ok(byte[0])
+}
+
+// > A store that does not answer within `store_timeout=` seconds, 30 unless told, fails what was asked of it with EIO, and what is asked
+// > next at once; it is asked again every 5 seconds, and as soon as it answers all is well without a remount.
+//
+// > While a store does not answer, names that were known resolve, `metadata.json` can be read, and so can an image whose blocks are in
+// > the disk cache.
+#[test]
+fn a_stalled_store_fails_reads_and_recovers() {
+    let world = World::new();
+    let mount = world.mount("disk_cache=64M");
+    let [a, b] = ["a", "b"].map(|id| mount.image(id));
+    assert_eq!(fs::read(&a).unwrap(), world.backups[0].image);
+    let at = |n: usize, block: usize| world.backups[n].image[block * BLOCK];
+    assert_eq!(byte(&b, 0).unwrap(), at(1, 0));
+    let stopped = Stopped::new(&world);
+    for block in [20, 40, 60] {
+        assert_eq!(errno(byte(&b, block)), libc::EIO, "{}", mount.log());
+    }
+    for block in 0..LEN / BLOCK {
+        assert_eq!(byte(&a, block).unwrap(), at(0, block), "{}", mount.log());
+    }
+    assert_eq!(mount.document("b")["id"], "b");
+    let said = mount.log().matches("the store did not answer within 1 s").count();
+    assert!(said >= 1, "{}", mount.log());
+    drop(stopped);
+    for block in [20, 40, 60] {
+        within(PATIENCE, "the block", || byte(&b, block).is_ok());
+        assert_eq!(byte(&b, block).unwrap(), at(1, block));
+    }
+    assert!(mount.log().contains("the store answers again"), "{}", mount.log());
+    // And it is looked at again.
+    Backup::new("c", "v", noise(3, BLOCK)).put(&world.real);
+    within(PATIENCE, "the new backup", || mount.image("c").exists());
+}
+
+// > A mount whose store does not answer can be unmounted, also by a signal to its daemon; whoever waits for it gets an error within the timeout.
+#[test]
+fn a_stuck_mount_can_be_taken_away() {
+    let world = World::new();
+    for by_signal in [true, false] {
+        let mut mount = world.mount("threads=2");
+        let b = mount.image("b");
+        assert!(byte(&b, 0).is_ok());
+        let stopped = Stopped::new(&world);
+        thread::scope(|scope| {
+            // More than there are threads.
+            let readers: Vec<_> = (1..6)
+                .map(|n| {
+                    scope.spawn({
+                        let b = &b;
+                        move || byte(b, 10 * n)
+                    })
+                })
+                .collect();
+            thread::sleep(std::time::Duration::from_millis(200));
+            if by_signal {
+                mount.signal(Signal::TERM);
+            } else {
+                let output = run(cinderfs().args(["umount", "--lazy"]).arg(mount.root()));
+                assert!(output.status.success(), "{}", stderr(&output));
+            }
+            within(PATIENCE, "the unmounting", || mount_line(mount.root()).is_none());
+            for reader in readers {
+                assert!(reader.join().unwrap().is_err());
+            }
+        });
+        drop(stopped);
+        assert_eq!(mount.wait().code(), Some(0), "{}", mount.log());
+    }
+}
+
+/// The kernel waits for an answer to what it has asked, also when whoever wants it was killed.
+#[test]
+fn a_killed_reader_ends_within_the_timeout() {
+    let world = World::new();
+    let mount = world.mount("");
+    assert!(byte(&mount.image("b"), 0).is_ok());
+    let _stopped = Stopped::new(&world);
+    let mut reader = Command::new("dd");
+    reader.arg(format!("if={}", mount.image("b").display())).args(["of=/dev/null", "bs=1M"]);
+    let mut reader = reader.stderr(Stdio::null()).spawn().unwrap();
+    thread::sleep(std::time::Duration::from_millis(100));
+    reader.kill().unwrap();
+    within(PATIENCE, "the reader's end", || reader.try_wait().unwrap().is_some());
+}
