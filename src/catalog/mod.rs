@@ -40,6 +40,10 @@ const SCAN_SHARE: u32 = 10;
 /// And a store is scanned at least this often while somebody looks.
 const SCAN_INTERVAL_MAX: Duration = Duration::from_secs(30);
 
+/// For how long a document is believed to be damaged that the store says is unchanged: a disk or a server may have given wrong bytes for once, and a mount
+/// should not have to be made anew for that. Reading it again takes its share of the scanning's time.
+const DAMAGE_BELIEVED: Duration = Duration::from_secs(20);
+
 /// Opened backups are kept up to this, in bytes: about a million objects.
 const BACKUP_BYTES_MAX: u64 = 64 << 20;
 
@@ -363,9 +367,10 @@ impl Shared {
             }
         }
         if let Some(opened) = known.filter(|opened| opened.documents == documents) {
-            // What the documents are to blame for stays so until they change; what the store is, may pass.
+            // What the documents are to blame for is believed until they change, or for longer; what the store is, may soon pass.
             let may_pass = opened.image.as_ref().is_err_and(|error| scan::is_of_the_store(error.kind()));
-            if !may_pass || opened.at.elapsed() < SCAN_INTERVAL {
+            let believed = if may_pass { SCAN_INTERVAL } else { DAMAGE_BELIEVED };
+            if opened.image.is_ok() || opened.at.elapsed() < believed {
                 return opened.image;
             }
         }

@@ -5,8 +5,9 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Instant;
 
-use super::{Entry, Snapshot};
+use super::{DAMAGE_BELIEVED, Entry, Snapshot};
 use crate::backup::Summary;
 use crate::chain::resolve::{Link, resolve_all};
 use crate::error::{Error, ErrorKind, Result};
@@ -27,12 +28,14 @@ pub(super) struct Scan {
 struct Document {
     listed: ListedObject,
     summary: Result<Arc<Summary>>,
+    read: Instant,
 }
 
 impl Document {
-    /// A document that could not be read for the store's sake is tried again, unchanged as it is.
+    /// A document that could not be read for the store's sake is tried again, unchanged as it is; one that was damaged, after a while.
     fn may_be_readable_now(&self) -> bool {
-        self.summary.as_ref().is_err_and(|error| is_of_the_store(error.kind()))
+        let is_over = self.read.elapsed() > DAMAGE_BELIEVED;
+        self.summary.as_ref().is_err_and(|error| is_over || is_of_the_store(error.kind()))
     }
 
     fn failed_like(&self, now: &Result<Arc<Summary>>) -> bool {
@@ -66,7 +69,7 @@ impl Scan {
                     let Some(summary) = read(store, &listed) else { continue };
                     let is_as_before = known.is_some_and(|known| known.failed_like(&summary));
                     changed |= !is_as_before;
-                    Document { summary, listed }
+                    Document { summary, listed, read: Instant::now() }
                 }
             };
             documents.insert(document.listed.name.clone(), document);

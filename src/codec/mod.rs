@@ -17,6 +17,7 @@ mod verbatim;
 pub(crate) mod zlib;
 mod bz2;
 mod zstd;
+pub(crate) mod windows;
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};
@@ -143,6 +144,11 @@ pub trait Decoder: Send {
 
     /// About how much memory this decoder holds, in bytes, points that were not taken included.
     fn memory_bytes(&self) -> usize;
+
+    /// Whether it holds a window out of the process's budget for large ones, for which others may wait.
+    fn holds_large_window(&self) -> bool {
+        false
+    }
 }
 
 /// The stream of one object, and what its decoders share.

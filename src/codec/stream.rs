@@ -63,6 +63,11 @@ pub(super) trait Stream: Send {
     /// About how much memory the state holds, in bytes.
     fn memory_bytes(&self) -> usize;
 
+    /// As [`Decoder::holds_large_window`].
+    fn holds_large_window(&self) -> bool {
+        false
+    }
+
     /// As [`Decoder::record`].
     fn record(&mut self, _recording: Option<Recording>) {}
 
@@ -179,6 +184,10 @@ impl<S: Stream> Decoder for StreamDecoder<S> {
 
     fn frames(&self) -> Option<Frames> {
         self.frames.filter(|_| matches!(self.state, State::Ended(_)))
+    }
+
+    fn holds_large_window(&self) -> bool {
+        matches!(&self.state, State::Running { stream, .. } if stream.holds_large_window())
     }
 
     fn memory_bytes(&self) -> usize {

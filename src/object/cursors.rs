@@ -12,6 +12,7 @@ use std::ops::RangeInclusive;
 use std::sync::{Mutex, PoisonError};
 
 use super::passes::Pass;
+use crate::codec::windows::{self, IdleWindows};
 use crate::codec::{Decoder, Recording};
 
 /// Most idle decoders, whatever they weigh: each keeps its object's file open.
@@ -66,6 +67,11 @@ impl IdleCursors {
     pub(super) fn put(&self, id: u64, cursor: Cursor) {
         let mut dropped = Vec::new();
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        // Asked with the lock: who waits from now on looks at what is idle after us.
+        if cursor.decoder.holds_large_window() && windows::are_wanted() {
+            drop(idle);
+            return;
+        }
         idle.push_back((id, cursor));
         while weight(idle.iter().filter(|(owner, _)| *owner == id)) > OBJECT_BYTES_MAX {
             // The one just put is the last, and stays.
@@ -82,6 +88,18 @@ impl IdleCursors {
     /// Drops all decoders of object `id`.
     pub(super) fn drop_all_of(&self, id: u64) {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).retain(|(owner, _)| *owner != id);
+    }
+}
+
+impl IdleWindows for IdleCursors {
+    fn let_go(&self) {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let (dropped, kept): (VecDeque<_>, VecDeque<_>) = std::mem::take(&mut *idle)
+            .into_iter()
+            .partition(|(_, cursor)| cursor.decoder.holds_large_window());
+        *idle = kept;
+        drop(idle); // before what was dropped frees its memory
+        drop(dropped);
     }
 }
 

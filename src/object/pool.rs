@@ -4,7 +4,7 @@
 //! may have 1,024 files open. Idea: the most recently used ones stay open.
 
 use std::num::NonZeroUsize;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use lru::LruCache;
 
@@ -12,6 +12,7 @@ use super::ObjectReader;
 use super::cursors::IdleCursors;
 use super::indexing::Indexing;
 use crate::codec::Codec;
+use crate::codec::windows::{self, IdleWindows};
 use crate::error::Result;
 use crate::store::Store;
 use crate::types::ObjectName;
@@ -31,6 +32,8 @@ impl ObjectPool {
     /// A pool for `store` that keeps idle decoders of about `idle_decoder_bytes_max` bytes.
     pub fn new(store: Arc<dyn Store>, idle_decoder_bytes_max: usize, indexing: Arc<Indexing>) -> Self {
         let cursors = Arc::new(IdleCursors::new(idle_decoder_bytes_max));
+        let idle: Weak<dyn IdleWindows> = Arc::downgrade(&(cursors.clone() as Arc<dyn IdleWindows>));
+        windows::add_idle(idle);
         Self { store, cursors, indexing, open: Mutex::new(LruCache::new(OPEN_MAX)) }
     }
 

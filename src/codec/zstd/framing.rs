@@ -65,7 +65,7 @@ enum Place {
 }
 
 /// Follows the stored bytes of frames.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Framing {
     place: Place,
     /// A header that is not complete.
@@ -181,6 +181,23 @@ impl Framing {
     /// The frame around a block border, if the next byte is a block's first; and whether it is the frame's first block.
     pub(super) fn border(&self) -> Option<(&Frame, bool)> {
         (self.place == Place::Block && self.have == 0).then_some((&self.frame, self.is_first_block))
+    }
+
+    /// The frame whose header `bytes`, the next stored ones, complete.
+    pub(super) fn frame_begun_by(&self, bytes: &[u8]) -> Option<Frame> {
+        if self.place != Place::Header {
+            return None;
+        }
+        let mut after = self.clone();
+        let mut begun = None;
+        for byte in bytes {
+            if after.place != Place::Header {
+                break;
+            }
+            after.push(std::slice::from_ref(byte), 0, |_| ());
+            begun = begun.or(after.border().map(|(frame, _)| *frame));
+        }
+        begun
     }
 
     /// Takes the next stored bytes; before the first of them, `plain` plain bytes had been given.

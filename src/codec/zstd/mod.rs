@@ -29,6 +29,7 @@ use self::framing::Framing;
 use self::recorder::Recorder;
 use self::state::State;
 use super::stream::{Next, Step, Stream};
+use super::windows::{FREE_BYTES, HELD_BYTES_MAX, Held, WINDOWS};
 use super::{Codec, Frames, Recording, RestartPoint};
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::ObjectSource;
@@ -55,6 +56,8 @@ const CHECKSUM_BYTES: usize = 4;
 /// The state of a run of zstd frames.
 pub(super) struct Zstd {
     context: Context,
+    /// Room for the frame's window, where it is a large one. Dropped after the context.
+    window: Option<Held<'static>>,
     /// Stored bytes of the next call.
     wanted: usize,
     /// The last call filled its output, so libzstd may hold more plain bytes.
@@ -91,6 +94,7 @@ impl Zstd {
         context.set_parameter(DParameter::WindowLogMax(WINDOW_LOG_MAX)).map_err(|_| no_memory())?;
         Ok(Self {
             context,
+            window: None,
             wanted: FRAME_START_BYTES,
             output_pending: false,
             frame_ended: false,
@@ -137,8 +141,35 @@ impl Zstd {
         Ok((stream, stored))
     }
 
+    /// Before libzstd takes the end of a frame's header, and the memory for its window: room for that. `None` when there was none for too long.
+    fn make_room(&mut self, stored: &[u8]) -> Option<()> {
+        let frame = self.framing.frame_begun_by(stored);
+        let wanted = frame.map_or(0, |frame| frame.window_bytes);
+        // Above the bound libzstd refuses.
+        if wanted > FREE_BYTES && wanted <= HELD_BYTES_MAX && self.window.is_none() {
+            self.window = Some(WINDOWS.hold(wanted)?);
+        }
+        Some(())
+    }
+
+    /// Gives back what a frame with a large window took.
+    fn give_room_back(&mut self) {
+        if self.window.is_some()
+            && let Some(context) = Context::take()
+        {
+            self.context = context;
+            // Cannot fail: nothing was decoded with it yet.
+            let _ = self.context.set_parameter(DParameter::WindowLogMax(WINDOW_LOG_MAX));
+            self.window = None;
+        }
+    }
+
     /// One call of libzstd.
     fn call(&mut self, stored: &[u8], out: &mut [u8]) -> Step {
+        if self.make_room(stored).is_none() {
+            let why = "no room for the frame's window: others hold theirs for too long".to_owned();
+            return Step { consumed: 0, produced: 0, next: Next::Fail(ErrorKind::LimitExceeded, why) };
+        }
         let room = out.len();
         let (mut input, mut output) = (InBuffer::around(stored), OutBuffer::around(out));
         let result = self.context.decompress_stream(&mut output, &mut input);
@@ -150,6 +181,7 @@ impl Zstd {
         let next = match result {
             Ok(0) => {
                 self.end_resumed_frame();
+                self.give_room_back();
                 self.wanted = FRAME_START_BYTES;
                 self.frame_ended = true;
                 self.any_complete = true;
@@ -297,6 +329,10 @@ impl Stream for Zstd {
             points.append(&mut recorder.take_points());
         }
         points
+    }
+
+    fn holds_large_window(&self) -> bool {
+        self.window.is_some()
     }
 
     fn memory_bytes(&self) -> usize {
