@@ -5,12 +5,11 @@
 //! owner writes what he likes; so this only ever leads to a question, and devices are not looked at.
 
 use std::fs::{self, OpenOptions};
-use std::io::Read;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
 /// How much of a file is looked at, in bytes.
-const HEAD_BYTES: u64 = 512;
+const HEAD_BYTES: usize = 512;
 
 /// What stands where in the beginning of which format.
 const MARKS: [(&str, usize, &[u8]); 6] = [
@@ -28,9 +27,9 @@ pub fn look(path: &Path) -> Option<&'static str> {
         return None;
     }
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).ok()?;
-    let mut head = Vec::new();
-    file.take(HEAD_BYTES).read_to_end(&mut head).ok()?;
-    of(&head)
+    let mut head = [0; HEAD_BYTES];
+    let n = file.read_at(&mut head, 0).ok()?;
+    of(&head[..n])
 }
 
 fn of(head: &[u8]) -> Option<&'static str> {
