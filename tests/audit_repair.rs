@@ -89,7 +89,7 @@ fn asked(chain: &Chain, target: &Path, answer: &str) -> (i32, String) {
         chain.store().display(),
         target.display()
     );
-    let mut script = Command::new("script")
+    let script = Command::new("script")
         .args(["-qec", &line, "/dev/null"])
         .env("CINDERFS_CACHE_DIR", chain.target_path("cache"))
         .stdin(Stdio::piped())

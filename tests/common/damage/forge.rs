@@ -147,6 +147,7 @@ pub(crate) struct Build {
 
 impl Build {
     /// The same backup; where it is all zeros, no longer than this.
+    #[allow(dead_code, reason = "one test binary wants it smaller")]
     pub(crate) fn with_zeros_up_to(&self, bytes_max: u64) -> Self {
         let bytes = if self.content == "zeros" { self.bytes.min(bytes_max) } else { self.bytes };
         Self { bytes, object_bytes: self.object_bytes.min(bytes), ..self.clone() }
