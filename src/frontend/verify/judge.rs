@@ -62,8 +62,8 @@ fn judge_frames(frames: &Frames, len_bytes: u64) -> Option<Fault> {
         ),
         _ => (
             format!("{count} frames, where Cinder writes one"),
-            Cinder::No,
-            "its decompressor refuses a frame larger than what follows it",
+            Cinder::Unknown,
+            "its decompressor refuses some frames that are larger than what follows them",
         ),
     };
     Some(Fault { kind: Kind::ForeignFrames, message, cinder, reason, bad: Vec::new() })
@@ -181,7 +181,13 @@ impl Pass {
     /// An object of the right bytes.
     fn judge_rest(&self, object: &DataObject, rest: &Rest) -> Option<Fault> {
         let trailing = rest.trailing;
-        if let Some(fault) = rest.frames.as_ref().and_then(|frames| judge_frames(frames, object.len_bytes)) {
+        if let Some(mut fault) =
+            rest.frames.as_ref().and_then(|frames| judge_frames(frames, object.len_bytes))
+        {
+            // Then it shows in whatever is built on it as well, as far as it shows there at all.
+            if fault.cinder == Cinder::Wrongly {
+                fault.bad.push(object.offset..object.offset + object.len_bytes);
+            }
             return Some(fault);
         }
         if trailing == 0 || object.codec == Codec::None {
@@ -248,6 +254,6 @@ mod tests {
         assert_eq!(judged(2, 0, true, 9), Some(Cinder::Wrongly));
         assert_eq!(judged(2, 1, true, 9), Some(Cinder::Unknown));
         assert_eq!(judged(3, 3, true, 9), Some(Cinder::Yes));
-        assert_eq!(judged(3, 3, false, 9), Some(Cinder::No));
+        assert_eq!(judged(3, 3, false, 9), Some(Cinder::Unknown));
     }
 }
