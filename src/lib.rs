@@ -64,6 +64,7 @@ pub mod types;
 // What can go wrong, with the rules for saying so.
 pub mod error;
 mod byte_lru;
+mod expendable;
 mod scratch;
 // Threads for work that nobody waits for.
 pub mod workers;

@@ -10,6 +10,8 @@ use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
+use crate::expendable;
+
 /// Jobs that may wait, for each thread. Work that is older than this many others is no longer ahead of anybody.
 const QUEUE_PER_THREAD: usize = 16;
 
@@ -81,6 +83,7 @@ impl Shared {
     }
 
     fn work(&self) {
+        expendable::declare();
         let mut state = self.lock();
         loop {
             if let Some(job) = state.queue.pop_front() {

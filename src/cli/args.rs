@@ -8,15 +8,18 @@ use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use super::cache;
 use super::exit::Failure;
 use super::render::Format;
+use super::restore::is_interrupted;
 use crate::cache_dir::CacheDir;
 use crate::catalog::{Catalog, CatalogOptions};
 use crate::error::{Error, ErrorKind};
+use crate::store::deadline::{self, DeadlineStore};
 use crate::store::posix::PosixStore;
 
 const EXAMPLES: &str = "\
@@ -175,7 +178,7 @@ pub(crate) fn column(known: &[&str], word: &str) -> Result<usize, Failure> {
 
 /// The store: a directory that holds containers of backups (`backup_posix_path`, a mounted NFS share, or a copy of
 /// one), or a file:// URL of it
-#[derive(Args, Debug)]
+#[derive(Args, Clone, Debug)]
 #[group(skip)]
 pub(crate) struct StoreArg {
     /// Directory that holds the backups: Cinder's `backup_posix_path`, a mounted share, or a copy; or its file:// URL
@@ -232,10 +235,17 @@ impl StoreArg {
 
     /// The same with settings of the caller's.
     pub(crate) fn catalog_with(&self, options: CatalogOptions) -> Result<Catalog, Failure> {
-        let store = Arc::new(PosixStore::open(&self.path()?)?);
-        Ok(Catalog::open(store, options)?)
+        let named = self.clone();
+        let open = move || Ok::<_, Failure>(PosixStore::open(&named.path()?)?);
+        let store = deadline::in_time(Some(STORE_TIMEOUT), "its folder", open)?;
+        let store = DeadlineStore::cancelled_by(Arc::new(store), STORE_TIMEOUT, is_interrupted);
+        store.arm();
+        Ok(Catalog::open(Arc::new(store), options)?)
     }
 }
+
+/// How long a call of the store may take before a command gives it up.
+const STORE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Bound on the block cache of one command, in bytes. Each block is read once, so it only has to hold what threads
 /// decode for each other.

@@ -8,7 +8,7 @@ use std::io::{self, IsTerminal, Write};
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Instant;
@@ -171,6 +171,14 @@ pub(super) fn refuse_inside_store(target: &Path, store: &Path) -> Result<(), Fai
     Ok(())
 }
 
+/// Set by a signal that asks for an end; calls of the store that hang look at it too.
+static CANCEL: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
+
+/// Whether a signal has asked for an end.
+pub(super) fn is_interrupted() -> bool {
+    CANCEL.load(Ordering::Relaxed)
+}
+
 /// SIGINT and SIGTERM as a flag: the first asks for an orderly end, the second ends the process at once.
 pub(super) struct Signals {
     pub(super) cancel: Arc<AtomicBool>,
@@ -180,7 +188,7 @@ pub(super) struct Signals {
 
 impl Signals {
     pub(super) fn watch() -> Result<Self, Failure> {
-        let signals = Self { cancel: Arc::default(), number: Arc::default() };
+        let signals = Self { cancel: CANCEL.clone(), number: Arc::default() };
         for signal in [SIGINT, SIGTERM] {
             signals.register(signal).map_err(|error| {
                 Error::caused_by(ErrorKind::Target, format!("cannot watch for signal {signal}"), error)

@@ -133,11 +133,11 @@ fn a_probe_finds_out_what_a_stuck_call_does_not() {
     fails(store.list("x"), "did not answer within");
     let long_ago = Instant::now().checked_sub(PROBE_EVERY).unwrap();
     for stuck in 2..=STUCK_MAX {
-        store.calls.lock().stall.as_mut().unwrap().tried = long_ago;
+        store.calls.lock().stall.as_mut().unwrap().tried = Some(long_ago);
         fails(store.list("x"), "did not answer within");
         assert_eq!(store.calls.lock().stuck, stuck);
     }
-    store.calls.lock().stall.as_mut().unwrap().tried = long_ago;
+    store.calls.lock().stall.as_mut().unwrap().tried = Some(long_ago);
     fails(store.list("x"), "has not answered for");
     assert_eq!(store.calls.lock().threads, STUCK_MAX);
     gate.set(false);
