@@ -52,7 +52,10 @@ impl BlockHashTable {
         if let Some(found) = sha256file::find_layout(&head, &tail, stored) {
             let (header, layout) = found?;
             let ahead = Ahead::new(stored);
-            return Ok(Self { header, digests: Digests::Stride { source, layout, kept: None, ahead, held: None } });
+            return Ok(Self {
+                header,
+                digests: Digests::Stride { source, layout, kept: None, ahead, held: None },
+            });
         }
         let mut packer = Packer::new();
         let header = sha256file::parse_stream(SourceReader::new(&*source, 0), &mut |hash| packer.push(hash))?;

@@ -312,7 +312,8 @@ impl Shared {
             (current.snapshot.clone(), current.failure.clone(), is_current)
         };
         // A store that fails may have lost what was known; one that does not answer says nothing.
-        let believed = |failure: Error| if self.store().is_answering() { Err(failure) } else { Ok(snapshot.clone()) };
+        let believed =
+            |failure: Error| if self.store().is_answering() { Err(failure) } else { Ok(snapshot.clone()) };
         let known = || failure.clone().map_or_else(|| Ok(snapshot.clone()), believed);
         if is_current || self.is_scanning.swap(true, Ordering::AcqRel) {
             return known();

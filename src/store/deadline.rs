@@ -154,7 +154,8 @@ pub fn in_time<T: Send + 'static, E: From<Error> + Send + 'static>(
             outcome
         }
         Err(RecvTimeoutError::Timeout) => {
-            let message = format!("the store did not answer within {} s when asked for {what}", timeout.as_secs());
+            let message =
+                format!("the store did not answer within {} s when asked for {what}", timeout.as_secs());
             Err(Error::new(ErrorKind::StoreIo, message).into())
         }
         Err(RecvTimeoutError::Disconnected) => {
@@ -195,7 +196,10 @@ impl Store for DeadlineStore {
 
     fn version_of(&self, name: &ObjectName) -> Result<ObjectVersion> {
         if !self.is_answering() {
-            return Err(Error::new(ErrorKind::StoreIo, format!("the store does not answer, so {name:?} is not looked at")));
+            return Err(Error::new(
+                ErrorKind::StoreIo,
+                format!("the store does not answer, so {name:?} is not looked at"),
+            ));
         }
         let (inner, wanted) = (self.inner.clone(), name.clone());
         let ask = move || inner.version_of(&wanted);
@@ -236,7 +240,10 @@ impl DeadlineObject {
         }
         let Some(under_way) = calls.reads.begin(tick) else { return Err(call) };
         let is_first = began == 0
-            && self.began.compare_exchange(0, tick.saturating_add(1), Ordering::Relaxed, Ordering::Relaxed).is_ok();
+            && self
+                .began
+                .compare_exchange(0, tick.saturating_add(1), Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok();
         let outcome = call(source);
         if is_first {
             self.began.store(0, Ordering::Relaxed);
@@ -422,7 +429,10 @@ impl Calls {
                 }
                 Err(RecvTimeoutError::Timeout) if self.is_cancelled.is_some_and(|is| is()) => {
                     let _ = self.give_up(what, begun, &progress, &answer);
-                    return Err(Error::new(ErrorKind::Interrupted, "interrupted while the store did not answer"));
+                    return Err(Error::new(
+                        ErrorKind::Interrupted,
+                        "interrupted while the store did not answer",
+                    ));
                 }
                 Err(RecvTimeoutError::Timeout) => {}
             }
@@ -499,9 +509,16 @@ impl Calls {
             state.stuck -= 1;
         }
         self.end_stall(&mut state);
-        state.idle.push(thread);
+        self.rests(&mut state, thread);
         drop(state);
         self.idle.notify_one();
+    }
+
+    /// Keeps a thread for the next call, unless [`disarm`](DeadlineStore::disarm) waits for its end.
+    fn rests(&self, state: &mut State, thread: Sender<Job>) {
+        if self.is_armed.load(Ordering::Acquire) {
+            state.idle.push(thread);
+        }
     }
 
     /// Leaves a call behind, unless it has just returned.
@@ -549,7 +566,7 @@ impl Calls {
         let (calls, again) = (self.clone(), thread.clone());
         let job = Box::new(move || {
             let _ = catch_unwind(AssertUnwindSafe(act));
-            calls.lock().idle.push(again);
+            calls.rests(&mut calls.lock(), again);
             calls.idle.notify_one();
         });
         // Where it cannot be sent it is dropped, which does no harm.

@@ -283,7 +283,12 @@ impl Shared {
         let mut refused = Vec::new();
         lock(&self.seats).retain(|seat| {
             let Some(seat) = seat.upgrade() else { return false };
-            refused.extend(lock(&seat.request).as_ref().filter(|(_, since)| is_old(*since)).map(|(owed, _)| owed.clone()));
+            refused.extend(
+                lock(&seat.request)
+                    .as_ref()
+                    .filter(|(_, since)| is_old(*since))
+                    .map(|(owed, _)| owed.clone()),
+            );
             true
         });
         lock(&self.line).waiting.retain(|job| {
@@ -349,7 +354,8 @@ fn has_ended(device: &OwnedFd) -> bool {
     let mut polled = [PollFd::new(device, PollFlags::empty())];
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
     let is_told = poll(&mut polled, Some(&now)).is_ok_and(|count| count > 0);
-    is_told && polled.iter().any(|fd| fd.revents().intersects(PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL))
+    is_told
+        && polled.iter().any(|fd| fd.revents().intersects(PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

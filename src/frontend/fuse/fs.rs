@@ -220,7 +220,8 @@ impl Filesystem for CinderFs {
             let _previous = config.set_max_readahead(most);
         }
         let _previous = config.set_max_background(BACKGROUND_REQUESTS_MAX);
-        let is_known = self.served.stack_depth.load(Ordering::Relaxed) > 0 && config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok();
+        let is_known = self.served.stack_depth.load(Ordering::Relaxed) > 0
+            && config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok();
         let depth = self.served.stack_depth.load(Ordering::Relaxed);
         if !is_known || config.set_max_stack_depth(depth).is_err() {
             self.served.stack_depth.store(0, Ordering::Relaxed);
@@ -408,7 +409,10 @@ impl Filesystem for CinderFs {
         self.serve(Wants::Names, reply, never, move |served, held| {
             let names = || {
                 let xattrs = served.tree.xattrs(ino.0)?;
-                Ok(xattrs.into_iter().flat_map(|(name, _)| name.into_bytes().into_iter().chain([0])).collect())
+                Ok(xattrs
+                    .into_iter()
+                    .flat_map(|(name, _)| name.into_bytes().into_iter().chain([0]))
+                    .collect())
             };
             let names = guarded("listxattr", names);
             held.take().into_iter().for_each(|reply| send_xattr(reply, size, names.clone()));

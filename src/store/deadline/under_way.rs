@@ -46,8 +46,8 @@ impl UnderWay {
         (0..SLOTS).map(|n| (last + n) % SLOTS).find_map(|at| {
             let slot = self.slots.get(at)?;
             let is_free = slot.0.load(Ordering::Relaxed) == 0;
-            let is_mine = is_free
-                && slot.0.compare_exchange(0, began, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+            let is_mine =
+                is_free && slot.0.compare_exchange(0, began, Ordering::Relaxed, Ordering::Relaxed).is_ok();
             is_mine.then(|| {
                 LAST.set(at);
                 Call { all: self, slot, began }

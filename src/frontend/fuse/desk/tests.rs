@@ -28,7 +28,9 @@ fn what_takes_too_long_is_refused_and_answered_once() {
     thread::scope(|scope| {
         let (desk, own) = (&desk, held.clone());
         scope.spawn(move || desk.work(own.clone(), || drop((hung.recv(), assert!(own.take().is_none())))));
-        wait_until(|| lock(&desk.0.seats).iter().any(|seat| lock(&seat.upgrade().unwrap().request).is_some()));
+        wait_until(|| {
+            lock(&desk.0.seats).iter().any(|seat| lock(&seat.upgrade().unwrap().request).is_some())
+        });
         // A store that is slow has time, and so has one that hangs, up to its timeout.
         (0..100).for_each(|_| desk.0.look(SLOW, 4));
         assert!(refused.try_recv().is_err());
