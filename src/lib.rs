@@ -64,6 +64,7 @@ pub mod types;
 // What can go wrong, with the rules for saying so.
 pub mod error;
 mod byte_lru;
+mod expendable;
 mod scratch;
 // Locks, which the tests can put on a made-up scheduler.
 mod sync;

@@ -11,6 +11,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
+use crate::expendable;
+
 /// Jobs that may wait, for each thread. Work that is older than this many others is no longer ahead of anybody.
 const QUEUE_PER_THREAD: usize = 16;
 
@@ -88,6 +90,7 @@ impl Shared {
     }
 
     fn work(&self) {
+        expendable::declare();
         let mut state = self.lock();
         loop {
             if let Some(job) = state.queue.pop_front() {

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use super::ahead::Ahead;
 use super::kept::KeptPages;
 use super::packed::{PackedHashes, Packer};
+use super::pages::{DigestPages, PAGE_BLOCKS, Page};
 use crate::cache_dir::blocks::BlockRing;
 use crate::error::{Error, ErrorKind, Result, ResultExt as _};
 use crate::format::sha256file::{self, HEAD_BYTES, Header, StrideLayout, TAIL_BYTES};
@@ -27,7 +28,14 @@ pub struct BlockHashTable {
 }
 
 enum Digests {
-    Stride { source: Arc<dyn ObjectSource>, layout: StrideLayout, kept: Option<Box<KeptPages>>, ahead: Ahead },
+    Stride {
+        source: Arc<dyn ObjectSource>,
+        layout: StrideLayout,
+        kept: Option<Box<KeptPages>>,
+        ahead: Ahead,
+        /// Where pages are held in memory, and this file's number there.
+        held: Option<(Arc<DigestPages>, u64)>,
+    },
     Packed(PackedHashes),
 }
 
@@ -44,7 +52,10 @@ impl BlockHashTable {
         if let Some(found) = sha256file::find_layout(&head, &tail, stored) {
             let (header, layout) = found?;
             let ahead = Ahead::new(stored);
-            return Ok(Self { header, digests: Digests::Stride { source, layout, kept: None, ahead } });
+            return Ok(Self {
+                header,
+                digests: Digests::Stride { source, layout, kept: None, ahead, held: None },
+            });
         }
         let mut packer = Packer::new();
         let header = sha256file::parse_stream(SourceReader::new(&*source, 0), &mut |hash| packer.push(hash))?;
@@ -95,13 +106,64 @@ impl BlockHashTable {
         self
     }
 
+    /// The same table, which holds what is asked of it in memory.
+    pub(crate) fn held_in(mut self, pages: &Arc<DigestPages>) -> Self {
+        if let Digests::Stride { held, .. } = &mut self.digests {
+            *held = Some((pages.clone(), pages.next_file()));
+        }
+        self
+    }
+
     /// The digests of `blocks`, which must lie below [`count`](Self::count). An entry that is not a digest, as damage
     /// leaves it, is an error of its own block only; a store that cannot be read is the error of them all.
     pub fn get(&self, blocks: Range<u64>) -> Vec<Result<BlockHash>> {
-        if let Digests::Stride { source, layout, ahead, .. } = &self.digests {
+        if let Digests::Stride { source, layout, ahead, held, .. } = &self.digests {
+            if let Some(digests) = self.held(&blocks) {
+                return digests;
+            }
             ahead.touch(&**source, layout.bytes_of(blocks.clone()).start);
+            if let Some((pages, file)) = held {
+                return self.get_held(blocks, pages, *file);
+            }
         }
         self.look_up(blocks, true)
+    }
+
+    /// The digests of `blocks` where they can be told without asking the store.
+    pub fn held(&self, blocks: &Range<u64>) -> Option<Vec<Result<BlockHash>>> {
+        let Digests::Stride { held, .. } = &self.digests else {
+            return Some(self.look_up(blocks.clone(), false));
+        };
+        let (pages, file) = held.as_ref()?;
+        let mut digests = Vec::with_capacity((blocks.end - blocks.start) as usize);
+        for page in pages_of(blocks) {
+            append(&mut digests, &pages.get(*file, page)?, page, blocks);
+        }
+        Some(digests)
+    }
+
+    /// The digests of `blocks`, read page by page, all that are missing at once.
+    fn get_held(&self, blocks: Range<u64>, pages: &DigestPages, file: u64) -> Vec<Result<BlockHash>> {
+        let whole = pages_of(&blocks);
+        let read = (whole.start * PAGE_BLOCKS)..(whole.end * PAGE_BLOCKS).min(self.count());
+        let mut lines = self.look_up(read, true).into_iter();
+        let mut digests = Vec::with_capacity((blocks.end - blocks.start) as usize);
+        for page in whole {
+            let len = PAGE_BLOCKS.min(self.count() - page * PAGE_BLOCKS) as usize;
+            let found: Vec<_> = lines.by_ref().take(len).collect();
+            // A store that fails says nothing of the file.
+            let failure = found.iter().find_map(|line| match line {
+                Err(error) if error.kind() != ErrorKind::Malformed => Some(error.clone()),
+                _ => None,
+            });
+            if let Some(error) = failure {
+                return blocks.map(|_| Err(error.clone())).collect();
+            }
+            let held: Page = found.into_iter().map(Result::ok).collect();
+            append(&mut digests, &held, page, &blocks);
+            pages.keep(file, page, held);
+        }
+        digests
     }
 
     /// Puts the digests of `blocks`, which must lie below [`count`](Self::count), into `digests`, for whoever goes through many:
@@ -164,6 +226,18 @@ impl BlockHashTable {
         }
         Ok(())
     }
+}
+
+/// The pages that `blocks` lie in.
+fn pages_of(blocks: &Range<u64>) -> Range<u64> {
+    blocks.start / PAGE_BLOCKS..blocks.end.div_ceil(PAGE_BLOCKS)
+}
+
+/// Adds those digests of a page that are of `blocks`.
+fn append(digests: &mut Vec<Result<BlockHash>>, held: &Page, page: u64, blocks: &Range<u64>) {
+    let lines = (page * PAGE_BLOCKS..).zip(held.iter());
+    let wanted = lines.filter(|(block, _)| blocks.contains(block));
+    digests.extend(wanted.map(|(block, line)| line.ok_or_else(|| bad_entry(block))));
 }
 
 /// The lines of `blocks`, from the store or, when it fails, from what was kept of it.

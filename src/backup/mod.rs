@@ -10,8 +10,10 @@ mod ahead;
 mod digests;
 mod kept;
 mod packed;
+mod pages;
 
 pub use digests::BlockHashTable;
+pub use pages::DigestPages;
 
 use std::io::Read;
 use std::sync::Arc;

@@ -12,7 +12,10 @@
 mod scan;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, mpsc};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use self::scan::Scan;
@@ -83,6 +86,9 @@ pub struct CatalogOptions {
     pub disk_cache_bytes_max: u64,
 }
 
+/// Who asks for the current state waits no longer than this for a scan, and then gets the last one.
+const SCAN_WAIT_MAX: Duration = Duration::from_secs(1);
+
 impl Default for CatalogOptions {
     fn default() -> Self {
         Self {
@@ -91,7 +97,7 @@ impl Default for CatalogOptions {
             restart_points: true,
             seek_indexes: None,
             restart_spacing_bytes: None,
-            workers: std::thread::available_parallelism().map_or(1, Into::into).min(WORKERS_MAX),
+            workers: thread::available_parallelism().map_or(1, Into::into).min(WORKERS_MAX),
             cache_dir: None,
             disk_cache_bytes_max: 0,
         }
@@ -190,6 +196,7 @@ struct Shared {
     engine: Arc<Engine>,
     current: Mutex<Current>,
     scanning: Mutex<Scan>,
+    is_scanning: AtomicBool,
     backups: Mutex<ByteLru<(ObjectName, ObjectVersion), Arc<Backup>>>,
     images: Mutex<ByteLru<BackupId, Opened>>,
 }
@@ -233,6 +240,7 @@ impl Catalog {
         let shared = Arc::new(Shared {
             current: Mutex::new(Current::new(snapshot, started)),
             scanning: Mutex::new(scan),
+            is_scanning: AtomicBool::new(false),
             backups: Mutex::new(ByteLru::new(BACKUP_BYTES_MAX)),
             images: Mutex::new(ByteLru::new(IMAGE_BYTES_MAX)),
             engine,
@@ -301,20 +309,34 @@ impl Shared {
         self.engine.store()
     }
 
-    fn refresh(&self) -> Result<Arc<Snapshot>> {
-        let (known, is_current) = {
+    fn refresh(self: &Arc<Self>) -> Result<Arc<Snapshot>> {
+        let (snapshot, failure, is_current) = {
             let current = lock(&self.current);
-            let known = current.failure.clone().map_or_else(|| Ok(current.snapshot.clone()), Err);
-            (known, current.scanned.elapsed() < current.interval)
+            let is_current = current.scanned.elapsed() < current.interval;
+            (current.snapshot.clone(), current.failure.clone(), is_current)
         };
-        if is_current {
-            return known;
+        // A store that fails may have lost what was known; one that does not answer says nothing.
+        let believed =
+            |failure: Error| if self.store().is_answering() { Err(failure) } else { Ok(snapshot.clone()) };
+        let known = || failure.clone().map_or_else(|| Ok(snapshot.clone()), believed);
+        if is_current || self.is_scanning.swap(true, Ordering::AcqRel) {
+            return known();
         }
-        match self.scanning.try_lock() {
-            Ok(scan) => self.scan(scan),
-            // What a scan that panicked left is from the one before it.
-            Err(TryLockError::Poisoned(poisoned)) => self.scan(poisoned.into_inner()),
-            Err(TryLockError::WouldBlock) => known,
+        // On a thread of its own, so that nobody waits for a store that takes its time.
+        let (shared, (sender, scanned)) = (self.clone(), mpsc::sync_channel(1));
+        let scan = move || {
+            let outcome = catch_unwind(AssertUnwindSafe(|| shared.scan(lock(&shared.scanning))));
+            shared.is_scanning.store(false, Ordering::Release);
+            // Nobody listens when it took too long, or a bug stopped it.
+            let _ = outcome.map(|outcome| sender.send(outcome));
+        };
+        if thread::Builder::new().name("scan".to_owned()).spawn(scan).is_err() {
+            self.is_scanning.store(false, Ordering::Release);
+            return known();
+        }
+        match scanned.recv_timeout(SCAN_WAIT_MAX) {
+            Ok(outcome) => outcome.or_else(believed),
+            Err(_) => known(),
         }
     }
 
@@ -413,7 +435,7 @@ impl Shared {
     fn digest_version(&self, entry: &Entry) -> Result<ObjectVersion> {
         let stem = entry.metadata_name.as_str().strip_suffix(crate::format::names::METADATA_SUFFIX);
         let name = ObjectName::parse(&format!("{}{SHA256FILE_SUFFIX}", stem.unwrap_or_default()))?;
-        Ok(self.store().open(&name)?.stat().version.clone())
+        self.store().version_of(&name)
     }
 }
 

@@ -6,6 +6,7 @@ use std::cell::OnceCell;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
@@ -13,9 +14,11 @@ use super::cache;
 use super::exit::Failure;
 use super::place::Place;
 use super::render::Format;
+use super::restore::is_interrupted;
 use crate::cache_dir::CacheDir;
 use crate::catalog::{Catalog, CatalogOptions};
 use crate::error::ErrorKind;
+use crate::store::deadline::{self, DeadlineStore};
 use crate::store::posix::PosixStore;
 
 const EXAMPLES: &str = "\
@@ -195,10 +198,16 @@ impl StoreArg {
 
     /// Where the word leads. A share that is not mounted is mounted for as long as this argument lives.
     pub(crate) fn place(&self) -> Result<&Place, Failure> {
+        self.place_in(Some(STORE_TIMEOUT))
+    }
+
+    /// The same; fails when the store does not answer in that time.
+    pub(crate) fn place_in(&self, timeout: Option<Duration>) -> Result<&Place, Failure> {
         if let Some(place) = self.place.get() {
             return Ok(place);
         }
-        let place = Place::resolve(&self.location)?;
+        let word = self.location.clone();
+        let place = deadline::in_time(timeout, "its place", move || Place::resolve(&word))?;
         Ok(self.place.get_or_init(|| place))
     }
 
@@ -232,10 +241,17 @@ impl StoreArg {
 
     /// The same with settings of the caller's.
     pub(crate) fn catalog_with(&self, options: CatalogOptions) -> Result<Catalog, Failure> {
-        let store = Arc::new(PosixStore::open(&self.path()?)?);
-        Ok(Catalog::open(store, options)?)
+        let path = self.path()?;
+        let open = move || Ok::<_, Failure>(PosixStore::open(&path)?);
+        let store = deadline::in_time(Some(STORE_TIMEOUT), "its folder", open)?;
+        let store = DeadlineStore::cancelled_by(Arc::new(store), STORE_TIMEOUT, is_interrupted);
+        store.arm();
+        Ok(Catalog::open(Arc::new(store), options)?)
     }
 }
+
+/// How long a call of the store may take before a command gives it up.
+const STORE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Bound on the block cache of one command, in bytes. Each block is read once, so it only has to hold what threads
 /// decode for each other.

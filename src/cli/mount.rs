@@ -26,7 +26,7 @@ use crate::frontend::fuse::tree::Tree;
 use crate::image;
 use crate::sandbox::{CapabilitySet, Needs};
 use crate::store::Store;
-use crate::store::deadline::DeadlineStore;
+use crate::store::deadline::{self, DeadlineStore};
 use crate::store::posix::PosixStore;
 
 const EXAMPLES: &str = "\
@@ -134,10 +134,13 @@ pub(crate) fn run(args: &MountArgs, verbosity: i16) -> Result<Outcome, Failure> 
 }
 
 fn serve(args: &MountArgs, options: &MountOptions, child: Option<Child>) -> Result<(), Failure> {
-    let path = args.store.path()?;
+    let place = args.store.place_in(options.store_timeout)?;
     // A daemon that gave up its rights could not take the mount of a share away.
-    let _keeper = args.store.place()?.hand_over(Keeper::start)?;
-    let store = Arc::new(PosixStore::open(&path)?);
+    let _keeper = place.hand_over(Keeper::start)?;
+    let path = place.path().to_owned();
+    let folder = path.clone();
+    let open = move || Ok::<_, Failure>(Arc::new(PosixStore::open(&folder)?));
+    let store = deadline::in_time(options.store_timeout, "its folder", open)?;
     let location = store.location().to_owned();
     let cache_dir = CacheDir::location();
     if options.disk_cache_bytes_max > 0 && cache_dir.is_none() {
@@ -158,6 +161,9 @@ fn serve(args: &MountArgs, options: &MountOptions, child: Option<Child>) -> Resu
     let seek_indexes = if options.seek_index { cache::seek_indexes_if_any() } else { None };
     let images = cache::images_if_any(options.seek_index && seek_indexes.is_none());
     let timed = options.store_timeout.map(|timeout| Arc::new(DeadlineStore::new(store.clone(), timeout)));
+    if let Some(timed) = &timed {
+        timed.arm();
+    }
     let catalog = Catalog::open(
         match &timed {
             Some(timed) => timed.clone(),
@@ -172,6 +178,10 @@ fn serve(args: &MountArgs, options: &MountOptions, child: Option<Child>) -> Resu
             ..CatalogOptions::default()
         },
     )?;
+    if let Some(timed) = &timed {
+        // The process has to have one thread until it is restricted, and nothing below asks the store before that.
+        timed.disarm()?;
+    }
     note(&store_note(&catalog.snapshot())?);
     let owner = OwnerOverride { uid: options.uid, gid: options.gid };
     let mut tree = Tree::new(Arc::new(catalog.clone()), owner);
@@ -188,11 +198,10 @@ fn serve(args: &MountArgs, options: &MountOptions, child: Option<Child>) -> Resu
     }
     let needs = options.sandbox.then(|| needs(&store, cache_dir.as_deref(), stack_depth > 0)).transpose()?;
     if let Some(timed) = &timed {
-        // Not before: the process has to have one thread until it is restricted, and nothing below asks the store before that.
         timed.arm();
     }
-    let fs = CinderFs::new(tree).passthrough(stack_depth);
-    let mounted = mount(fs, &location, &mountpoint, options, needs)?;
+    let fs = CinderFs::new(tree, options.threads()).passthrough(stack_depth);
+    let mounted = mount(fs, &location, &mountpoint, options, needs, timed)?;
     if let Some(child) = child
         && let Err(error) = child.ready()
     {

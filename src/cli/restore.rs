@@ -6,8 +6,8 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::thread;
 use std::time::Instant;
 
@@ -176,6 +176,14 @@ pub(super) fn refuse_inside_store(what: &str, target: &Path, store: &Path) -> Re
     Ok(())
 }
 
+/// Set by a signal that asks for an end; calls of the store that hang look at it too.
+static CANCEL: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
+
+/// Whether a signal has asked for an end.
+pub(super) fn is_interrupted() -> bool {
+    CANCEL.load(Ordering::Relaxed)
+}
+
 /// SIGINT and SIGTERM as a flag: the first asks for an orderly end, the second ends the process at once.
 pub(super) struct Signals {
     pub(super) cancel: Arc<AtomicBool>,
@@ -185,7 +193,7 @@ pub(super) struct Signals {
 
 impl Signals {
     pub(super) fn watch() -> Result<Self, Failure> {
-        let signals = Self { cancel: Arc::default(), number: Arc::default() };
+        let signals = Self { cancel: CANCEL.clone(), number: Arc::default() };
         for signal in [SIGINT, SIGTERM] {
             signals.register(signal).map_err(|error| {
                 Error::caused_by(ErrorKind::Target, format!("cannot watch for signal {signal}"), error)

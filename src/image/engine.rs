@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use super::copies::Copies;
 use super::readahead::Readers;
+use crate::backup::DigestPages;
 use crate::block::{BlockCache, Flights, VerifiedBlock};
 use crate::cache_dir::blocks::BlockRing;
 use crate::object::indexing::Indexing;
@@ -20,6 +21,7 @@ pub struct Engine {
     cache: BlockCache,
     disk: Option<Arc<BlockRing>>,
     flights: Flights,
+    digests: Arc<DigestPages>,
     copies: OnceLock<Weak<dyn Copies>>,
     readers: Mutex<Readers>,
     images: AtomicU64,
@@ -42,6 +44,7 @@ impl Engine {
             cache: BlockCache::new(cache_bytes_max),
             disk: None,
             flights: Flights::default(),
+            digests: Arc::default(),
             copies: OnceLock::new(),
             readers: Mutex::new(Readers::new(cache_bytes_max)),
             images: AtomicU64::new(0),
@@ -79,6 +82,11 @@ impl Engine {
         let block = Arc::new(self.disk.as_ref()?.get(&hash.0, len_bytes as usize, verify)?);
         self.cache.insert(*hash, block.clone());
         Some(block)
+    }
+
+    /// Whether a block of `len_bytes` was kept on disk, unless it is damaged there.
+    pub(super) fn holds_on_disk(&self, hash: &BlockHash, len_bytes: u64) -> bool {
+        self.disk.as_ref().is_some_and(|disk| disk.holds(&hash.0, len_bytes as usize))
     }
 
     /// Files a block in the cache and on disk.
@@ -119,6 +127,11 @@ impl Engine {
 
     pub(super) fn cache(&self) -> &BlockCache {
         &self.cache
+    }
+
+    /// Digests that are held in memory.
+    pub(super) fn digests(&self) -> &Arc<DigestPages> {
+        &self.digests
     }
 
     pub(super) fn flights(&self) -> &Flights {

@@ -144,8 +144,8 @@ impl Image {
         };
         let table = match tip.digests(&**engine.store())? {
             DigestFile::Usable(table) => Some(match engine.disk() {
-                Some(disk) => table.kept_in(disk, &tip.digest_name()?),
-                None => table,
+                Some(disk) => table.kept_in(disk, &tip.digest_name()?).held_in(engine.digests()),
+                None => table.held_in(engine.digests()),
             }),
             DigestFile::Missing => None,
             // A torn document proves nothing, and the objects' md5 may.
@@ -328,6 +328,16 @@ impl Image {
     /// Whether zeros have stood in for lost bytes since this was asked last.
     pub fn take_stand_ins(&self) -> bool {
         self.has_stand_ins.swap(false, Ordering::Relaxed)
+    }
+
+    /// Whether `range` can be read without asking the store, as far as can be told without reading it.
+    pub fn is_at_hand(&self, range: Range<u64>) -> bool {
+        let range = range.start..range.end.min(self.len_bytes);
+        match &self.content {
+            _ if range.is_empty() => true,
+            Content::Proven(view) => view.is_at_hand(&range),
+            Content::Unproven(_) => false,
+        }
     }
 
     /// Tells that a reader is about to read `range`. Where he reads on and on, what he will want next is fetched into the

@@ -146,6 +146,23 @@ impl View {
         Ok(())
     }
 
+    /// Whether the blocks of `range`, which ends within the image, are zeros, in memory or on this machine's disk.
+    pub(super) fn is_at_hand(&self, range: &Range<u64>) -> bool {
+        let blocks = self.blocks_of(range);
+        let Some(digests) = self.table.held(&blocks) else { return false };
+        let is_materialised = self.materialised.get().is_some();
+        blocks.zip(digests).all(|(index, digest)| {
+            let block = BlockIndex(index);
+            // What is damaged is told at once.
+            let Ok(hash) = digest else { return true };
+            let bytes = self.range_of(block);
+            is_materialised
+                || hash == *self.zero_hash(block)
+                || self.cached(block, &hash).is_some()
+                || self.engine.holds_on_disk(&hash, bytes.end - bytes.start)
+        })
+    }
+
     /// Gets the blocks of a range into the cache.
     pub(super) fn fetch(&self, range: Range<u64>) {
         self.find(self.blocks_of(&range), Urgency::Ahead);

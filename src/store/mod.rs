@@ -36,6 +36,16 @@ pub trait Store: Send + Sync {
     /// Opens an object for reading. [`ErrorKind::ObjectNotFound`] when there is none of that name,
     /// [`ErrorKind::UnsafeName`] when the name leads out of the store.
     fn open(&self, name: &ObjectName) -> Result<Arc<dyn ObjectSource>>;
+
+    /// The version that an object has now, for who has an older one to go on with: a store that is slow may fail.
+    fn version_of(&self, name: &ObjectName) -> Result<ObjectVersion> {
+        Ok(self.open(name)?.stat().version.clone())
+    }
+
+    /// Whether the store answers, as far as is known without asking it.
+    fn is_answering(&self) -> bool {
+        true
+    }
 }
 
 /// What [`Store::list`] found.

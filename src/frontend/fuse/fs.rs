@@ -7,6 +7,8 @@ use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
@@ -17,6 +19,7 @@ use fuser::{
 };
 
 use super::attr::Attr;
+use super::desk::{Desk, Held, Refuse, Wants};
 use super::errno::Errno;
 use super::namespace::Kind;
 use super::tree::{Answer, Source, Tree};
@@ -48,23 +51,55 @@ thread_local! {
 
 /// The file system that the kernel talks to.
 pub struct CinderFs {
+    served: Arc<Served>,
+    desk: Desk,
+}
+
+/// What requests are answered from, by whichever thread.
+struct Served {
     tree: Tree,
     /// How many file systems may lie below a file that the kernel reads in an image's place; 0 for no such files.
-    stack_depth: u32,
+    stack_depth: AtomicU32,
 }
 
 impl CinderFs {
-    /// Serves a tree.
-    pub fn new(tree: Tree) -> Self {
-        Self { tree, stack_depth: 0 }
+    /// Serves a tree with so many threads.
+    pub fn new(tree: Tree, threads: usize) -> Self {
+        let served = Served { tree, stack_depth: AtomicU32::new(0) };
+        Self { served: Arc::new(served), desk: Desk::new(threads) }
+    }
+
+    pub(super) fn desk(&self) -> &Desk {
+        &self.desk
     }
 
     /// Lets the kernel read files in the place of images, where it knows how. Below such a file may lie `stack_depth`
     /// file systems, 1 or 2.
     pub fn passthrough(self, stack_depth: u32) -> Self {
-        Self { stack_depth, ..self }
+        self.served.stack_depth.store(stack_depth, Ordering::Relaxed);
+        self
     }
 
+    /// Works at a request that may take the store, here or, where this thread has to stay free and the answer is not at hand, elsewhere.
+    fn serve<R: Refuse + 'static>(
+        &self,
+        wants: Wants,
+        reply: R,
+        is_at_hand: impl FnOnce(&Tree) -> bool,
+        work: impl FnOnce(&Served, &Held<R>) + Send + 'static,
+    ) {
+        let owed = Arc::new(Held::new(reply));
+        let at_work = self.desk.enter();
+        if at_work.is_last() && !is_at_hand(&self.served.tree) {
+            let (served, reply) = (self.served.clone(), owed.clone());
+            self.desk.hand_over(owed, wants, Box::new(move || work(&served, &reply)));
+        } else {
+            self.desk.work(owed.clone(), || work(&self.served, &owed));
+        }
+    }
+}
+
+impl Served {
     fn list(
         &self,
         handle: FileHandle,
@@ -90,6 +125,35 @@ fn guarded<T>(request: &'static str, work: impl FnOnce() -> Answer<T>) -> Result
             Err(fuser::Errno::EIO)
         }
     }
+}
+
+/// Sends what `guarded` returned, one way or the other, unless the request was given up meanwhile.
+macro_rules! answer_held {
+    ($held:ident, $request:literal, $work:expr, |$reply:ident, $value:pat_param| $send:expr, else |$undo:pat_param| $undoing:expr) => {
+        match (guarded($request, || $work), $held.take()) {
+            (Ok($value), Some($reply)) => $send,
+            (Err(errno), Some(reply)) => reply.error(errno),
+            (Ok($undo), None) => $undoing,
+            (Err(_), None) => {}
+        }
+    };
+}
+
+macro_rules! refuses {
+    ($($reply:ty),*) => {
+        $(impl Refuse for $reply {
+            fn refuse(self) {
+                self.error(fuser::Errno::EIO);
+            }
+        })*
+    };
+}
+
+refuses!(ReplyAttr, ReplyData, ReplyDirectoryPlus, ReplyEntry, ReplyLseek, ReplyOpen, ReplyXattr);
+
+/// Nothing is at hand that has to be looked for.
+fn never(_: &Tree) -> bool {
+    false
 }
 
 /// Sends what `guarded` returned, one way or the other.
@@ -156,56 +220,67 @@ impl Filesystem for CinderFs {
             let _previous = config.set_max_readahead(most);
         }
         let _previous = config.set_max_background(BACKGROUND_REQUESTS_MAX);
-        let is_known = self.stack_depth > 0 && config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok();
-        if !is_known || config.set_max_stack_depth(self.stack_depth).is_err() {
-            self.stack_depth = 0;
+        let is_known = self.served.stack_depth.load(Ordering::Relaxed) > 0
+            && config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok();
+        let depth = self.served.stack_depth.load(Ordering::Relaxed);
+        if !is_known || config.set_max_stack_depth(depth).is_err() {
+            self.served.stack_depth.store(0, Ordering::Relaxed);
         }
         Ok(())
     }
 
     fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        answer!(reply, "lookup", self.tree.lookup(parent.0, text(name)?), |attr| {
-            reply.entry(&TTL, &file_attr(&attr), GENERATION);
+        let name = name.to_owned();
+        self.serve(Wants::Names, reply, never, move |served, held| {
+            answer_held!(held, "lookup", served.tree.lookup(parent.0, text(&name)?), |reply, attr| {
+                reply.entry(&TTL, &file_attr(&attr), GENERATION);
+            }, else |attr| served.tree.forget(attr.ino, 1));
         });
     }
 
     fn forget(&self, _request: &Request, ino: INodeNo, lookups: u64) {
         // No answer is expected, and there is nobody to tell.
         let _ = guarded("forget", || {
-            self.tree.forget(ino.0, lookups);
+            self.served.tree.forget(ino.0, lookups);
             Ok(())
         });
     }
 
     fn getattr(&self, _request: &Request, ino: INodeNo, handle: Option<FileHandle>, reply: ReplyAttr) {
-        answer!(reply, "getattr", self.tree.getattr(ino.0, handle.map(|handle| handle.0)), |attr| {
-            reply.attr(&TTL, &file_attr(&attr));
+        let handle = handle.map(|handle| handle.0);
+        self.serve(Wants::Names, reply, never, move |served, held| {
+            answer_held!(held, "getattr", served.tree.getattr(ino.0, handle), |reply, attr| {
+                reply.attr(&TTL, &file_attr(&attr));
+            }, else |_| ());
         });
     }
 
     fn readlink(&self, _request: &Request, ino: INodeNo, reply: ReplyData) {
-        answer!(reply, "readlink", self.tree.readlink(ino.0), |target| reply.data(target.as_bytes()));
+        answer!(reply, "readlink", self.served.tree.readlink(ino.0), |target| reply.data(target.as_bytes()));
     }
 
     fn open(&self, _request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let open = || {
-            if flags.0 & libc::O_ACCMODE != libc::O_RDONLY || flags.0 & libc::O_TRUNC != 0 {
-                return Err(Errno(libc::EROFS));
-            }
-            self.tree.open(ino.0, &|file| match self.stack_depth {
-                0 => Err(std::io::ErrorKind::Unsupported.into()),
-                _ => reply.open_backing(file),
-            })
-        };
-        answer!(reply, "open", open(), |opened| {
-            let (handle, flags) = (FileHandle(opened.number), FopenFlags::FOPEN_NOFLUSH);
-            match opened.source() {
-                Source::Cached => reply.opened(handle, flags | FopenFlags::FOPEN_KEEP_CACHE),
-                // Without the flag the kernel drops the pages it has.
-                Source::CachedAnew => reply.opened(handle, flags),
-                Source::Uncached => reply.opened(handle, flags | FopenFlags::FOPEN_DIRECT_IO),
-                Source::Passthrough(id) => reply.opened_passthrough(handle, flags, id),
-            }
+        self.serve(Wants::Names, reply, never, move |served, held| {
+            let open = || {
+                if flags.0 & libc::O_ACCMODE != libc::O_RDONLY || flags.0 & libc::O_TRUNC != 0 {
+                    return Err(Errno(libc::EROFS));
+                }
+                let unsupported = || Err(std::io::ErrorKind::Unsupported.into());
+                served.tree.open(ino.0, &|file| match served.stack_depth.load(Ordering::Relaxed) {
+                    0 => unsupported(),
+                    _ => held.with(|reply| reply.open_backing(file)).unwrap_or_else(unsupported),
+                })
+            };
+            answer_held!(held, "open", open(), |reply, opened| {
+                let (handle, flags) = (FileHandle(opened.number), FopenFlags::FOPEN_NOFLUSH);
+                match opened.source() {
+                    Source::Cached => reply.opened(handle, flags | FopenFlags::FOPEN_KEEP_CACHE),
+                    // Without the flag the kernel drops the pages it has.
+                    Source::CachedAnew => reply.opened(handle, flags),
+                    Source::Uncached => reply.opened(handle, flags | FopenFlags::FOPEN_DIRECT_IO),
+                    Source::Passthrough(id) => reply.opened_passthrough(handle, flags, id),
+                }
+            }, else |opened| drop(served.tree.release(opened.number)));
         });
     }
 
@@ -221,9 +296,13 @@ impl Filesystem for CinderFs {
         reply: ReplyData,
     ) {
         tracing::trace!(ino = ino.0, offset, size, "read");
-        BUFFER.with_borrow_mut(|buffer| {
-            answer!(reply, "read", self.tree.read(handle.0, offset, size as usize, buffer), |()| {
-                reply.data(buffer);
+        let len = size as usize;
+        let is_at_hand = |tree: &Tree| tree.is_at_hand(handle.0, offset, len);
+        self.serve(Wants::Bytes, reply, is_at_hand, move |served, held| {
+            BUFFER.with_borrow_mut(|buffer| {
+                answer_held!(held, "read", served.tree.read(handle.0, offset, len, buffer), |reply, ()| {
+                    reply.data(buffer);
+                }, else |()| ());
             });
         });
     }
@@ -242,7 +321,7 @@ impl Filesystem for CinderFs {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        answer!(reply, "release", self.tree.release(handle.0), |()| reply.ok());
+        answer!(reply, "release", self.served.tree.release(handle.0), |()| reply.ok());
     }
 
     fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _datasync: bool, reply: ReplyEmpty) {
@@ -250,14 +329,16 @@ impl Filesystem for CinderFs {
     }
 
     fn opendir(&self, _request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        answer!(reply, "opendir", self.tree.opendir(ino.0), |handle| {
-            reply.opened(FileHandle(handle), FopenFlags::empty());
+        self.serve(Wants::Names, reply, never, move |served, held| {
+            answer_held!(held, "opendir", served.tree.opendir(ino.0), |reply, handle| {
+                reply.opened(FileHandle(handle), FopenFlags::empty());
+            }, else |handle| drop(served.tree.release(handle)));
         });
     }
 
     fn readdir(&self, _: &Request, _: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
         let mut fill = || {
-            self.list(handle, offset, |tree, index| {
+            self.served.list(handle, offset, |tree, index| {
                 let Some((ino, kind, name)) = tree.entry(handle.0, index)? else { return Ok(true) };
                 Ok(reply.add(INodeNo(ino), index + 1, file_type(kind), name))
             })
@@ -271,26 +352,33 @@ impl Filesystem for CinderFs {
         _ino: INodeNo,
         handle: FileHandle,
         offset: u64,
-        mut reply: ReplyDirectoryPlus,
+        reply: ReplyDirectoryPlus,
     ) {
-        let mut fill = || {
-            self.list(handle, offset, |tree, index| {
-                let Some(listed) = tree.entry_attr(handle.0, index)? else { return Ok(true) };
-                // Unknown attributes are not to be believed for any time; the kernel asks when it needs them.
-                let ttl = if listed.known { TTL } else { Duration::ZERO };
-                let attr = file_attr(&listed.attr);
-                let full = reply.add(attr.ino, index + 1, listed.name, &ttl, &attr, GENERATION);
-                if full && listed.counted {
-                    tree.forget(listed.attr.ino, 1);
-                }
-                Ok(full)
-            })
-        };
-        answer!(reply, "readdirplus", fill(), |()| reply.ok());
+        self.serve(Wants::Names, reply, never, move |served, held| {
+            let fill = || {
+                served.list(handle, offset, |tree, index| {
+                    let Some(listed) = tree.entry_attr(handle.0, index)? else { return Ok(true) };
+                    // Unknown attributes are not to be believed for any time; the kernel asks when it needs them.
+                    let ttl = if listed.known { TTL } else { Duration::ZERO };
+                    let attr = file_attr(&listed.attr);
+                    let add = |reply: &mut ReplyDirectoryPlus| {
+                        reply.add(attr.ino, index + 1, listed.name, &ttl, &attr, GENERATION)
+                    };
+                    // What was refused has no room.
+                    let full = held.with(add).unwrap_or(true);
+                    if full && listed.counted {
+                        tree.forget(listed.attr.ino, 1);
+                    }
+                    Ok(full)
+                })
+            };
+            // References that a refused listing took stay until the mount ends: some names, kept twice.
+            answer_held!(held, "readdirplus", fill(), |reply, ()| reply.ok(), else |()| ());
+        });
     }
 
     fn releasedir(&self, _: &Request, _: INodeNo, handle: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
-        answer!(reply, "releasedir", self.tree.release(handle.0), |()| reply.ok());
+        answer!(reply, "releasedir", self.served.tree.release(handle.0), |()| reply.ok());
     }
 
     fn fsyncdir(&self, _: &Request, _: INodeNo, _: FileHandle, _datasync: bool, reply: ReplyEmpty) {
@@ -298,31 +386,39 @@ impl Filesystem for CinderFs {
     }
 
     fn statfs(&self, _request: &Request, _ino: INodeNo, reply: ReplyStatfs) {
-        answer!(reply, "statfs", Ok(self.tree.totals()), |totals| {
+        answer!(reply, "statfs", Ok(self.served.tree.totals()), |totals| {
             let units = totals.bytes.div_ceil(u64::from(STATFS_UNIT_BYTES));
             reply.statfs(units, 0, 0, totals.files, 0, IO_BYTES, 255, STATFS_UNIT_BYTES);
         });
     }
 
     fn getxattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        let value = || {
-            let name = name.to_str().ok_or(Errno(libc::ENODATA))?;
-            // The kernel asks every file for security labels; that must not cost opening an image.
-            if !name.starts_with("user.") {
-                return Err(Errno(libc::ENODATA));
-            }
-            let found = self.tree.xattrs(ino.0)?.into_iter().find(|(known, _)| known == name);
-            Ok(found.ok_or(Errno(libc::ENODATA))?.1.into_bytes())
+        // The kernel asks every file for security labels; that must not cost opening an image.
+        let Some(name) = name.to_str().filter(|name| name.starts_with("user.")).map(str::to_owned) else {
+            return reply.error(fuser::Errno::from_i32(libc::ENODATA));
         };
-        send_xattr(reply, size, guarded("getxattr", value));
+        self.serve(Wants::Names, reply, never, move |served, held| {
+            let value = || {
+                let found = served.tree.xattrs(ino.0)?.into_iter().find(|(known, _)| *known == name);
+                Ok(found.ok_or(Errno(libc::ENODATA))?.1.into_bytes())
+            };
+            let value = guarded("getxattr", value);
+            held.take().into_iter().for_each(|reply| send_xattr(reply, size, value.clone()));
+        });
     }
 
     fn listxattr(&self, _request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        let names = || {
-            let xattrs = self.tree.xattrs(ino.0)?;
-            Ok(xattrs.into_iter().flat_map(|(name, _)| name.into_bytes().into_iter().chain([0])).collect())
-        };
-        send_xattr(reply, size, guarded("listxattr", names));
+        self.serve(Wants::Names, reply, never, move |served, held| {
+            let names = || {
+                let xattrs = served.tree.xattrs(ino.0)?;
+                Ok(xattrs
+                    .into_iter()
+                    .flat_map(|(name, _)| name.into_bytes().into_iter().chain([0]))
+                    .collect())
+            };
+            let names = guarded("listxattr", names);
+            held.take().into_iter().for_each(|reply| send_xattr(reply, size, names.clone()));
+        });
     }
 
     fn access(&self, _request: &Request, _ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
@@ -339,16 +435,18 @@ impl Filesystem for CinderFs {
         whence: i32,
         reply: ReplyLseek,
     ) {
-        let seek = || match whence {
-            libc::SEEK_DATA => self.tree.seek(handle.0, offset, true),
-            libc::SEEK_HOLE => self.tree.seek(handle.0, offset, false),
-            _ => Err(Errno(libc::EINVAL)),
-        };
-        answer!(reply, "lseek", seek(), |found| {
-            match i64::try_from(found) {
-                Ok(found) => reply.offset(found),
-                Err(_) => reply.error(fuser::Errno::EOVERFLOW),
-            }
+        self.serve(Wants::Names, reply, never, move |served, held| {
+            let seek = || match whence {
+                libc::SEEK_DATA => served.tree.seek(handle.0, offset, true),
+                libc::SEEK_HOLE => served.tree.seek(handle.0, offset, false),
+                _ => Err(Errno(libc::EINVAL)),
+            };
+            answer_held!(held, "lseek", seek(), |reply, found| {
+                match i64::try_from(found) {
+                    Ok(found) => reply.offset(found),
+                    Err(_) => reply.error(fuser::Errno::EOVERFLOW),
+                }
+            }, else |_| ());
         });
     }
 

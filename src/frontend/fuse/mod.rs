@@ -21,6 +21,7 @@
 pub mod attr;
 // The process that serves a mount in the background.
 pub mod daemon;
+mod desk;
 // Which errno a failure becomes.
 pub mod errno;
 // FUSE requests, answered from the tree.

@@ -12,8 +12,9 @@
 //! thread inherits it. What has to be done from outside later, the [`Unmounter`] does.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -21,12 +22,14 @@ use fuser::{Config, MountOption, Session, SessionACL};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
+use super::desk::Desk;
 use super::fs::CinderFs;
 use super::options::MountOptions;
 use super::unmount::{self, SOURCE_PREFIX, Taken};
 use super::unmounter::Unmounter;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sandbox::{Needs, Report};
+use crate::store::deadline::DeadlineStore;
 
 /// The device through which the kernel is spoken to; each thread opens its own.
 const FUSE_DEVICE: &str = "/dev/fuse";
@@ -53,10 +56,12 @@ pub struct Mounted {
 enum Event {
     Signal(i32),
     Ended(io::Result<()>),
+    /// The kernel has ended the connection; threads that are stuck may still have to find out.
+    Over,
 }
 
 /// Mounts `fs` at a checked, canonical mountpoint. The signals that end a mount are caught from here on, and the process is
-/// restricted to `needs` and to what the mount itself takes, if there are any.
+/// restricted to `needs` and to what the mount itself takes, if there are any. `watched` is the store where it may stall.
 ///
 /// [`ErrorKind::Target`] when the kernel refuses, or the mount does not answer.
 pub fn mount(
@@ -65,6 +70,7 @@ pub fn mount(
     mountpoint: &Path,
     options: &MountOptions,
     needs: Option<Needs>,
+    watched: Option<Arc<DeadlineStore>>,
 ) -> Result<Mounted> {
     let failed = |error: io::Error| {
         let hint = match error.kind() {
@@ -89,7 +95,8 @@ pub fn mount(
         None => Unmounter::here(mountpoint),
     };
     let signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(failed)?;
-    let session = Session::new(fs, mountpoint, &config(store, options)).map_err(failed)?;
+    let desk = fs.desk().clone();
+    let session = Session::new(fs, mountpoint, &config(store, options, desk.threads())).map_err(failed)?;
     let found = unmount::mounted_at(mountpoint)?;
     let device = found.map(|line| line.device).ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
     raise_read_ahead(&device);
@@ -100,7 +107,7 @@ pub fn mount(
         }
         None => None,
     };
-    let started = start(session, signals).and_then(|events| {
+    let started = start(session, signals, &desk, watched).and_then(|events| {
         // The first question through the kernel: what is ready answers it.
         std::fs::metadata(mountpoint).map(|_| events)
     });
@@ -113,9 +120,19 @@ pub fn mount(
 }
 
 /// Starts the threads: those that serve, and those that tell of the end.
-fn start(session: Session<CinderFs>, mut signals: Signals) -> io::Result<mpsc::Receiver<Event>> {
+fn start(
+    session: Session<CinderFs>,
+    mut signals: Signals,
+    desk: &Desk,
+    watched: Option<Arc<DeadlineStore>>,
+) -> io::Result<mpsc::Receiver<Event>> {
+    let device = session.as_fd().try_clone_to_owned()?;
     let mut session = session.spawn()?;
     let (sender, events) = mpsc::channel();
+    let over = sender.clone();
+    let timeout = watched.as_ref().map_or(Duration::MAX, |store| store.timeout());
+    let look = move || watched.as_ref().map(|store| store.look()).unwrap_or_default();
+    desk.watch(device, timeout, look, move || drop(over.send(Event::Over)))?;
     let serving = std::mem::replace(&mut session.guard, thread::spawn(|| Ok(())));
     // See the module's comment: dropping it would unmount by path.
     std::mem::forget(session);
@@ -142,7 +159,16 @@ impl Mounted {
         if let Some(report) = &self.report {
             report.log();
         }
-        match self.events.recv() {
+        let event = match self.events.recv() {
+            // Soon, unless the store has hung threads up.
+            Ok(Event::Over) => match self.events.recv_timeout(END_WAIT_MAX) {
+                Ok(event) => Ok(event),
+                Err(_) => Ok(Event::Ended(Ok(()))),
+            },
+            event => event,
+        };
+        match event {
+            Ok(Event::Over) => self.end(),
             Ok(Event::Signal(signal)) => {
                 tracing::info!(signal, "unmounting");
                 self.end()
@@ -192,7 +218,7 @@ impl Mounted {
     }
 }
 
-fn config(store: &str, options: &MountOptions) -> Config {
+fn config(store: &str, options: &MountOptions, threads: usize) -> Config {
     let source = PathBuf::from(format!("{SOURCE_PREFIX}{store}"));
     // Root's source goes to mount(2) as it is; fusermount3 reads it from a list that commas part.
     let source = if rustix::process::geteuid().is_root() {
@@ -216,7 +242,7 @@ fn config(store: &str, options: &MountOptions) -> Config {
         (false, true) => SessionACL::RootAndOwner,
         (false, false) => SessionACL::Owner,
     };
-    config.n_threads = Some(options.threads());
+    config.n_threads = Some(threads);
     config.clone_fd = true;
     config
 }

@@ -246,6 +246,14 @@ impl Tree {
         Ok(())
     }
 
+    /// Whether [`read`](Self::read) would answer without asking the store.
+    pub fn is_at_hand(&self, handle: u64, offset: u64, len: usize) -> bool {
+        match self.handle(handle).as_deref() {
+            Ok(Handle::Image { image, .. }) => image.is_at_hand(offset..offset.saturating_add(len as u64)),
+            _ => true,
+        }
+    }
+
     /// The next data (`data`) or hole at or after `offset`, as `SEEK_DATA` and `SEEK_HOLE` define them.
     pub fn seek(&self, handle: u64, offset: i64, data: bool) -> Answer<u64> {
         let none = Errno(libc::ENXIO);

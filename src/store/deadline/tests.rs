@@ -133,11 +133,11 @@ fn a_probe_finds_out_what_a_stuck_call_does_not() {
     fails(store.list("x"), "did not answer within");
     let long_ago = Instant::now().checked_sub(PROBE_EVERY).unwrap();
     for stuck in 2..=STUCK_MAX {
-        store.calls.lock().stall.as_mut().unwrap().tried = long_ago;
+        store.calls.lock().stall.as_mut().unwrap().tried = Some(long_ago);
         fails(store.list("x"), "did not answer within");
         assert_eq!(store.calls.lock().stuck, stuck);
     }
-    store.calls.lock().stall.as_mut().unwrap().tried = long_ago;
+    store.calls.lock().stall.as_mut().unwrap().tried = Some(long_ago);
     fails(store.list("x"), "has not answered for");
     assert_eq!(store.calls.lock().threads, STUCK_MAX);
     gate.set(false);
@@ -176,4 +176,45 @@ fn before_it_is_armed_there_are_no_threads() {
     let store = DeadlineStore::new(Arc::new(GatedStore(gate, false)), SHORT);
     assert!(store.list("x").is_ok() && store.open(&name()).is_ok());
     assert_eq!(store.calls.lock().threads, 0);
+}
+
+#[test]
+fn disarming_ends_all_threads_also_those_that_close_objects() {
+    for _ in 0..50 {
+        let (store, _) = gated(Duration::from_secs(20), false);
+        (0..5).for_each(|_| drop(store.open(&name()).unwrap()));
+        store.disarm().unwrap();
+        let state = store.calls.lock();
+        assert_eq!((state.threads, state.idle.len()), (0, 0));
+    }
+}
+
+#[test]
+fn an_expendable_thread_calls_by_itself_and_a_hung_one_stalls_the_store() {
+    let (store, gate) = gated(Duration::from_secs(1), false);
+    let object = store.open(&name()).unwrap();
+    gate.set(true);
+    thread::scope(|scope| {
+        let object = &object;
+        let reader = scope.spawn(move || {
+            expendable::declare();
+            object.read_at(&mut [0; 4], 3).unwrap()
+        });
+        while store.calls.reads.oldest(1) == 0 {
+            thread::yield_now();
+        }
+        assert_eq!(gate.waiting.load(Ordering::SeqCst), 1, "and nobody else in its place");
+        let looks: Vec<_> = (0..12).map(|_| store.look()).collect();
+        assert!(!looks[1].is_slow && looks[5].is_slow, "{looks:?}");
+        assert!(looks[11].is_hung && looks[11].is_stalled && !store.is_answering(), "{looks:?}");
+        // The first call after that finds out whether it is the store or that object; those after it need not.
+        fails(store.list("x"), "did not answer within");
+        fails(store.list("x"), "has not answered for");
+        gate.set(false);
+        assert_eq!(reader.join().unwrap(), 4);
+    });
+    while store.calls.lock().stuck > 0 {
+        thread::yield_now();
+    }
+    assert!(store.list("x").is_ok() && !store.look().is_stalled);
 }
