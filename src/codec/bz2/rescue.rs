@@ -24,6 +24,9 @@ const TRIES_MAX: u32 = 64;
 /// Decoded at once, in bytes.
 const STEP_BYTES: usize = 256 << 10;
 
+/// What stands before the first block of a stream, in bits: `BZh` and the level.
+const HEAD_BITS: u64 = 32;
+
 /// Restart points of the rest behind damage, in order; none where the rest cannot be found. `from_bits` is where a block begins at or before the
 /// damage, `len_bytes` the plain length of the object. Fails only where the store does.
 pub(in crate::codec) fn points_behind_damage(
@@ -42,6 +45,8 @@ pub(in crate::codec) fn points_behind_damage(
         let (mut points, mut total) = (vec![first], 0);
         loop {
             match decoder.read(&mut buffer) {
+                // From the first block on it is whole: nothing is damaged, the stream is shorter than it should be.
+                Ok(0) if decoder.ended_whole && at <= from_bits + HEAD_BITS => return Ok(Vec::new()),
                 Ok(0) if decoder.ended_whole => {
                     return Ok(len_bytes.checked_sub(total).map_or(Vec::new(), |base| placed(points, base)));
                 }
