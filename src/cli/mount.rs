@@ -98,7 +98,10 @@ pub(crate) fn run(args: &MountArgs, verbosity: i16) -> Result<Outcome, Failure> 
     } else if args.foreground {
         serve(args, &options, None)?;
     } else {
-        return Ok(Outcome::Child(daemon::start(child_arguments(args, verbosity)?)?));
+        // Also this process must not wait for ever.
+        let named = args.store.clone();
+        let store = deadline::in_time(options.store_timeout, "its folder", move || named.path())?;
+        return Ok(Outcome::Child(daemon::start(child_arguments(args, &store, verbosity))?));
     }
     Ok(Outcome::Done)
 }
@@ -216,7 +219,7 @@ fn no_cache_dir() -> Error {
 }
 
 /// The arguments that make the background process do what these ask for.
-fn child_arguments(args: &MountArgs, verbosity: i16) -> Result<Vec<OsString>, Failure> {
+fn child_arguments(args: &MountArgs, store: &Path, verbosity: i16) -> Vec<OsString> {
     let word = if verbosity < 0 { "-q" } else { "-v" };
     let mut arguments: Vec<OsString> = vec![word.into(); usize::from(verbosity.unsigned_abs())];
     arguments.extend(["mount".into(), "--daemon".into()]);
@@ -227,8 +230,8 @@ fn child_arguments(args: &MountArgs, verbosity: i16) -> Result<Vec<OsString>, Fa
         arguments.push("--no-sandbox".into());
     }
     // Both may begin with a dash. They are made absolute because the child leaves this working directory.
-    arguments.extend(["--".into(), absolute(&args.store.path()?), absolute(&args.mountpoint)]);
-    Ok(arguments)
+    arguments.extend(["--".into(), absolute(store), absolute(&args.mountpoint)]);
+    arguments
 }
 
 /// A path from the root, or as it is where that cannot be told.
@@ -261,11 +264,11 @@ mod tests {
                 .map(OsString::from)
                 .chain([cwd.join("src").into(), cwd.join("-mnt").into()])
                 .collect();
-        assert_eq!(child_arguments(&args, 2).unwrap(), expected);
+        assert_eq!(child_arguments(&args, Path::new("src"), 2), expected);
         let again = parse(&expected[2..].iter().map(|word| word.to_str().unwrap()).collect::<Vec<_>>());
         assert!(again.daemon && !again.foreground);
         assert_eq!(again.options, args.options);
-        assert_eq!(child_arguments(&args, -1).unwrap()[0], "-q");
+        assert_eq!(child_arguments(&args, Path::new("src"), -1)[0], "-q");
     }
 
     #[test]
