@@ -218,8 +218,9 @@ impl StoreArg {
 
     #[cfg(feature = "fuse")]
     /// The word as another process in another working directory has to be given it.
-    pub(crate) fn word_for_child(&self) -> OsString {
-        super::place::absolute_word(&self.location)
+    pub(crate) fn word_for_child(&self, timeout: Option<Duration>) -> Result<OsString, Failure> {
+        let word = self.location.clone();
+        deadline::in_time(timeout, "its place", move || Ok(super::place::absolute_word(&word)))
     }
 
     /// Opens the store and reads which backups it holds.

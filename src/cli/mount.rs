@@ -128,7 +128,9 @@ pub(crate) fn run(args: &MountArgs, verbosity: i16) -> Result<Outcome, Failure> 
     } else if args.foreground {
         serve(args, &options, None)?;
     } else {
-        return Ok(Outcome::Child(daemon::start(child_arguments(args, verbosity)?)?));
+        // Also this process must not wait for ever.
+        let store = args.store.word_for_child(options.store_timeout)?;
+        return Ok(Outcome::Child(daemon::start(child_arguments(args, store, verbosity))?));
     }
     Ok(Outcome::Done)
 }
@@ -247,7 +249,7 @@ fn no_cache_dir() -> Error {
 }
 
 /// The arguments that make the background process do what these ask for.
-fn child_arguments(args: &MountArgs, verbosity: i16) -> Result<Vec<OsString>, Failure> {
+fn child_arguments(args: &MountArgs, store: OsString, verbosity: i16) -> Vec<OsString> {
     let word = if verbosity < 0 { "-q" } else { "-v" };
     let mut arguments: Vec<OsString> = vec![word.into(); usize::from(verbosity.unsigned_abs())];
     arguments.extend(["mount".into(), "--daemon".into()]);
@@ -262,8 +264,8 @@ fn child_arguments(args: &MountArgs, verbosity: i16) -> Result<Vec<OsString>, Fa
             .extend(["-o".into(), format!("on_damage={}", image::OnDamage::from(on_damage).name()).into()]);
     }
     // Both may begin with a dash. They are made absolute because the child leaves this working directory.
-    arguments.extend(["--".into(), args.store.word_for_child(), absolute(&args.mountpoint)]);
-    Ok(arguments)
+    arguments.extend(["--".into(), store, absolute(&args.mountpoint)]);
+    arguments
 }
 
 /// A path from the root, or as it is where that cannot be told.
@@ -297,11 +299,11 @@ mod tests {
                 .map(OsString::from)
                 .chain([cwd.join("src").into(), cwd.join("-mnt").into()])
                 .collect();
-        assert_eq!(child_arguments(&args, 2).unwrap(), expected);
+        assert_eq!(child_arguments(&args, args.store.word_for_child(None).unwrap(), 2), expected);
         let again = parse(&expected[2..].iter().map(|word| word.to_str().unwrap()).collect::<Vec<_>>());
         assert!(again.daemon && !again.foreground);
         assert_eq!(again.options, [&args.options[..], &["on_damage=zero".to_owned()]].concat());
-        assert_eq!(child_arguments(&args, -1).unwrap()[0], "-q");
+        assert_eq!(child_arguments(&args, "src".into(), -1)[0], "-q");
     }
 
     #[test]

@@ -425,10 +425,10 @@ impl Calls {
                     return Err(Error::new(ErrorKind::StoreIo, "a call of the store was lost"));
                 }
                 Err(RecvTimeoutError::Timeout) if left.is_zero() => {
-                    return self.give_up(what, begun, &progress, &answer);
+                    return self.give_up(what, begun, &progress, &answer, patience >= granted);
                 }
                 Err(RecvTimeoutError::Timeout) if self.is_cancelled.is_some_and(|is| is()) => {
-                    let _ = self.give_up(what, begun, &progress, &answer);
+                    let _ = self.give_up(what, begun, &progress, &answer, false);
                     return Err(Error::new(
                         ErrorKind::Interrupted,
                         "interrupted while the store did not answer",
@@ -521,13 +521,14 @@ impl Calls {
         }
     }
 
-    /// Leaves a call behind, unless it has just returned.
+    /// Leaves a call behind, unless it has just returned. It `says_all` when it had all the time that the store has for an answer.
     fn give_up<T>(
         &self,
         what: &dyn Display,
         begun: Instant,
         progress: &Mutex<Progress>,
         answer: &Receiver<Result<T>>,
+        says_all: bool,
     ) -> Result<T> {
         let mut state = self.lock();
         let mut progress = progress.lock().unwrap_or_else(PoisonError::into_inner);
@@ -541,7 +542,7 @@ impl Calls {
         state.stuck += 1;
         let seconds = begun.elapsed().as_secs_f32();
         let message = format!("the store did not answer within {seconds:.0} s when asked for {what}");
-        if state.stall.is_none() {
+        if says_all && state.stall.is_none() {
             tracing::warn!("{message}; it is asked again now and then");
             state.stall = Some(Stall { since: begun, tried: Some(Instant::now()) });
             self.is_stalled.store(true, Ordering::Relaxed);
