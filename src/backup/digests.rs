@@ -142,6 +142,13 @@ impl BlockHashTable {
         Some(digests)
     }
 
+    /// Asks the file again when the digest of `block` is wanted next.
+    pub(crate) fn forget(&self, block: BlockIndex) {
+        if let Digests::Stride { held: Some((pages, file)), .. } = &self.digests {
+            pages.forget(*file, block.0 / PAGE_BLOCKS);
+        }
+    }
+
     /// The digests of `blocks`, read page by page, all that are missing at once.
     fn get_held(&self, blocks: Range<u64>, pages: &DigestPages, file: u64) -> Vec<Result<BlockHash>> {
         let whole = pages_of(&blocks);
@@ -161,7 +168,10 @@ impl BlockHashTable {
             }
             let held: Page = found.into_iter().map(Result::ok).collect();
             append(&mut digests, &held, page, &blocks);
-            pages.keep(file, page, held);
+            // A line that is no digest may have been read wrong for once.
+            if held.iter().all(Option::is_some) {
+                pages.keep(file, page, held);
+            }
         }
         digests
     }

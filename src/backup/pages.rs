@@ -4,7 +4,8 @@
 //! answer at all while the store hangs. Idea: digests are read and kept in small pages, for all images of a process together.
 //!
 //! Invariants: a page holds what the file said while it was as it had been opened; memory is bounded by [`PAGES_BYTES_MAX`], and a page is
-//! of one opened file only.
+//! of one opened file only; one that may be
+//! wrong (no digest in a line, or a block that has another) is read again.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -56,6 +57,10 @@ impl DigestPages {
     pub(super) fn keep(&self, file: u64, page: u64, digests: Page) {
         let cost = size_of_val(&*digests) as u64 + PAGE_OVERHEAD_BYTES;
         self.shard(page).lock().unwrap_or_else(PoisonError::into_inner).insert((file, page), digests, cost);
+    }
+
+    pub(super) fn forget(&self, file: u64, page: u64) {
+        self.shard(page).lock().unwrap_or_else(PoisonError::into_inner).remove(&(file, page));
     }
 
     fn shard(&self, page: u64) -> &Shard {

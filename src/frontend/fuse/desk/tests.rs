@@ -31,7 +31,7 @@ fn what_takes_too_long_is_refused_and_answered_once() {
             desk.work(own.clone(), || {
                 let _ = hung.recv();
                 assert!(own.take().is_none());
-            })
+            });
         });
         wait_until(|| {
             lock(&desk.0.seats).iter().any(|seat| lock(&seat.upgrade().unwrap().request).is_some())
