@@ -315,7 +315,7 @@ fn umount_takes_away_mounts_of_cinderfs_only() {
     assert_eq!(mount_line(mount.root()), None);
     open.read_exact_at(&mut [0; 10], 0).unwrap();
     drop(open);
-    assert_eq!(mount.wait().code(), Some(0));
+    assert_eq!(mount.wait().code(), Some(0), "{}", mount.log());
 }
 
 // > When the daemon was killed, what the kernel does not have cached is ENOTCONN at once and every name after

@@ -177,6 +177,11 @@ impl Mounted {
                 tracing::info!(mountpoint = %self.mountpoint.display(), "unmounted by somebody else");
                 Ok(())
             }
+            // A thread that was taking a request when the kernel took the connection away: the mount is gone, or dead.
+            Ok(Event::Ended(Err(error))) if error.kind() == io::ErrorKind::ConnectionAborted => {
+                tracing::info!(mountpoint = %self.mountpoint.display(), "unmounted by somebody else");
+                self.detach(true)
+            }
             Ok(Event::Ended(Err(error))) => {
                 // What is left answers nobody.
                 self.detach(true)?;
