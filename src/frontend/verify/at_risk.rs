@@ -1,4 +1,4 @@
-//! Chains that Cinder 22 to 28 restore wrongly to a new volume, as a finding; [`risk`](crate::frontend::audit::risk) tells which.
+//! Chains that Cinder 22 to 28 restore wrongly to a new volume, as a finding; [`risk`] tells which.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
