@@ -13,6 +13,8 @@ pub mod posix;
 pub mod memory;
 pub mod fault;
 pub mod deadline;
+#[cfg(feature = "remote")]
+pub mod remote;
 
 use std::io;
 use std::sync::Arc;
