@@ -2,8 +2,9 @@
 
 use std::io::Write as _;
 use std::process::{Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use cinderfs::store::Store;
 use cinderfs::store::remote::words::Word;
@@ -25,9 +26,12 @@ pub(crate) struct Bucket {
     pub(crate) name: String,
     store: Arc<dyn Store>,
     /// Headers that a token is in, and what URLs begin with.
-    token: Vec<String>,
+    token: Mutex<(Vec<String>, Instant)>,
     base: String,
 }
+
+/// Shorter than the tokens that `scripts/services/test.sh` has made live.
+const TOKEN_AGE_MAX: Duration = Duration::from_secs(10);
 
 /// What `scripts/services/test.sh` says about a server: `S3_ENDPOINT` of the S3 server and so on, each with the kind before it.
 #[track_caller]
@@ -81,7 +85,7 @@ impl Bucket {
             Kind::Swift | Kind::Keystone => format!("swift:{name}"),
         };
         let store = open(kind, &word).unwrap();
-        let bucket = Self { kind, name, store, token, base };
+        let bucket = Self { kind, name, store, token: Mutex::new((token, Instant::now())), base };
         bucket.make();
         bucket
     }
@@ -114,7 +118,11 @@ impl Bucket {
         // What curl 7.88 leaves out, and the signature has to hold.
         let hash = format!("X-Amz-Content-Sha256: {}", super::genuine::sha256(body.unwrap_or_default()));
         let hash = if self.kind == Kind::S3 { words(&["-H", &hash]) } else { Vec::new() };
-        curl(&[&self.token[..], &hash, &words(arguments)].concat(), body)
+        let mut token = self.token.lock().unwrap();
+        if self.kind == Kind::Keystone && token.1.elapsed() > TOKEN_AGE_MAX {
+            *token = (access(self.kind).0, Instant::now());
+        }
+        curl(&[&token.0[..], &hash, &words(arguments)].concat(), body)
     }
 
     /// Puts an object in, with headers.

@@ -60,6 +60,8 @@ impl Failed {
         let kind = match error.kind() {
             opendal::ErrorKind::NotFound => ErrorKind::ObjectNotFound,
             opendal::ErrorKind::PermissionDenied => ErrorKind::AccessDenied,
+            // OpenDAL has no kind for having found no credentials.
+            _ if error.message().contains("credential") => ErrorKind::AccessDenied,
             opendal::ErrorKind::ConfigInvalid => ErrorKind::Usage,
             _ => ErrorKind::StoreIo,
         };

@@ -43,6 +43,10 @@ const PAGE_BYTES_MAX: usize = 32 << 20;
 /// The header that Swift wants a token in.
 pub(super) const TOKEN: HeaderName = HeaderName::from_static("x-auth-token");
 
+/// What Google's objects are named by, in a request and in its answer.
+const IF_GENERATION: HeaderName = HeaderName::from_static("x-goog-if-generation-match");
+const GENERATION: HeaderName = HeaderName::from_static("x-goog-generation");
+
 /// How servers are reached.
 #[derive(Clone, Debug, Default)]
 pub struct Access {
@@ -164,8 +168,13 @@ impl Transport {
             Some(tokens) => tokens.send(request).await?,
         };
         if parts.method == Method::GET {
-            check(&parts.headers, answer.status(), answer.headers())
-                .map_err(|why| Failed::passing(Error::new(ErrorKind::StoreIo, format!("{}: {why}", failure::shown(&url)))))?;
+            check(&parts.headers, answer.status(), answer.headers()).map_err(|wrong| {
+                let error = |why: &str| Error::new(ErrorKind::StoreIo, format!("{}: {why}", failure::shown(&url)));
+                match wrong {
+                    Wrong::Range(why) => Failed::passing(error(&why)),
+                    Wrong::Object => Failed::lasting(error("the object was replaced while it was read")),
+                }
+            })?;
         }
         let bytes_max = if parts.headers.contains_key(RANGE) { usize::MAX } else { PAGE_BYTES_MAX };
         Ok(streamed(answer, parts.method == Method::HEAD, bytes_max))
@@ -187,24 +196,35 @@ impl HttpTransport for Transport {
     }
 }
 
-/// Whether the answer to a GET is what was asked for.
-fn check(asked: &HeaderMap, status: StatusCode, answered: &HeaderMap) -> Result<(), String> {
+/// What an answer is that was not asked for.
+#[derive(Debug)]
+enum Wrong {
+    /// Other bytes, or all of them.
+    Range(String),
+    /// Bytes of another object.
+    Object,
+}
+
+/// Whether the answer to a GET is what was asked for. Some servers do not know the headers that a request names its object by.
+fn check(asked: &HeaderMap, status: StatusCode, answered: &HeaderMap) -> Result<(), Wrong> {
     let text = |headers: &HeaderMap, name: HeaderName| {
         headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned)
     };
     if let Some(range) = text(asked, RANGE).and_then(|range| range.strip_prefix("bytes=").map(str::to_owned)) {
         if status != StatusCode::PARTIAL_CONTENT {
-            return Err(format!("the server answered {status} when asked for bytes {range}"));
+            return Err(Wrong::Range(format!("the server answered {status} when asked for bytes {range}")));
         }
         let got = text(answered, CONTENT_RANGE).unwrap_or_default();
         let got = got.strip_prefix("bytes ").and_then(|got| got.split('/').next()).unwrap_or_default().trim();
         if got != range {
-            return Err(format!("the server sent bytes {got:?} when asked for {range:?}"));
+            return Err(Wrong::Range(format!("the server sent bytes {got:?} when asked for {range:?}")));
         }
     }
-    if let (Some(wanted), Some(got)) = (text(asked, IF_MATCH), text(answered, ETAG)) {
-        if bare_etag(&wanted) != bare_etag(&got) {
-            return Err("the server sent another object than it was asked for".to_owned());
+    for (wanted, got) in [(IF_MATCH, ETAG), (IF_GENERATION, GENERATION)] {
+        if let (Some(wanted), Some(got)) = (text(asked, wanted), text(answered, got))
+            && bare_etag(&wanted) != bare_etag(&got)
+        {
+            return Err(Wrong::Object);
         }
     }
     Ok(())

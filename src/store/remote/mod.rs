@@ -72,6 +72,9 @@ pub fn s3(settings: S3Settings) -> Result<Arc<dyn Store>> {
     if let Some((access, secret)) = &settings.keys {
         builder = builder.access_key_id(access.reveal()).secret_access_key(secret.reveal()).disable_config_load();
     }
+    if let Some(token) = &settings.session_token {
+        builder = builder.session_token(token.reveal());
+    }
     if let Some((algorithm, key)) = &settings.customer_key {
         builder = builder.server_side_encryption_with_customer_key(algorithm, key.reveal().as_bytes());
     }

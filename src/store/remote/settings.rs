@@ -36,8 +36,10 @@ pub struct S3Settings {
     pub endpoint: Option<String>,
     /// The region that signatures name.
     pub region: String,
-    /// Access key and secret key; without them what AWS's own tools would find: `AWS_*` and their files.
+    /// Access key and secret key; without them what AWS's own tools would find in their files.
     pub keys: Option<(Secret, Secret)>,
+    /// What goes with keys that are for a while only.
+    pub session_token: Option<Secret>,
     /// Algorithm and key that objects are encrypted with by the server (SSE-C).
     pub customer_key: Option<(String, Secret)>,
     /// How the server is reached.
@@ -55,7 +57,8 @@ impl S3Settings {
             bucket: bucket.to_owned(),
             endpoint,
             region: region.unwrap_or_else(|| REGION.to_owned()),
-            keys: None,
+            keys: env("AWS_ACCESS_KEY_ID").zip(env("AWS_SECRET_ACCESS_KEY")).map(|(a, s)| (Secret::new(a), Secret::new(s))),
+            session_token: env("AWS_SESSION_TOKEN").map(Secret::new),
             customer_key: None,
             access: Access { ca_file: env("AWS_CA_BUNDLE").map(Into::into), ..Access::default() },
             limits: Limits::default(),
@@ -71,6 +74,7 @@ impl S3Settings {
             endpoint: Some(conf.endpoint.clone()),
             region: region.unwrap_or_else(|| REGION.to_owned()),
             keys: Some((conf.access_key.clone(), conf.secret_key.clone())),
+            session_token: None,
             customer_key: conf.customer_key.clone(),
             access: Access { ca_file: conf.ca_file.clone(), is_insecure: !conf.verifies_tls, proxy: None },
             limits: Limits { connections: connections(conf.connections), ..Limits::default() },
