@@ -33,4 +33,5 @@ for kind in s3 swift keystone gcs; do
         export "TEST_${kind^^}_$name=$value"
     done <"$folder/$kind/env"
 done
+export TEST_KEYSTONE_TOKEN_SECONDS=20
 cargo test --locked --no-fail-fast --test remote_servers -- --ignored "$@"

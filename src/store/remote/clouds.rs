@@ -38,7 +38,8 @@ fn places(env: Env<'_>) -> Vec<PathBuf> {
     if let Some(file) = env("OS_CLIENT_CONFIG_FILE") {
         return vec![file.into()];
     }
-    let home = env("XDG_CONFIG_HOME").map(PathBuf::from).or_else(|| Some(Path::new(&env("HOME")?).join(".config")));
+    let home =
+        env("XDG_CONFIG_HOME").map(PathBuf::from).or_else(|| Some(Path::new(&env("HOME")?).join(".config")));
     let mut places = vec![PathBuf::from("clouds.yaml")];
     places.extend(home.map(|home| home.join("openstack/clouds.yaml")));
     places.push("/etc/openstack/clouds.yaml".into());
@@ -54,7 +55,8 @@ fn text_of(file: &Path) -> Result<String> {
 
 /// The words of one cloud; `None` where the text does not have it. What is wrong with the text is told without quoting it.
 fn words_of(text: &str, cloud: &str) -> Result<Option<HashMap<String, String>>, String> {
-    let documents = YamlLoader::load_from_str(text).map_err(|error| format!("line {} is not YAML", error.marker().line()))?;
+    let documents = YamlLoader::load_from_str(text)
+        .map_err(|error| format!("line {} is not YAML", error.marker().line()))?;
     let Some(Yaml::Hash(settings)) = documents.first().map(|document| &document["clouds"][cloud]) else {
         return Ok(None);
     };
@@ -63,7 +65,8 @@ fn words_of(text: &str, cloud: &str) -> Result<Option<HashMap<String, String>>, 
         let Some(key) = key.as_str() else { continue };
         match (key, value) {
             ("auth", Yaml::Hash(auth)) => {
-                let of_auth = auth.iter().filter_map(|(key, value)| Some((key.as_str()?.to_owned(), scalar(value)?)));
+                let of_auth =
+                    auth.iter().filter_map(|(key, value)| Some((key.as_str()?.to_owned(), scalar(value)?)));
                 words.extend(of_auth);
             }
             ("verify", Yaml::Boolean(is_verified)) => {

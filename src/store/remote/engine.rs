@@ -179,6 +179,8 @@ impl Progress {
 
 /// Between three quarters and all of `pause`, so that those who failed together do not come again together.
 fn jittered(pause: Duration) -> Duration {
-    let nanos = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |now| now.subsec_nanos());
+    let nanos = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |now| now.subsec_nanos());
     pause.mul_f64(0.75 + 0.25 * f64::from(nanos % 1024) / 1024.0)
 }

@@ -159,7 +159,9 @@ pub(super) fn of_status(url: &Url, status: StatusCode, text: &[u8]) -> Failed {
         StatusCode::NOT_FOUND if words.contains("NoSuchBucket") => {
             Failed::lasting(make(ErrorKind::StoreNotFound, ", there is no such bucket"))
         }
-        StatusCode::NOT_FOUND => Failed::lasting(make(ErrorKind::ObjectNotFound, ", there is no such object")),
+        StatusCode::NOT_FOUND => {
+            Failed::lasting(make(ErrorKind::ObjectNotFound, ", there is no such object"))
+        }
         StatusCode::PRECONDITION_FAILED => {
             Failed::lasting(make(ErrorKind::StoreIo, ", the object was replaced while it was read"))
         }
@@ -258,7 +260,8 @@ mod tests {
 
     #[test]
     fn a_servers_words_are_found_and_quoted() {
-        let xml = "<?xml version=\"1.0\"?><Error><Code>NoSuchBucket</Code><Message>no\nsuch\x1b</Message></Error>";
+        let xml =
+            "<?xml version=\"1.0\"?><Error><Code>NoSuchBucket</Code><Message>no\nsuch\x1b</Message></Error>";
         let failed = status(404, xml);
         assert_eq!(failed.error.kind(), ErrorKind::StoreNotFound);
         assert!(failed.error.to_string().ends_with(r#": "NoSuchBucket, no such\u{1b}""#), "{}", failed.error);
@@ -275,7 +278,10 @@ mod tests {
             let before = status(code, "words");
             let (text, kind, is_passing) = (before.error.to_string(), before.error.kind(), before.is_passing);
             let after = Failed::from_opendal(&before.into_opendal().with_context("key", "value"));
-            assert_eq!((after.error.to_string(), after.error.kind(), after.is_passing), (text, kind, is_passing));
+            assert_eq!(
+                (after.error.to_string(), after.error.kind(), after.is_passing),
+                (text, kind, is_passing)
+            );
         }
     }
 }

@@ -15,9 +15,11 @@ use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use http::header::{CONTENT_LENGTH, CONTENT_RANGE, ETAG, HeaderMap, HeaderName, IF_MATCH, RANGE};
 use http::{Method, Request, Response, StatusCode};
+use opendal::raw::Operation;
 use opendal::{Buffer, HttpBody, HttpTransport};
 use reqwest::redirect;
 
+use super::engine::Tries;
 use super::failure::{self, Failed};
 use super::token::Tokens;
 use crate::error::{Error, ErrorKind, Result};
@@ -43,8 +45,8 @@ const PAGE_BYTES_MAX: usize = 32 << 20;
 /// The header that Swift wants a token in.
 pub(super) const TOKEN: HeaderName = HeaderName::from_static("x-auth-token");
 
-/// What Google's objects are named by, in a request and in its answer.
-const IF_GENERATION: HeaderName = HeaderName::from_static("x-goog-if-generation-match");
+/// What Google's objects are named by: in the URL of a request, in a header of its answer.
+const IF_GENERATION: &str = "ifGenerationMatch";
 const GENERATION: HeaderName = HeaderName::from_static("x-goog-generation");
 
 /// How servers are reached.
@@ -98,7 +100,10 @@ pub(super) fn client(access: &Access) -> Result<reqwest::Client> {
 }
 
 /// Sends a request and returns the answer, which is a success.
-pub(super) async fn send(client: &reqwest::Client, request: reqwest::Request) -> Result<reqwest::Response, Failed> {
+pub(super) async fn send(
+    client: &reqwest::Client,
+    request: reqwest::Request,
+) -> Result<reqwest::Response, Failed> {
     let is_head = request.method() == Method::HEAD;
     let url = request.url().clone();
     let answer = client.execute(request).await.map_err(|error| failure::of_transport(&url, &error))?;
@@ -149,27 +154,68 @@ pub(super) struct Transport {
     client: reqwest::Client,
     /// For Swift, whose requests get the token of the moment.
     tokens: Option<Arc<Tokens>>,
+    pages: Option<Pages>,
+}
+
+/// How pages of a listing are got. OpenDAL's listing is at its end after a failure and takes any text for an empty page, so
+/// neither may reach it: a page is read whole here, as often as it takes, and is one.
+pub(super) struct Pages {
+    pub(super) tries: Tries,
+    /// What stands in each page.
+    pub(super) mark: &'static str,
 }
 
 impl Transport {
-    pub(super) fn new(client: reqwest::Client, tokens: Option<Arc<Tokens>>) -> Self {
-        Self { client, tokens }
+    pub(super) fn new(client: reqwest::Client, tokens: Option<Arc<Tokens>>, pages: Option<Pages>) -> Self {
+        Self { client, tokens, pages }
+    }
+
+    async fn page(&self, request: reqwest::Request, pages: &Pages) -> Result<Response<HttpBody>, Failed> {
+        let get = |_| async {
+            let again = request.try_clone().ok_or_else(|| {
+                Failed::lasting(Error::new(ErrorKind::StoreIo, "a listing cannot be asked for twice"))
+            })?;
+            let answer = send(&self.client, again).await?;
+            let (status, headers) = (answer.status(), answer.headers().clone());
+            let body = body_of(answer).await?;
+            let mark = pages.mark.as_bytes();
+            if !body.windows(mark.len()).any(|part| part == mark) {
+                let message =
+                    format!("{} sent no listing; is it such a server?", failure::shown(request.url()));
+                return Err(Failed::lasting(Error::new(ErrorKind::StoreIo, message)));
+            }
+            Ok((status, headers, Bytes::from(body)))
+        };
+        let (status, headers, body) = pages.tries.run(get).await.map_err(Failed::lasting)?;
+        let len = body.len() as u64;
+        let whole = futures_util::stream::iter([Ok(Buffer::from(body))]);
+        let mut response = Response::new(HttpBody::new(whole, Some(len)));
+        *response.status_mut() = status;
+        *response.headers_mut() = headers;
+        Ok(response)
     }
 
     async fn exchange(&self, request: Request<Buffer>) -> Result<Response<HttpBody>, Failed> {
         let (parts, body) = request.into_parts();
         let url = reqwest::Url::parse(&parts.uri.to_string()).map_err(|error| {
-            Failed::lasting(Error::new(ErrorKind::Usage, format!("{:?} is no URL: {error}", parts.uri.to_string())))
+            Failed::lasting(Error::new(
+                ErrorKind::Usage,
+                format!("{:?} is no URL: {error}", parts.uri.to_string()),
+            ))
         })?;
         let body = body.to_bytes();
         let request = build(&parts.method, &url, parts.headers.clone(), &body);
+        if let (Some(pages), Some(Operation::List)) = (&self.pages, parts.extensions.get()) {
+            return self.page(request, pages).await;
+        }
         let answer = match &self.tokens {
             None => send(&self.client, request).await?,
             Some(tokens) => tokens.send(request).await?,
         };
         if parts.method == Method::GET {
-            check(&parts.headers, answer.status(), answer.headers()).map_err(|wrong| {
-                let error = |why: &str| Error::new(ErrorKind::StoreIo, format!("{}: {why}", failure::shown(&url)));
+            check(&url, &parts.headers, answer.status(), answer.headers()).map_err(|wrong| {
+                let error =
+                    |why: &str| Error::new(ErrorKind::StoreIo, format!("{}: {why}", failure::shown(&url)));
                 match wrong {
                     Wrong::Range(why) => Failed::passing(error(&why)),
                     Wrong::Object => Failed::lasting(error("the object was replaced while it was read")),
@@ -205,12 +251,18 @@ enum Wrong {
     Object,
 }
 
-/// Whether the answer to a GET is what was asked for. Some servers do not know the headers that a request names its object by.
-fn check(asked: &HeaderMap, status: StatusCode, answered: &HeaderMap) -> Result<(), Wrong> {
+/// Whether the answer to a GET is what was asked for. Some servers do not know what a request names its object by.
+fn check(
+    url: &reqwest::Url,
+    asked: &HeaderMap,
+    status: StatusCode,
+    answered: &HeaderMap,
+) -> Result<(), Wrong> {
     let text = |headers: &HeaderMap, name: HeaderName| {
         headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned)
     };
-    if let Some(range) = text(asked, RANGE).and_then(|range| range.strip_prefix("bytes=").map(str::to_owned)) {
+    if let Some(range) = text(asked, RANGE).and_then(|range| range.strip_prefix("bytes=").map(str::to_owned))
+    {
         if status != StatusCode::PARTIAL_CONTENT {
             return Err(Wrong::Range(format!("the server answered {status} when asked for bytes {range}")));
         }
@@ -220,8 +272,10 @@ fn check(asked: &HeaderMap, status: StatusCode, answered: &HeaderMap) -> Result<
             return Err(Wrong::Range(format!("the server sent bytes {got:?} when asked for {range:?}")));
         }
     }
-    for (wanted, got) in [(IF_MATCH, ETAG), (IF_GENERATION, GENERATION)] {
-        if let (Some(wanted), Some(got)) = (text(asked, wanted), text(answered, got))
+    let generation =
+        url.query_pairs().find(|(key, _)| key == IF_GENERATION).map(|(_, value)| value.into_owned());
+    for (wanted, got) in [(text(asked, IF_MATCH), ETAG), (generation, GENERATION)] {
+        if let (Some(wanted), Some(got)) = (wanted, text(answered, got))
             && bare_etag(&wanted) != bare_etag(&got)
         {
             return Err(Wrong::Object);
@@ -270,7 +324,8 @@ mod tests {
     #[test]
     fn an_answer_that_is_not_what_was_asked_for_is_none() {
         let asked = headers(&[(RANGE, "bytes=10-19"), (IF_MATCH, "\"a\"")]);
-        let is_right = |status, of: &[_]| check(&asked, status, &headers(of)).is_ok();
+        let url = |text: &str| reqwest::Url::parse(text).unwrap();
+        let is_right = |status, of: &[_]| check(&url("http://h/o"), &asked, status, &headers(of)).is_ok();
         let partial = StatusCode::PARTIAL_CONTENT;
         assert!(is_right(partial, &[(CONTENT_RANGE, "bytes 10-19/100"), (ETAG, "a")]));
         assert!(is_right(partial, &[(CONTENT_RANGE, "bytes 10-19/*")]));
@@ -279,6 +334,11 @@ mod tests {
         assert!(!is_right(partial, &[(CONTENT_RANGE, "bytes 10-18/100"), (ETAG, "a")]));
         assert!(!is_right(partial, &[(CONTENT_RANGE, "bytes 0-9/100"), (ETAG, "a")]));
         assert!(!is_right(partial, &[(CONTENT_RANGE, "bytes 10-19/100"), (ETAG, "\"b\"")]));
+        let of_google = |at: &'static str| {
+            let url = url("http://h/o?alt=media&ifGenerationMatch=12");
+            check(&url, &HeaderMap::new(), StatusCode::OK, &headers(&[(GENERATION, at)])).is_ok()
+        };
+        assert!(of_google("12") && !of_google("13"));
     }
 
     #[test]

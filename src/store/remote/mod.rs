@@ -37,7 +37,7 @@ pub use self::engine::Limits;
 use self::engine::{Engine, Tries};
 use self::failure::Failed;
 pub use self::http::Access;
-use self::http::{Transport, bare_etag, client};
+use self::http::{Pages, Transport, bare_etag, client};
 use self::object::{RemoteObject, Source};
 use self::settings::{GcsSettings, S3Settings, SwiftSettings};
 use self::swift::{Account, Listed, encoded};
@@ -70,7 +70,8 @@ pub fn s3(settings: S3Settings) -> Result<Arc<dyn Store>> {
         builder = builder.endpoint(endpoint);
     }
     if let Some((access, secret)) = &settings.keys {
-        builder = builder.access_key_id(access.reveal()).secret_access_key(secret.reveal()).disable_config_load();
+        builder =
+            builder.access_key_id(access.reveal()).secret_access_key(secret.reveal()).disable_config_load();
     }
     if let Some(token) = &settings.session_token {
         builder = builder.session_token(token.reveal());
@@ -78,13 +79,15 @@ pub fn s3(settings: S3Settings) -> Result<Arc<dyn Store>> {
     if let Some((algorithm, key)) = &settings.customer_key {
         builder = builder.server_side_encryption_with_customer_key(algorithm, key.reveal().as_bytes());
     }
-    let transport = Transport::new(client(&settings.access)?, None);
+    let engine = Engine::new(settings.limits)?;
+    let pages = Pages { tries: engine.tries().clone(), mark: "<ListBucketResult" };
+    let transport = Transport::new(client(&settings.access)?, None, Some(pages));
     let operator = operator_of(Operator::new(builder), transport)?;
     let location = match &settings.endpoint {
         Some(endpoint) => format!("s3://{}?endpoint={endpoint}", settings.bucket),
         None => format!("s3://{}", settings.bucket),
     };
-    RemoteStore::new(location, Backend::Bucket(operator, Naming::Etag), settings.limits)
+    RemoteStore::new(location, Backend::Bucket(operator, Naming::Etag), engine)
 }
 
 /// A bucket of Google Cloud Storage.
@@ -99,13 +102,15 @@ pub fn gcs(settings: GcsSettings) -> Result<Arc<dyn Store>> {
     if settings.is_anonymous {
         builder = builder.skip_signature();
     }
-    let transport = Transport::new(client(&settings.access)?, None);
+    let engine = Engine::new(settings.limits)?;
+    let pages = Pages { tries: engine.tries().clone(), mark: "storage#objects" };
+    let transport = Transport::new(client(&settings.access)?, None, Some(pages));
     let operator = operator_of(Operator::new(builder), transport)?;
     let location = match &settings.endpoint {
         Some(endpoint) => format!("gs://{}?endpoint={endpoint}", settings.bucket),
         None => format!("gs://{}", settings.bucket),
     };
-    RemoteStore::new(location, Backend::Bucket(operator, Naming::Generation), settings.limits)
+    RemoteStore::new(location, Backend::Bucket(operator, Naming::Generation), engine)
 }
 
 /// A container of Swift, or an account whose containers are folders.
@@ -115,7 +120,11 @@ pub fn swift(settings: SwiftSettings) -> Result<Arc<dyn Store>> {
     let location = format!("swift:{}", container.as_deref().unwrap_or_default());
     let tokens = Arc::new(Tokens::new(client.clone(), settings));
     let account = Account { client, tokens };
-    RemoteStore::new(location, Backend::Swift { account, container, operators: Mutex::default() }, limits)
+    RemoteStore::new(
+        location,
+        Backend::Swift { account, container, operators: Mutex::default() },
+        Engine::new(limits)?,
+    )
 }
 
 fn operator_of(built: opendal::Result<Operator>, transport: Transport) -> Result<Operator> {
@@ -152,9 +161,8 @@ enum Naming {
 
 impl RemoteStore {
     #[expect(clippy::new_ret_no_self, reason = "all that is made of it is a store")]
-    fn new(location: String, backend: Backend, limits: Limits) -> Result<Arc<dyn Store>> {
-        let engine = Arc::new(Engine::new(limits)?);
-        Ok(Arc::new(Self { location, backend, engine, shelf: Arc::default() }))
+    fn new(location: String, backend: Backend, engine: Engine) -> Result<Arc<dyn Store>> {
+        Ok(Arc::new(Self { location, backend, engine: Arc::new(engine), shelf: Arc::default() }))
     }
 
     fn tries(&self) -> &Tries {
@@ -187,7 +195,7 @@ impl RemoteStore {
         }
         let session = self.tries().run(|_| account.tokens.session()).await?;
         let builder = Swift::default().endpoint(&session.storage_url).container(&encoded(container));
-        let transport = Transport::new(account.client.clone(), Some(account.tokens.clone()));
+        let transport = Transport::new(account.client.clone(), Some(account.tokens.clone()), None);
         let operator = operator_of(Operator::new(builder), transport)?;
         lock().insert(container.to_owned(), operator.clone());
         Ok(operator)
@@ -202,9 +210,9 @@ impl RemoteStore {
                 format!("object name {name:?} begins or ends with a space, which cannot be asked for"),
             ));
         }
-        let run = self.tries().run(|_| async {
-            operator.stat(path).await.map_err(|error| Failed::from_opendal(&error))
-        });
+        let run = self
+            .tries()
+            .run(|_| async { operator.stat(path).await.map_err(|error| Failed::from_opendal(&error)) });
         let meta = run.await.map_err(|error| match error.kind() {
             ErrorKind::ObjectNotFound => missing(name),
             _ => error.context(format!("cannot open object {name:?}")),
@@ -222,26 +230,25 @@ impl RemoteStore {
     async fn bucket(&self, operator: &Operator, naming: Naming, suffix: &str) -> Result<Listing> {
         let mut listing = Listing::default();
         let options = ListOptions { recursive: true, ..ListOptions::default() };
-        let failed = |error: opendal::Error| Failed::from_opendal(&error);
-        let mut lister = operator.lister_options("", options.clone()).await.map_err(|error| failed(error).error)?;
+        let failed = |error: opendal::Error| Failed::from_opendal(&error).error;
+        let mut lister = operator.lister_options("", options).await.map_err(failed)?;
         let mut looked: u64 = 0;
-        let next = tokio::sync::Mutex::new(&mut lister);
-        loop {
-            // A lister asks for the same page again after a failure.
-            let entry = self
-                .tries()
-                .run(|_| async { next.lock().await.try_next().await.map_err(failed) })
-                .await?;
-            let Some(entry) = entry else { break };
+        while let Some(entry) = lister.try_next().await.map_err(failed)? {
             looked += 1;
             if looked > LISTED_MAX {
-                return Err(Error::new(ErrorKind::LimitExceeded, format!("the bucket has more than {LISTED_MAX} objects")));
+                return Err(Error::new(
+                    ErrorKind::LimitExceeded,
+                    format!("the bucket has more than {LISTED_MAX} objects"),
+                ));
             }
             if entry.metadata().is_dir() || !entry.path().ends_with(suffix) {
                 continue;
             }
             match ObjectName::parse(entry.path()) {
-                Ok(name) => listing.objects.push(ListedObject { name, stat: stat_of(entry.metadata(), naming)? }),
+                Ok(name) => {
+                    let stat = stat_of(entry.metadata(), naming)?;
+                    listing.objects.push(ListedObject { name, stat });
+                }
                 Err(error) => listing.unreadable.push((entry.path().to_owned(), error)),
             }
         }
@@ -249,7 +256,13 @@ impl RemoteStore {
     }
 
     /// All objects of a Swift container; `folder` goes before their names.
-    async fn container(&self, account: &Account, container: &str, folder: &str, suffix: &str) -> Result<Listing> {
+    async fn container(
+        &self,
+        account: &Account,
+        container: &str,
+        folder: &str,
+        suffix: &str,
+    ) -> Result<Listing> {
         let mut listing = Listing::default();
         let mut manifests = Vec::new();
         let take = |listed: Listed| {
@@ -320,9 +333,11 @@ impl Store for RemoteStore {
             }
         });
         let mut listing = listed.map_err(|error| match error.kind() {
-            ErrorKind::ObjectNotFound | ErrorKind::StoreNotFound => {
-                Error::caused_by(ErrorKind::StoreNotFound, format!("there is no store {:?}", self.location), error)
-            }
+            ErrorKind::ObjectNotFound | ErrorKind::StoreNotFound => Error::caused_by(
+                ErrorKind::StoreNotFound,
+                format!("there is no store {:?}", self.location),
+                error,
+            ),
             _ => error.context(format!("cannot list the store {:?}", self.location)),
         })?;
         listing.objects.sort_unstable_by(|a, b| a.name.cmp(&b.name));

@@ -107,7 +107,8 @@ impl RemoteObject {
             plan.windows.pop_first();
         }
         plan.windows.insert(start, window.clone());
-        let task = fill(self.engine.tries().clone(), self.source.clone(), Arc::downgrade(&window), start, len);
+        let task =
+            fill(self.engine.tries().clone(), self.source.clone(), Arc::downgrade(&window), start, len);
         self.engine.start(task);
         Some(window)
     }
@@ -149,7 +150,9 @@ impl RemoteObject {
             }
             // What lies behind it will hardly be read again.
             let behind = stream.next.saturating_sub(stream.window.max(WINDOW_BYTES_MIN));
-            plan.windows.retain(|_, window| window.len < WINDOW_BYTES_MIN || window.end() > behind || window.start > offset);
+            plan.windows.retain(|_, window| {
+                window.len < WINDOW_BYTES_MIN || window.end() > behind || window.start > offset
+            });
         }
         if plan.streams.len() == STREAMS_MAX {
             plan.streams.remove(0);

@@ -57,7 +57,9 @@ impl S3Settings {
             bucket: bucket.to_owned(),
             endpoint,
             region: region.unwrap_or_else(|| REGION.to_owned()),
-            keys: env("AWS_ACCESS_KEY_ID").zip(env("AWS_SECRET_ACCESS_KEY")).map(|(a, s)| (Secret::new(a), Secret::new(s))),
+            keys: env("AWS_ACCESS_KEY_ID")
+                .zip(env("AWS_SECRET_ACCESS_KEY"))
+                .map(|(a, s)| (Secret::new(a), Secret::new(s))),
             session_token: env("AWS_SESSION_TOKEN").map(Secret::new),
             customer_key: None,
             access: Access { ca_file: env("AWS_CA_BUNDLE").map(Into::into), ..Access::default() },
@@ -103,7 +105,8 @@ impl GcsSettings {
     /// A bucket by its name, everything else as the environment says.
     pub fn from_env(bucket: &str, endpoint: Option<String>, env: Env<'_>) -> Self {
         let emulator = env("STORAGE_EMULATOR_HOST");
-        let emulator = emulator.map(|host| if host.contains("://") { host } else { format!("http://{host}") });
+        let emulator =
+            emulator.map(|host| if host.contains("://") { host } else { format!("http://{host}") });
         let endpoint = endpoint.or(emulator);
         let credential_file = env("GOOGLE_APPLICATION_CREDENTIALS");
         Self {
@@ -423,9 +426,12 @@ mod tests {
     #[test]
     fn the_environment_is_read_as_openstacks_tools_do() {
         let base = [("OS_AUTH_URL", "http://k"), ("OS_USERNAME", "u"), ("OS_PASSWORD", "s3cret")];
-        let settings = swift(&[&base[..], &[("OS_PROJECT_NAME", "p"), ("OS_USER_DOMAIN_NAME", "D")]].concat()).unwrap();
+        let settings =
+            swift(&[&base[..], &[("OS_PROJECT_NAME", "p"), ("OS_USER_DOMAIN_NAME", "D")]].concat()).unwrap();
         assert!(!format!("{settings:?}").contains("s3cret"));
-        let SwiftAuth::V3 { identity: Identity::Password { project, user_domain, project_domain, .. }, .. } = settings.auth
+        let SwiftAuth::V3 {
+            identity: Identity::Password { project, user_domain, project_domain, .. }, ..
+        } = settings.auth
         else {
             panic!()
         };
@@ -442,7 +448,10 @@ mod tests {
             ("OS_APPLICATION_CREDENTIAL_SECRET", "s"),
         ];
         let settings = swift(&credential).unwrap();
-        assert!(matches!(settings.auth, SwiftAuth::V3 { identity: Identity::ApplicationCredential { .. }, .. }));
+        assert!(matches!(
+            settings.auth,
+            SwiftAuth::V3 { identity: Identity::ApplicationCredential { .. }, .. }
+        ));
         let token = swift(&[("OS_AUTH_TOKEN", "t"), ("OS_STORAGE_URL", "http://s/v1/a")]).unwrap();
         assert!(matches!(token.auth, SwiftAuth::Token { .. }));
     }

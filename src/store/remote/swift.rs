@@ -42,8 +42,13 @@ impl Account {
     /// The names of all containers.
     pub(super) async fn containers(&self, tries: &Tries) -> Result<Vec<String>> {
         let mut names = Vec::new();
-        self.pages(tries, "", |container: &Container| &container.name, |container| names.push(container.name))
-            .await?;
+        self.pages(
+            tries,
+            "",
+            |container: &Container| &container.name,
+            |container| names.push(container.name),
+        )
+        .await?;
         Ok(names)
     }
 
@@ -99,7 +104,10 @@ impl Account {
             return Ok(Vec::new());
         }
         serde_json::from_slice(&body).map_err(|error| {
-            Failed::passing(Error::new(ErrorKind::StoreIo, format!("a listing is not what Swift writes: {error}")))
+            Failed::passing(Error::new(
+                ErrorKind::StoreIo,
+                format!("a listing is not what Swift writes: {error}"),
+            ))
         })
     }
 }

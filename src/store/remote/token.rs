@@ -141,9 +141,8 @@ fn catalogued(told: &Value, region: Option<&str>) -> Option<String> {
     let store = services.iter().filter(|service| service["type"] == "object-store");
     let mut endpoints = store.filter_map(|service| service["endpoints"].as_array()).flatten();
     let found = endpoints.find(|endpoint| {
-        let is_there = region.is_none_or(|region| {
-            endpoint["region"] == region || endpoint["region_id"] == region
-        });
+        let is_there =
+            region.is_none_or(|region| endpoint["region"] == region || endpoint["region_id"] == region);
         endpoint["interface"] == "public" && is_there
     })?;
     found["url"].as_str().map(str::to_owned)
@@ -216,7 +215,10 @@ fn header(text: &str) -> Result<HeaderValue, Failed> {
 
 fn parsed(url: &str) -> Result<reqwest::Url, Failed> {
     reqwest::Url::parse(url).map_err(|error| {
-        Failed::lasting(Error::new(ErrorKind::Usage, format!("the authentication URL {url:?} is none: {error}")))
+        Failed::lasting(Error::new(
+            ErrorKind::Usage,
+            format!("the authentication URL {url:?} is none: {error}"),
+        ))
     })
 }
 
@@ -226,6 +228,7 @@ fn strange(url: &str, what: &str) -> Failed {
 
 #[cfg(test)]
 mod tests {
+    use super::super::settings::Secret;
     use super::*;
 
     #[test]

@@ -144,7 +144,12 @@ impl Window {
 
     /// Reads at `offset`, which it covers, as much as `buf` and the window hold; waits until that is there, `patience` at most for each
     /// piece.
-    pub(super) fn read(&self, buf: &mut [u8], offset: u64, patience: Duration) -> Result<Answer, WindowError> {
+    pub(super) fn read(
+        &self,
+        buf: &mut [u8],
+        offset: u64,
+        patience: Duration,
+    ) -> Result<Answer, WindowError> {
         let from = (offset - self.start) as usize;
         let until = (self.len as usize).min(from.saturating_add(buf.len()));
         let mut state = lock(&self.state);
@@ -237,7 +242,9 @@ mod tests {
         std::thread::scope(|scope| {
             let reader = scope.spawn(|| {
                 let mut buf = [0; 100];
-                let Ok(Answer::Read(n)) = window.read(&mut buf, 104, Duration::from_secs(60)) else { panic!() };
+                let Ok(Answer::Read(n)) = window.read(&mut buf, 104, Duration::from_secs(60)) else {
+                    panic!()
+                };
                 buf[..n].to_vec()
             });
             window.push(b"567");
