@@ -183,6 +183,7 @@ pub(crate) fn the_version_follows_the_content(bench: &dyn Bench) {
     }
 }
 
+#[allow(dead_code, reason = "for servers only")]
 pub(crate) fn a_replaced_object_is_never_mixed(bench: &dyn Bench) {
     let (old, new) = (pattern(3_000_000), vec![7; 3_000_000]);
     bench.put("c/o", &old);
@@ -202,6 +203,7 @@ pub(crate) fn a_replaced_object_is_never_mixed(bench: &dyn Bench) {
     assert_eq!(read(bench.store(), "c/o").unwrap_err().kind(), ErrorKind::ObjectNotFound);
 }
 
+#[allow(dead_code, reason = "for servers only")]
 pub(crate) fn the_version_tells_contents_apart(bench: &dyn Bench) {
     let version = || bench.store().open(&name("o")).unwrap().stat().version.clone();
     let mut seen = HashSet::new();
