@@ -220,3 +220,24 @@ fn a_server_that_is_not_there_is_the_stores_failure_and_soon() {
         assert!(error.to_string().contains(told), "{error}");
     }
 }
+
+#[test]
+#[ignore = "needs servers; scripts/services/test.sh"]
+fn a_certificate_of_a_private_ca_is_believed_when_told_to() {
+    let bucket = Bucket::new(Kind::S3);
+    bucket.put("o", b"content");
+    let word = format!("s3://{}?endpoint={}", bucket.name, told(Kind::S3, "TLS_ENDPOINT"));
+    let before = std::time::Instant::now();
+    let error = open(Kind::S3, &word).unwrap().list("").unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::StoreIo);
+    assert!(error.to_string().contains("is not trusted"), "{error}");
+    assert!(before.elapsed() < Limits::default().deadline, "it was asked again and again");
+    let ca = told(Kind::S3, "CA");
+    let store = open_with(Kind::S3, &word, &[("AWS_CA_BUNDLE", Some(&ca))]);
+    assert_eq!(listed(&*store, ""), ["o"]);
+    assert_eq!(read(&*store, "o").unwrap(), b"content");
+    let env = |name: &str| maybe_told(Kind::S3, name);
+    let settings = S3Settings::from_env(&bucket.name, maybe_told(Kind::S3, "TLS_ENDPOINT"), None, &env);
+    let access = remote::Access { is_insecure: true, ..settings.access.clone() };
+    assert_eq!(read(&*remote::s3(S3Settings { access, ..settings }).unwrap(), "o").unwrap(), b"content");
+}

@@ -95,9 +95,7 @@ pub(super) fn of_transport(url: &Url, error: &reqwest::Error) -> Failed {
     let host = shown(url);
     let mut cause: Option<&(dyn StdError + 'static)> = Some(error);
     while let Some(source) = cause {
-        let io = source.downcast_ref::<std::io::Error>();
-        let inner = io.and_then(std::io::Error::get_ref).map(|inner| inner as &(dyn StdError + 'static));
-        let tls = source.downcast_ref::<rustls::Error>().or_else(|| inner?.downcast_ref());
+        let tls = tls_error(source);
         if let Some(tls) = tls {
             // A certificate does not get better by asking again; alerts and torn connections may.
             let message = match tls {
@@ -112,8 +110,7 @@ pub(super) fn of_transport(url: &Url, error: &reqwest::Error) -> Failed {
             };
             return Failed::passing(Error::new(ErrorKind::StoreIo, message));
         }
-        let next = source.source();
-        cause = next;
+        cause = source.source();
     }
     let story = story(error);
     let message = if story.contains("dns error") || story.contains("failed to lookup") {
@@ -128,6 +125,15 @@ pub(super) fn of_transport(url: &Url, error: &reqwest::Error) -> Failed {
         format!("the connection to {host} broke: {story}")
     };
     Failed::passing(Error::new(ErrorKind::StoreIo, message))
+}
+
+/// The error of TLS itself, which lies in one or more I/O errors that do not tell it as their source.
+fn tls_error<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a rustls::Error> {
+    let mut inner = error;
+    while let Some(next) = inner.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
+        inner = next;
+    }
+    inner.downcast_ref()
 }
 
 /// The innermost causes of an error; its outer ones say "error sending request".
@@ -229,6 +235,14 @@ fn clipped(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_error_of_tls_is_found_in_errors_of_io() {
+        let tls = rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
+        let wrapped = std::io::Error::other(std::io::Error::other(tls.clone()));
+        assert_eq!(tls_error(&wrapped), Some(&tls));
+        assert_eq!(tls_error(&std::io::Error::other("x")), None);
+    }
 
     fn status(code: u16, text: &str) -> Failed {
         let url = Url::parse("https://user:pw@host:444/bucket/key?X-Signature=secret").unwrap();
