@@ -159,6 +159,11 @@ pub struct Gcs {
 pub struct Secret(String);
 
 impl Secret {
+    /// Keeps `text`.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
     /// The text, for the one who sends it.
     pub fn reveal(&self) -> &str {
         &self.0

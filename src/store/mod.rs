@@ -14,6 +14,8 @@ pub mod memory;
 pub mod fault;
 pub mod deadline;
 pub mod share;
+#[cfg(feature = "remote")]
+pub mod remote;
 
 use std::io;
 use std::sync::Arc;

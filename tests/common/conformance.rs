@@ -21,15 +21,26 @@ macro_rules! conforms {
     ($store:ident, $bench:expr) => {
         mod $store {
             use super::*;
-            conforms!(@each $bench,
+            conforms!(@each [cfg(all())] $bench,
                 an_empty_store_lists_nothing, lists_by_suffix_sorted_and_nested, any_utf8_name_is_a_name,
                 a_missing_object_is_not_found, reads_across_and_past_the_end, an_empty_object_is_an_object,
                 no_offset_is_too_big, an_open_object_outlives_its_name, the_version_follows_the_content,
                 the_listing_tells_what_open_tells, many_threads_read_the_right_bytes);
         }
     };
-    (@each $bench:expr, $($property:ident),*) => {
-        $(#[test] fn $property() { conformance::$property(&$bench); })*
+    // A server, whose objects are replaced whole and known by what is in them.
+    (replaced $store:ident, $bench:expr) => {
+        mod $store {
+            use super::*;
+            conforms!(@each [ignore = "needs servers; scripts/services/test.sh"] $bench,
+                an_empty_store_lists_nothing, lists_by_suffix_sorted_and_nested, any_utf8_name_is_a_name,
+                a_missing_object_is_not_found, reads_across_and_past_the_end, an_empty_object_is_an_object,
+                no_offset_is_too_big, a_replaced_object_is_never_mixed, the_version_tells_contents_apart,
+                the_listing_tells_what_open_tells, many_threads_read_the_right_bytes);
+        }
+    };
+    (@each $attribute:tt $bench:expr, $($property:ident),*) => {
+        $(#[test] #$attribute fn $property() { conformance::$property(&$bench); })*
     };
 }
 pub(crate) use conforms;
@@ -169,6 +180,37 @@ pub(crate) fn the_version_follows_the_content(bench: &dyn Bench) {
         assert!(seen.insert(version()), "stays at {:?}", version());
         // Two replacements within one tick of a file system's clock differ in inode only, and inodes are used again.
         std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+}
+
+#[allow(dead_code, reason = "for servers only")]
+pub(crate) fn a_replaced_object_is_never_mixed(bench: &dyn Bench) {
+    let (old, new) = (pattern(3_000_000), vec![7; 3_000_000]);
+    bench.put("c/o", &old);
+    let source = bench.store().open(&name("c/o")).unwrap();
+    let mut buf = vec![0; 1000];
+    read_exact_at(&*source, &mut buf, 0).unwrap();
+    bench.put("c/o", &new);
+    for offset in (0..2_900_000).step_by(100_000) {
+        match read_exact_at(&*source, &mut buf, offset) {
+            Ok(()) => assert!(buf == old[offset as usize..][..1000], "bytes of another object at {offset}"),
+            Err(error) => assert_eq!(error.kind(), ErrorKind::StoreIo, "{error}"),
+        }
+    }
+    assert!(read_exact_at(&*source, &mut buf, 2_999_000).is_err(), "this was not fetched before");
+    assert!(read(bench.store(), "c/o").unwrap() == new);
+    bench.remove("c/o");
+    assert_eq!(read(bench.store(), "c/o").unwrap_err().kind(), ErrorKind::ObjectNotFound);
+}
+
+#[allow(dead_code, reason = "for servers only")]
+pub(crate) fn the_version_tells_contents_apart(bench: &dyn Bench) {
+    let version = || bench.store().open(&name("o")).unwrap().stat().version.clone();
+    let mut seen = HashSet::new();
+    for content in [&b"1"[..], b"2", b"33", b""] {
+        bench.put("o", content);
+        assert_eq!(version(), version(), "changes without a change");
+        assert!(seen.insert(version()), "stays at {:?}", version());
     }
 }
 

@@ -1,0 +1,301 @@
+//! What went wrong between here and a server, in our kinds and words.
+//!
+//! Idea: a failure has an [`Error`] and one more bit, whether the same request may succeed a moment later. It travels through OpenDAL as the
+//! source of its error and is taken out again on the other side.
+//!
+//! Invariants: no message holds a token, a key, or the query of a URL; text of a server is quoted, and short.
+
+use std::error::Error as StdError;
+
+use http::StatusCode;
+use reqwest::Url;
+
+use crate::error::{Error, ErrorKind};
+
+/// Characters of a server's own words that are told.
+const WORDS_MAX: usize = 200;
+
+/// A failed request.
+#[derive(Debug)]
+pub(super) struct Failed {
+    pub(super) error: Error,
+    /// Whether it may succeed when it is sent again.
+    pub(super) is_passing: bool,
+    /// Whether the server does not know who we are: a token that has expired says so.
+    pub(super) is_unknown_token: bool,
+}
+
+impl Failed {
+    /// A failure that comes again.
+    pub(super) fn lasting(error: Error) -> Self {
+        Self { error, is_passing: false, is_unknown_token: false }
+    }
+
+    /// A failure that may pass.
+    pub(super) fn passing(error: Error) -> Self {
+        Self { error, is_passing: true, is_unknown_token: false }
+    }
+
+    /// As OpenDAL carries it.
+    pub(super) fn into_opendal(self) -> opendal::Error {
+        let kind = match self.error.kind() {
+            ErrorKind::ObjectNotFound => opendal::ErrorKind::NotFound,
+            ErrorKind::AccessDenied => opendal::ErrorKind::PermissionDenied,
+            _ => opendal::ErrorKind::Unexpected,
+        };
+        let is_passing = self.is_passing;
+        opendal::Error::new(kind, "request failed").with_temporary(is_passing).set_source(Carried(self.error))
+    }
+
+    /// What OpenDAL carried, or what it says itself.
+    pub(super) fn from_opendal(error: &opendal::Error) -> Self {
+        let is_passing = error.is_temporary();
+        let mut cause: Option<&(dyn StdError + 'static)> = error.source();
+        while let Some(source) = cause {
+            if let Some(Carried(carried)) = source.downcast_ref::<Carried>() {
+                return Self { error: carried.clone(), is_passing, is_unknown_token: false };
+            }
+            cause = source.source();
+        }
+        let kind = match error.kind() {
+            opendal::ErrorKind::NotFound => ErrorKind::ObjectNotFound,
+            opendal::ErrorKind::PermissionDenied => ErrorKind::AccessDenied,
+            // OpenDAL has no kind for having found no credentials.
+            _ if error.message().contains("credential") => ErrorKind::AccessDenied,
+            opendal::ErrorKind::ConfigInvalid => ErrorKind::Usage,
+            _ => ErrorKind::StoreIo,
+        };
+        let mut words = clipped(error.message());
+        if let Some(source) = error.source() {
+            words = format!("{words}: {}", clipped(&source.to_string()));
+        }
+        Self { error: Error::new(kind, words), is_passing, is_unknown_token: false }
+    }
+}
+
+/// An [`Error`] on its way through OpenDAL.
+#[derive(Debug)]
+struct Carried(Error);
+
+impl std::fmt::Display for Carried {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl StdError for Carried {}
+
+/// A URL without what may be secret in it.
+pub(super) fn shown(url: &Url) -> String {
+    url.origin().ascii_serialization()
+}
+
+/// Why no answer came, or not the whole of it.
+pub(super) fn of_transport(url: &Url, error: &reqwest::Error) -> Failed {
+    let host = shown(url);
+    let mut cause: Option<&(dyn StdError + 'static)> = Some(error);
+    while let Some(source) = cause {
+        let tls = tls_error(source);
+        if let Some(tls) = tls {
+            // A certificate does not get better by asking again; alerts and torn connections may.
+            let message = match tls {
+                rustls::Error::InvalidCertificate(why) => {
+                    let why = clipped(&format!("{why:?}"));
+                    let message = format!(
+                        "the certificate of {host} is not trusted ({why}); a private CA's certificate is given by OS_CACERT, AWS_CA_BUNDLE or the cinder.conf"
+                    );
+                    return Failed::lasting(Error::new(ErrorKind::StoreIo, message));
+                }
+                other => format!("TLS with {host} failed: {}", clipped(&other.to_string())),
+            };
+            return Failed::passing(Error::new(ErrorKind::StoreIo, message));
+        }
+        cause = source.source();
+    }
+    let story = story(error);
+    let message = if story.contains("dns error") || story.contains("failed to lookup") {
+        format!("cannot find the address of {host}: {story}")
+    } else if error.is_timeout() {
+        format!("{host} did not answer in time")
+    } else if error.is_connect() {
+        format!("cannot connect to {host}: {story}")
+    } else if error.is_builder() {
+        return Failed::lasting(Error::new(ErrorKind::Usage, format!("cannot ask {host}: {story}")));
+    } else {
+        format!("the connection to {host} broke: {story}")
+    };
+    Failed::passing(Error::new(ErrorKind::StoreIo, message))
+}
+
+/// The error of TLS itself, which lies in one or more I/O errors that do not tell it as their source.
+fn tls_error<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a rustls::Error> {
+    let mut inner = error;
+    while let Some(next) = inner.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
+        inner = next;
+    }
+    inner.downcast_ref()
+}
+
+/// The innermost causes of an error; its outer ones say "error sending request".
+pub(super) fn story(error: &(dyn StdError + 'static)) -> String {
+    let mut last = error.to_string();
+    let mut cause = error.source();
+    while let Some(source) = cause {
+        last = source.to_string();
+        // `failed to lookup …` stands below `dns error`.
+        if last.starts_with("dns error") {
+            break;
+        }
+        cause = source.source();
+    }
+    clipped(&last)
+}
+
+/// What an answer that is no success says.
+pub(super) fn of_status(url: &Url, status: StatusCode, text: &[u8]) -> Failed {
+    let host = shown(url);
+    let words = words_of(text);
+    let said = if words.is_empty() { String::new() } else { format!(": {words:?}") };
+    let make = |kind, why: &str| Error::new(kind, format!("{host} answered {}{why}{said}", status.as_u16()));
+    let mut failed = match status {
+        StatusCode::UNAUTHORIZED => {
+            Failed::lasting(make(ErrorKind::AccessDenied, ", it does not accept the credentials"))
+        }
+        StatusCode::FORBIDDEN => Failed::lasting(make(ErrorKind::AccessDenied, ", access is denied")),
+        StatusCode::NOT_FOUND if words.contains("NoSuchBucket") => {
+            Failed::lasting(make(ErrorKind::StoreNotFound, ", there is no such bucket"))
+        }
+        StatusCode::NOT_FOUND => {
+            Failed::lasting(make(ErrorKind::ObjectNotFound, ", there is no such object"))
+        }
+        StatusCode::PRECONDITION_FAILED => {
+            Failed::lasting(make(ErrorKind::StoreIo, ", the object was replaced while it was read"))
+        }
+        // What S3 says of objects that a customer's key has encrypted, and we have no key or another one.
+        StatusCode::BAD_REQUEST => Failed::lasting(make(
+            ErrorKind::AccessDenied,
+            ", the request does not suit it; an object that is encrypted with a customer's key (SSE-C) needs that key",
+        )),
+        StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => {
+            Failed::passing(make(ErrorKind::StoreIo, ", it is too busy"))
+        }
+        // Swift's rate limit.
+        _ if status.as_u16() == 498 => Failed::passing(make(ErrorKind::StoreIo, ", it is too busy")),
+        _ if status.is_server_error() => {
+            Failed::passing(make(ErrorKind::StoreIo, ", it has a problem of its own"))
+        }
+        _ if status.is_redirection() => {
+            Failed::lasting(make(ErrorKind::StoreIo, ", it points to another host, which is not followed"))
+        }
+        _ => Failed::lasting(make(ErrorKind::StoreIo, "")),
+    };
+    failed.is_unknown_token = status == StatusCode::UNAUTHORIZED;
+    failed
+}
+
+/// The words in an error's text: S3's code and message, Keystone's message, or the text without tags.
+fn words_of(text: &[u8]) -> String {
+    let text = String::from_utf8_lossy(text);
+    let between = |from: &str, to: &str| {
+        let rest = &text[text.find(from)? + from.len()..];
+        rest.find(to).map(|end| rest[..end].trim().to_owned()).filter(|words| !words.is_empty())
+    };
+    let code = between("<Code>", "</Code>");
+    let message = between("<Message>", "</Message>").or_else(|| between("\"message\": \"", "\""));
+    match (code, message) {
+        (Some(code), Some(message)) => clipped(&format!("{code}, {message}")),
+        (Some(words), None) | (None, Some(words)) => clipped(&words),
+        (None, None) => clipped(&without_tags(&text)),
+    }
+}
+
+fn without_tags(text: &str) -> String {
+    let mut plain = String::new();
+    let mut is_tag = false;
+    for c in text.chars() {
+        match c {
+            '<' => is_tag = true,
+            '>' => {
+                is_tag = false;
+                plain.push(' ');
+            }
+            c if !is_tag => plain.push(c),
+            _ => {}
+        }
+    }
+    plain
+}
+
+/// One line of bounded length.
+fn clipped(text: &str) -> String {
+    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    line.chars().take(WORDS_MAX).collect::<String>().trim_end_matches('.').to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_of_tls_is_found_in_errors_of_io() {
+        let tls = rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
+        let wrapped = std::io::Error::other(std::io::Error::other(tls.clone()));
+        assert_eq!(tls_error(&wrapped), Some(&tls));
+        assert_eq!(tls_error(&std::io::Error::other("x")), None);
+    }
+
+    fn status(code: u16, text: &str) -> Failed {
+        let url = Url::parse("https://user:pw@host:444/bucket/key?X-Signature=secret").unwrap();
+        of_status(&url, StatusCode::from_u16(code).unwrap(), text.as_bytes())
+    }
+
+    #[test]
+    fn statuses_become_kinds_and_tell_no_secret() {
+        let cases = [
+            (401, ErrorKind::AccessDenied, false),
+            (403, ErrorKind::AccessDenied, false),
+            (404, ErrorKind::ObjectNotFound, false),
+            (412, ErrorKind::StoreIo, false),
+            (429, ErrorKind::StoreIo, true),
+            (498, ErrorKind::StoreIo, true),
+            (500, ErrorKind::StoreIo, true),
+            (503, ErrorKind::StoreIo, true),
+            (301, ErrorKind::StoreIo, false),
+        ];
+        for (code, kind, is_passing) in cases {
+            let failed = status(code, "");
+            assert_eq!((failed.error.kind(), failed.is_passing), (kind, is_passing), "{code}");
+            let text = failed.error.to_string();
+            assert!(text.starts_with(&format!("https://host:444 answered {code}")), "{text}");
+            assert!(!text.contains("secret") && !text.contains("pw"), "{text}");
+        }
+        assert!(status(401, "").is_unknown_token);
+    }
+
+    #[test]
+    fn a_servers_words_are_found_and_quoted() {
+        let xml =
+            "<?xml version=\"1.0\"?><Error><Code>NoSuchBucket</Code><Message>no\nsuch\x1b</Message></Error>";
+        let failed = status(404, xml);
+        assert_eq!(failed.error.kind(), ErrorKind::StoreNotFound);
+        assert!(failed.error.to_string().ends_with(r#": "NoSuchBucket, no such\u{1b}""#), "{}", failed.error);
+        let json = "{\"error\": {\"code\": 401, \"message\": \"The request you have made requires authentication.\"}}";
+        assert!(status(401, json).error.to_string().ends_with("requires authentication\""));
+        let html = "<html><h1>Forbidden</h1><p>Access was denied.</p></html>";
+        assert!(status(403, html).error.to_string().ends_with(": \"Forbidden Access was denied\""));
+        assert!(status(500, &"x".repeat(5000)).error.to_string().len() < 400);
+    }
+
+    #[test]
+    fn a_failure_comes_through_opendal_as_it_was() {
+        for code in [401, 404, 503] {
+            let before = status(code, "words");
+            let (text, kind, is_passing) = (before.error.to_string(), before.error.kind(), before.is_passing);
+            let after = Failed::from_opendal(&before.into_opendal().with_context("key", "value"));
+            assert_eq!(
+                (after.error.to_string(), after.error.kind(), after.is_passing),
+                (text, kind, is_passing)
+            );
+        }
+    }
+}

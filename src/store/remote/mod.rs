@@ -1,0 +1,422 @@
+//! Stores behind HTTP: OpenStack Swift, S3, Google Cloud Storage.
+//!
+//! Problem: Cinder writes to buckets more often than to disks, and reading a backup there should cost the bytes that are needed and a few
+//! journeys to the server. Idea: OpenDAL speaks with the servers; we say what to fetch, how long to try, and what a failure means.
+//!
+//! - [`words`]: `swift:…`, `s3://…`, `gs://…`.
+//! - [`settings`]: credentials and servers, from the environment, a `clouds.yaml` ([`clouds`]) or a cinder.conf.
+//! - [`http`], [`failure`]: one transport beneath OpenDAL, and what errors mean.
+//! - [`token`], [`swift`]: what Swift needs beyond OpenDAL.
+//! - [`engine`]: threads, retries, deadlines.
+//! - [`object`], [`window`]: ranged reads, a little ahead of who reads on.
+//!
+//! Invariants: an object's bytes are of the one that was opened, or the read fails; nothing is asked of a server before the first call; no
+//! credential is in a message or a location.
+
+mod clouds;
+mod engine;
+mod failure;
+mod http;
+mod object;
+pub mod settings;
+mod swift;
+mod token;
+mod window;
+pub mod words;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use futures_util::{StreamExt as _, TryStreamExt as _};
+use opendal::options::{ListOptions, ReaderOptions};
+use opendal::services::{Gcs, S3, Swift};
+use opendal::{Metadata, OperationContext, Operator};
+
+pub use self::engine::Limits;
+use self::engine::{Engine, Tries};
+use self::failure::Failed;
+pub use self::http::Access;
+use self::http::{Pages, Transport, bare_etag, client};
+use self::object::{RemoteObject, Source};
+use self::settings::{GcsSettings, S3Settings, SwiftSettings};
+use self::swift::{Account, Listed, encoded};
+use self::token::Tokens;
+use self::window::Shelf;
+use super::{ListedObject, Listing, ObjectSource, ObjectStat, ObjectVersion, Ownership, Store};
+use crate::error::{Error, ErrorKind, Result};
+use crate::types::ObjectName;
+
+/// Who may read an object: a server knows accounts and no users of this machine, so it is whoever has the credentials, which is us.
+const MODE: u32 = 0o400;
+
+/// Containers listed at once.
+const CONTAINERS_AT_ONCE: usize = 4;
+
+/// Objects that are asked about one by one, at once.
+const STATS_AT_ONCE: usize = 8;
+
+/// Objects that a listing goes through, at most: a hostile server's pages need not end. 10,000 backups of 1 TiB have some 200 million.
+const LISTED_MAX: u64 = 1 << 30;
+
+/// An S3 bucket.
+pub fn s3(settings: S3Settings) -> Result<Arc<dyn Store>> {
+    let mut builder = S3::default()
+        .bucket(&settings.bucket)
+        .region(&settings.region)
+        // It is for machines at Amazon, and elsewhere an address that hangs.
+        .disable_ec2_metadata();
+    if let Some(endpoint) = &settings.endpoint {
+        builder = builder.endpoint(endpoint);
+    }
+    if let Some((access, secret)) = &settings.keys {
+        builder =
+            builder.access_key_id(access.reveal()).secret_access_key(secret.reveal()).disable_config_load();
+    }
+    if let Some(token) = &settings.session_token {
+        builder = builder.session_token(token.reveal());
+    }
+    if let Some((algorithm, key)) = &settings.customer_key {
+        builder = builder.server_side_encryption_with_customer_key(algorithm, key.reveal().as_bytes());
+    }
+    let engine = Engine::new(settings.limits)?;
+    let pages = Pages { tries: engine.tries().clone(), mark: "<ListBucketResult" };
+    let transport = Transport::new(client(&settings.access)?, None, Some(pages));
+    let operator = operator_of(Operator::new(builder), transport)?;
+    let location = match &settings.endpoint {
+        Some(endpoint) => format!("s3://{}?endpoint={endpoint}", settings.bucket),
+        None => format!("s3://{}", settings.bucket),
+    };
+    RemoteStore::new(location, Backend::Bucket(operator, Naming::Etag), engine)
+}
+
+/// A bucket of Google Cloud Storage.
+pub fn gcs(settings: GcsSettings) -> Result<Arc<dyn Store>> {
+    let mut builder = Gcs::default().bucket(&settings.bucket);
+    if let Some(endpoint) = &settings.endpoint {
+        builder = builder.endpoint(endpoint);
+    }
+    if let Some(file) = &settings.credential_file {
+        builder = builder.credential_path(file);
+    }
+    if settings.is_anonymous {
+        builder = builder.skip_signature();
+    }
+    let engine = Engine::new(settings.limits)?;
+    let pages = Pages { tries: engine.tries().clone(), mark: "storage#objects" };
+    let transport = Transport::new(client(&settings.access)?, None, Some(pages));
+    let operator = operator_of(Operator::new(builder), transport)?;
+    let location = match &settings.endpoint {
+        Some(endpoint) => format!("gs://{}?endpoint={endpoint}", settings.bucket),
+        None => format!("gs://{}", settings.bucket),
+    };
+    RemoteStore::new(location, Backend::Bucket(operator, Naming::Generation), engine)
+}
+
+/// A container of Swift, or an account whose containers are folders.
+pub fn swift(settings: SwiftSettings) -> Result<Arc<dyn Store>> {
+    let client = client(&settings.access)?;
+    let (container, limits) = (settings.container.clone(), settings.limits);
+    let location = format!("swift:{}", container.as_deref().unwrap_or_default());
+    let tokens = Arc::new(Tokens::new(client.clone(), settings));
+    let account = Account { client, tokens };
+    RemoteStore::new(
+        location,
+        Backend::Swift { account, container, operators: Mutex::default() },
+        Engine::new(limits)?,
+    )
+}
+
+fn operator_of(built: opendal::Result<Operator>, transport: Transport) -> Result<Operator> {
+    let operator = built.map_err(|error| Failed::from_opendal(&error).error)?;
+    let transport = opendal::HttpTransporter::new(transport);
+    Ok(operator.with_context(OperationContext::new().with_http_transport(transport)))
+}
+
+/// A store behind HTTP.
+struct RemoteStore {
+    location: String,
+    backend: Backend,
+    engine: Arc<Engine>,
+    shelf: Arc<Shelf>,
+}
+
+enum Backend {
+    Bucket(Operator, Naming),
+    Swift {
+        account: Account,
+        container: Option<String>,
+        /// By container; the account's URL is known only after the first authentication.
+        operators: Mutex<HashMap<String, Operator>>,
+    },
+}
+
+/// What distinguishes an object from another one of its name.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Naming {
+    Etag,
+    /// Google's number, which is the same in all its interfaces, as its ETags are not.
+    Generation,
+}
+
+impl RemoteStore {
+    #[expect(clippy::new_ret_no_self, reason = "all that is made of it is a store")]
+    fn new(location: String, backend: Backend, engine: Engine) -> Result<Arc<dyn Store>> {
+        Ok(Arc::new(Self { location, backend, engine: Arc::new(engine), shelf: Arc::default() }))
+    }
+
+    fn tries(&self) -> &Tries {
+        self.engine.tries()
+    }
+
+    /// The operator for an object, its name there, and how it is told from others.
+    async fn place<'a>(&self, name: &'a ObjectName) -> Result<(Operator, &'a str, Naming)> {
+        match &self.backend {
+            Backend::Bucket(operator, naming) => Ok((operator.clone(), name.as_str(), *naming)),
+            Backend::Swift { container: Some(container), .. } => {
+                Ok((self.of_container(container).await?, name.as_str(), Naming::Etag))
+            }
+            Backend::Swift { container: None, .. } => {
+                let Some((container, path)) = name.as_str().split_once('/') else {
+                    return Err(missing(name));
+                };
+                Ok((self.of_container(container).await?, path, Naming::Etag))
+            }
+        }
+    }
+
+    async fn of_container(&self, container: &str) -> Result<Operator> {
+        let Backend::Swift { account, operators, .. } = &self.backend else {
+            return Err(Error::new(ErrorKind::StoreIo, "only Swift has containers"));
+        };
+        let lock = || operators.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(operator) = lock().get(container) {
+            return Ok(operator.clone());
+        }
+        let session = self.tries().run(|_| account.tokens.session()).await?;
+        let builder = Swift::default().endpoint(&session.storage_url).container(&encoded(container));
+        let transport = Transport::new(account.client.clone(), Some(account.tokens.clone()), None);
+        let operator = operator_of(Operator::new(builder), transport)?;
+        lock().insert(container.to_owned(), operator.clone());
+        Ok(operator)
+    }
+
+    async fn stat(&self, name: &ObjectName) -> Result<(ObjectStat, Source)> {
+        let (operator, path, naming) = self.place(name).await?;
+        // OpenDAL takes spaces off both ends, and would ask for another object.
+        if path.trim() != path {
+            return Err(Error::new(
+                ErrorKind::UnsafeName,
+                format!("object name {name:?} begins or ends with a space, which cannot be asked for"),
+            ));
+        }
+        let run = self
+            .tries()
+            .run(|_| async { operator.stat(path).await.map_err(|error| Failed::from_opendal(&error)) });
+        let meta = run.await.map_err(|error| match error.kind() {
+            ErrorKind::ObjectNotFound => missing(name),
+            _ => error.context(format!("cannot open object {name:?}")),
+        })?;
+        let stat = stat_of(&meta, naming)?;
+        let mut options = ReaderOptions::default();
+        match naming {
+            Naming::Etag => options.if_match = meta.etag().map(quoted),
+            Naming::Generation => options.if_version_match = meta.version().map(str::to_owned),
+        }
+        Ok((stat, Source { operator: operator.clone(), path: path.to_owned(), options }))
+    }
+
+    /// All objects of a bucket.
+    async fn bucket(&self, operator: &Operator, naming: Naming, suffix: &str) -> Result<Listing> {
+        let mut listing = Listing::default();
+        let options = ListOptions { recursive: true, ..ListOptions::default() };
+        let failed = |error: opendal::Error| Failed::from_opendal(&error).error;
+        let mut lister = operator.lister_options("", options).await.map_err(failed)?;
+        let mut looked: u64 = 0;
+        while let Some(entry) = lister.try_next().await.map_err(failed)? {
+            looked += 1;
+            if looked > LISTED_MAX {
+                return Err(Error::new(
+                    ErrorKind::LimitExceeded,
+                    format!("the bucket has more than {LISTED_MAX} objects"),
+                ));
+            }
+            if entry.metadata().is_dir() || !entry.path().ends_with(suffix) {
+                continue;
+            }
+            match ObjectName::parse(entry.path()) {
+                Ok(name) => {
+                    let stat = stat_of(entry.metadata(), naming)?;
+                    listing.objects.push(ListedObject { name, stat });
+                }
+                Err(error) => listing.unreadable.push((entry.path().to_owned(), error)),
+            }
+        }
+        Ok(listing)
+    }
+
+    /// All objects of a Swift container; `folder` goes before their names.
+    async fn container(
+        &self,
+        account: &Account,
+        container: &str,
+        folder: &str,
+        suffix: &str,
+    ) -> Result<Listing> {
+        let mut listing = Listing::default();
+        let mut manifests = Vec::new();
+        let take = |listed: Listed| {
+            if !listed.name.ends_with(suffix) || listed.name.ends_with('/') {
+                return;
+            }
+            let text = format!("{folder}{}", listed.name);
+            match ObjectName::parse(&text) {
+                // A manifest of segments that lie elsewhere, or really empty.
+                Ok(name) if listed.bytes == 0 => manifests.push(name),
+                Ok(name) => listing.objects.push(ListedObject { name, stat: stat_of_swift(&listed) }),
+                Err(error) => listing.unreadable.push((text, error)),
+            }
+        };
+        account.objects(self.tries(), container, take).await?;
+        let mut stats = futures_util::stream::iter(manifests)
+            .map(|name| async move { (self.stat(&name).await, name) })
+            .buffer_unordered(STATS_AT_ONCE);
+        while let Some((outcome, name)) = stats.next().await {
+            match outcome {
+                Ok((stat, _)) => listing.objects.push(ListedObject { name, stat }),
+                // Deleted since.
+                Err(error) if error.kind() == ErrorKind::ObjectNotFound => {}
+                Err(error) => listing.unreadable.push((name.to_string(), error)),
+            }
+        }
+        Ok(listing)
+    }
+
+    /// All objects of an account.
+    async fn account(&self, account: &Account, suffix: &str) -> Result<Listing> {
+        let names = account.containers(self.tries()).await?;
+        let mut listings = futures_util::stream::iter(names)
+            .map(|container| async move {
+                let folder = format!("{container}/");
+                (self.container(account, &container, &folder, suffix).await, container)
+            })
+            .buffer_unordered(CONTAINERS_AT_ONCE);
+        let mut all = Listing::default();
+        while let Some((outcome, container)) = listings.next().await {
+            match outcome {
+                Ok(listing) => {
+                    all.objects.extend(listing.objects);
+                    all.unreadable.extend(listing.unreadable);
+                }
+                // Deleted since.
+                Err(error) if error.kind() == ErrorKind::ObjectNotFound => {}
+                Err(error) => all.unreadable.push((container, error)),
+            }
+        }
+        Ok(all)
+    }
+}
+
+impl Store for RemoteStore {
+    fn location(&self) -> &str {
+        &self.location
+    }
+
+    fn list(&self, suffix: &str) -> Result<Listing> {
+        let listed = self.engine.wait(async {
+            match &self.backend {
+                Backend::Bucket(operator, naming) => self.bucket(operator, *naming, suffix).await,
+                Backend::Swift { account, container: Some(name), .. } => {
+                    self.container(account, name, "", suffix).await
+                }
+                Backend::Swift { account, container: None, .. } => self.account(account, suffix).await,
+            }
+        });
+        let mut listing = listed.map_err(|error| match error.kind() {
+            ErrorKind::ObjectNotFound | ErrorKind::StoreNotFound => Error::caused_by(
+                ErrorKind::StoreNotFound,
+                format!("there is no store {:?}", self.location),
+                error,
+            ),
+            _ => error.context(format!("cannot list the store {:?}", self.location)),
+        })?;
+        listing.objects.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        listing.objects.dedup_by(|a, b| a.name == b.name);
+        Ok(listing)
+    }
+
+    fn open(&self, name: &ObjectName) -> Result<Arc<dyn ObjectSource>> {
+        let (stat, source) = self.engine.wait(self.stat(name))?;
+        Ok(Arc::new(RemoteObject::new(name.clone(), stat, source, self.engine.clone(), self.shelf.clone())))
+    }
+}
+
+fn missing(name: &ObjectName) -> Error {
+    Error::new(ErrorKind::ObjectNotFound, format!("there is no object {name:?}"))
+}
+
+/// As `If-Match` wants it. Swift and GCS tell some ETags bare.
+fn quoted(etag: &str) -> String {
+    format!("\"{}\"", bare_etag(etag))
+}
+
+fn owner() -> Ownership {
+    let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    Ownership { mode: MODE, uid, gid }
+}
+
+fn stat_of(meta: &Metadata, naming: Naming) -> Result<ObjectStat> {
+    let word = match naming {
+        Naming::Etag => meta.etag().map(bare_etag),
+        Naming::Generation => meta.version(),
+    };
+    let len_bytes = meta.content_length();
+    let word = word.ok_or_else(|| {
+        Error::new(ErrorKind::StoreIo, "the server tells no ETag, so what is read could be of two objects")
+    })?;
+    let modified = meta.last_modified().map(SystemTime::from).map(whole_seconds);
+    Ok(ObjectStat { len_bytes, version: version(word, len_bytes), modified, owner: owner() })
+}
+
+fn stat_of_swift(listed: &Listed) -> ObjectStat {
+    let etag = bare_etag(listed.slo_etag.as_deref().unwrap_or(&listed.hash));
+    let modified = format!("{}Z", listed.last_modified.trim_end_matches('Z')).parse::<jiff::Timestamp>();
+    // HEAD tells the next whole second.
+    let modified = modified.ok().map(|at| {
+        let seconds = at.as_second() + i64::from(at.subsec_nanosecond() > 0);
+        SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
+    });
+    ObjectStat { len_bytes: listed.bytes, version: version(etag, listed.bytes), modified, owner: owner() }
+}
+
+fn version(word: &str, len_bytes: u64) -> ObjectVersion {
+    ObjectVersion(format!("{word}:{len_bytes}").into())
+}
+
+/// Listings tell fractions that HEAD does not.
+fn whole_seconds(time: SystemTime) -> SystemTime {
+    match time.duration_since(SystemTime::UNIX_EPOCH) {
+        Ok(since) => SystemTime::UNIX_EPOCH + Duration::from_secs(since.as_secs()),
+        Err(_) => SystemTime::UNIX_EPOCH,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn swifts_listing_tells_what_head_tells() {
+        let listed = |slo: Option<&str>| Listed {
+            name: "a".into(),
+            bytes: 5,
+            hash: "h".into(),
+            slo_etag: slo.map(str::to_owned),
+            last_modified: "1970-01-01T00:00:01.000001".into(),
+        };
+        let stat = stat_of_swift(&listed(None));
+        assert_eq!(&*stat.version.0, "h:5");
+        assert_eq!(stat.modified, Some(SystemTime::UNIX_EPOCH + Duration::from_secs(2)));
+        assert_eq!(&*stat_of_swift(&listed(Some("\"s\""))).version.0, "s:5");
+    }
+}

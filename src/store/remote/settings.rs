@@ -1,0 +1,490 @@
+//! What is needed to reach each kind of store, and where it is said.
+//!
+//! Problem: credentials are in the environment as each vendor's own tools read it, in a `clouds.yaml`, or in the cinder.conf; on a command line
+//! everybody could see them. Idea: one type for each kind of store, made from any of these. The environment is a function, so that
+//! tests need none.
+//!
+//! Invariant: a secret is a [`Secret`], which no message shows.
+
+use super::clouds;
+use super::engine::Limits;
+use super::http::Access;
+pub use crate::cinder_conf::backup::Secret;
+use crate::cinder_conf::backup::{Gcs, S3, Swift};
+use crate::error::{Error, ErrorKind, Result};
+
+/// The region that S3 signatures name unless told.
+const REGION: &str = "us-east-1";
+
+/// Keystone's own name for the domain that is meant when none is said.
+const DOMAIN_ID: &str = "default";
+
+/// A variable of the environment; `None` where it is unset or empty.
+pub type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
+
+/// The process's own environment.
+pub fn environment(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// Access to an S3 bucket.
+#[derive(Clone, Debug)]
+pub struct S3Settings {
+    /// Its name.
+    pub bucket: String,
+    /// Where the server listens; Amazon's where there is none.
+    pub endpoint: Option<String>,
+    /// The region that signatures name.
+    pub region: String,
+    /// Access key and secret key; without them what AWS's own tools would find in their files.
+    pub keys: Option<(Secret, Secret)>,
+    /// What goes with keys that are for a while only.
+    pub session_token: Option<Secret>,
+    /// Algorithm and key that objects are encrypted with by the server (SSE-C).
+    pub customer_key: Option<(String, Secret)>,
+    /// How the server is reached.
+    pub access: Access,
+    /// How hard it is tried.
+    pub limits: Limits,
+}
+
+impl S3Settings {
+    /// A bucket by its name, everything else as the environment says.
+    pub fn from_env(bucket: &str, endpoint: Option<String>, region: Option<String>, env: Env<'_>) -> Self {
+        let endpoint = endpoint.or_else(|| env("AWS_ENDPOINT_URL_S3")).or_else(|| env("AWS_ENDPOINT_URL"));
+        let region = region.or_else(|| env("AWS_REGION")).or_else(|| env("AWS_DEFAULT_REGION"));
+        Self {
+            bucket: bucket.to_owned(),
+            endpoint,
+            region: region.unwrap_or_else(|| REGION.to_owned()),
+            keys: env("AWS_ACCESS_KEY_ID")
+                .zip(env("AWS_SECRET_ACCESS_KEY"))
+                .map(|(a, s)| (Secret::new(a), Secret::new(s))),
+            session_token: env("AWS_SESSION_TOKEN").map(Secret::new),
+            customer_key: None,
+            access: Access { ca_file: env("AWS_CA_BUNDLE").map(Into::into), ..Access::default() },
+            limits: Limits::default(),
+        }
+    }
+
+    /// As cinder-backup is told.
+    pub fn from_conf(conf: &S3, env: Env<'_>) -> Self {
+        // boto3 takes the region from its own configuration, since Cinder has no option for it.
+        let region = env("AWS_REGION").or_else(|| env("AWS_DEFAULT_REGION"));
+        Self {
+            bucket: conf.bucket.clone(),
+            endpoint: Some(conf.endpoint.clone()),
+            region: region.unwrap_or_else(|| REGION.to_owned()),
+            keys: Some((conf.access_key.clone(), conf.secret_key.clone())),
+            session_token: None,
+            customer_key: conf.customer_key.clone(),
+            access: Access { ca_file: conf.ca_file.clone(), is_insecure: !conf.verifies_tls, proxy: None },
+            limits: Limits { connections: connections(conf.connections), ..Limits::default() },
+        }
+    }
+}
+
+/// Access to a bucket of Google Cloud Storage.
+#[derive(Clone, Debug)]
+pub struct GcsSettings {
+    /// Its name.
+    pub bucket: String,
+    /// Where the server listens; Google's where there is none.
+    pub endpoint: Option<String>,
+    /// The service account's file; without it what Google's own tools would find.
+    pub credential_file: Option<String>,
+    /// Whether requests are sent without credentials, as emulators take them.
+    pub is_anonymous: bool,
+    /// How the server is reached.
+    pub access: Access,
+    /// How hard it is tried.
+    pub limits: Limits,
+}
+
+impl GcsSettings {
+    /// A bucket by its name, everything else as the environment says.
+    pub fn from_env(bucket: &str, endpoint: Option<String>, env: Env<'_>) -> Self {
+        let emulator = env("STORAGE_EMULATOR_HOST");
+        let emulator =
+            emulator.map(|host| if host.contains("://") { host } else { format!("http://{host}") });
+        let endpoint = endpoint.or(emulator);
+        let credential_file = env("GOOGLE_APPLICATION_CREDENTIALS");
+        Self {
+            bucket: bucket.to_owned(),
+            is_anonymous: endpoint.is_some() && credential_file.is_none(),
+            endpoint,
+            credential_file,
+            access: Access { ca_file: env("SSL_CERT_FILE").map(Into::into), ..Access::default() },
+            limits: Limits::default(),
+        }
+    }
+
+    /// As cinder-backup is told.
+    pub fn from_conf(conf: &Gcs) -> Self {
+        Self {
+            bucket: conf.bucket.clone(),
+            endpoint: None,
+            credential_file: conf.credential_file.as_ref().map(|file| file.to_string_lossy().into_owned()),
+            is_anonymous: false,
+            access: Access {
+                proxy: conf.proxy.as_ref().map(|proxy| proxy.reveal().to_owned()),
+                ..Access::default()
+            },
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// Access to OpenStack Swift.
+#[derive(Clone, Debug)]
+pub struct SwiftSettings {
+    /// The container; without it the account, whose containers are folders.
+    pub container: Option<String>,
+    /// How a token is got.
+    pub auth: SwiftAuth,
+    /// The account's URL, where it is not the one that authentication gives.
+    pub storage_url: Option<String>,
+    /// What the project's id is added to for the account's URL: `backup_swift_url`.
+    pub storage_url_prefix: Option<String>,
+    /// Region to take from the catalogue.
+    pub region: Option<String>,
+    /// How servers are reached.
+    pub access: Access,
+    /// How hard they are tried.
+    pub limits: Limits,
+}
+
+/// How a token is got.
+#[derive(Clone, Debug)]
+pub enum SwiftAuth {
+    /// Somebody has got one already.
+    Token {
+        /// It.
+        token: Secret,
+        /// The account it is for.
+        storage_url: String,
+    },
+    /// Tempauth, and what speaks like it.
+    V1 {
+        /// Where to ask.
+        url: String,
+        /// `account:user`.
+        user: String,
+        /// Its key.
+        key: Secret,
+    },
+    /// Keystone.
+    V3 {
+        /// Where to ask, with or without `/v3`.
+        url: String,
+        /// Who asks.
+        identity: Identity,
+    },
+}
+
+impl SwiftAuth {
+    /// Whether another token can be got.
+    pub(super) fn is_renewable(&self) -> bool {
+        !matches!(self, Self::Token { .. })
+    }
+}
+
+/// Who asks Keystone.
+#[derive(Clone, Debug)]
+pub enum Identity {
+    /// A user with a password.
+    Password {
+        /// Name.
+        user: String,
+        /// Id, which goes before the name.
+        user_id: Option<String>,
+        /// Whose user it is.
+        user_domain: Domain,
+        /// Password.
+        password: Secret,
+        /// Name of the project; the user's default one where there is neither name nor id.
+        project: Option<String>,
+        /// Id of the project, which goes before its name.
+        project_id: Option<String>,
+        /// Whose project it is.
+        project_domain: Domain,
+    },
+    /// An application credential, which has its project in it.
+    ApplicationCredential {
+        /// Id, which goes before the name.
+        id: Option<String>,
+        /// Name.
+        name: Option<String>,
+        /// The user it belongs to, for a name.
+        user: Option<String>,
+        /// Whose user that is.
+        user_domain: Domain,
+        /// Secret.
+        secret: Secret,
+    },
+}
+
+/// A Keystone domain.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Domain {
+    /// By its id.
+    Id(String),
+    /// By its name.
+    Name(String),
+}
+
+impl SwiftSettings {
+    /// A container of the account that the environment or, with `OS_CLOUD`, a `clouds.yaml` says. [`ErrorKind::Usage`] when neither does.
+    pub fn from_env(container: Option<&str>, env: Env<'_>) -> Result<Self> {
+        let mut settings = match env("OS_CLOUD") {
+            Some(cloud) => {
+                let words = clouds::read(&cloud, env)?;
+                Self::from_words(&|word| words.get(word).cloned())
+                    .map_err(|error| error.context(format!("cloud {cloud:?} of clouds.yaml")))?
+            }
+            None => Self::from_words(&|word| match word {
+                "auth_url" => env("OS_AUTH_URL").or_else(|| env("ST_AUTH")),
+                "username" => env("OS_USERNAME").or_else(|| env("ST_USER")),
+                "password" => env("OS_PASSWORD").or_else(|| env("ST_KEY")),
+                "identity_api_version" if env("OS_AUTH_URL").is_none() && env("ST_AUTH").is_some() => {
+                    Some("1".to_owned())
+                }
+                "project_name" => env("OS_PROJECT_NAME").or_else(|| env("OS_TENANT_NAME")),
+                "project_id" => env("OS_PROJECT_ID").or_else(|| env("OS_TENANT_ID")),
+                "token" => env("OS_AUTH_TOKEN").or_else(|| env("OS_TOKEN")),
+                _ => env(&format!("OS_{}", word.to_ascii_uppercase())),
+            })?,
+        };
+        settings.container = container.map(str::to_owned);
+        Ok(settings)
+    }
+
+    /// Words as OpenStack's tools know them, in lower case and without `OS_`.
+    fn from_words(word: Env<'_>) -> Result<Self> {
+        let is_yes = |text: String| matches!(text.to_ascii_lowercase().as_str(), "1" | "true" | "yes" | "on");
+        Ok(Self {
+            container: None,
+            auth: auth_of(word)?,
+            storage_url: word("storage_url"),
+            storage_url_prefix: None,
+            region: word("region_name"),
+            access: Access {
+                ca_file: word("cacert").map(Into::into),
+                is_insecure: word("insecure").is_some_and(is_yes),
+                proxy: None,
+            },
+            limits: Limits::default(),
+        })
+    }
+
+    /// As cinder-backup is told. With `backup_swift_auth = per_user` it writes with the token of whoever asks for a backup, so who we
+    /// are is what the environment says.
+    pub fn from_conf(conf: &Swift, container: Option<&str>, env: Env<'_>) -> Result<Self> {
+        let mut settings = if conf.is_single_user {
+            let needed = |value: Option<String>, option: &str| {
+                value.ok_or_else(|| Error::new(ErrorKind::Usage, format!("{option} is not set")))
+            };
+            let url = needed(conf.auth_url.clone(), "backup_swift_auth_url")?;
+            let user = needed(conf.user.clone(), "backup_swift_user")?;
+            let key = conf.key.clone().unwrap_or_else(|| Secret::new(""));
+            let domain = |name: &Option<String>| match name {
+                Some(name) => Domain::Name(name.clone()),
+                None => Domain::Id(DOMAIN_ID.to_owned()),
+            };
+            let auth = match conf.auth_version {
+                1 => SwiftAuth::V1 { url, user, key },
+                3 => {
+                    let identity = Identity::Password {
+                        user,
+                        user_id: None,
+                        user_domain: domain(&conf.user_domain),
+                        password: key,
+                        project: conf.project.clone(),
+                        project_id: None,
+                        project_domain: domain(&conf.project_domain),
+                    };
+                    SwiftAuth::V3 { url, identity }
+                }
+                version => {
+                    return Err(Error::new(
+                        ErrorKind::Unsupported,
+                        format!("backup_swift_auth_version = {version}, only 1 and 3 are supported"),
+                    ));
+                }
+            };
+            Self {
+                container: None,
+                auth,
+                storage_url: None,
+                storage_url_prefix: None,
+                region: conf.region.clone(),
+                access: Access::default(),
+                limits: Limits::default(),
+            }
+        } else {
+            let mut settings = Self::from_env(None, env).map_err(|error| {
+                error.context("backup_swift_auth is per_user, so the environment has to say which user's backups are meant")
+            })?;
+            if settings.storage_url.is_none() {
+                settings.storage_url_prefix = conf.storage_url.clone();
+            }
+            settings
+        };
+        settings.container = container.map(str::to_owned);
+        if conf.ca_file.is_some() {
+            settings.access.ca_file.clone_from(&conf.ca_file);
+        }
+        settings.access.is_insecure |= conf.is_insecure;
+        Ok(settings)
+    }
+}
+
+fn auth_of(word: Env<'_>) -> Result<SwiftAuth> {
+    let missing = |what: &str| Error::new(ErrorKind::Usage, format!("{what} is not set; Swift needs it"));
+    if let (Some(token), Some(storage_url)) = (word("token"), word("storage_url")) {
+        return Ok(SwiftAuth::Token { token: Secret::new(token), storage_url });
+    }
+    let Some(url) = word("auth_url") else {
+        return Err(Error::new(
+            ErrorKind::Usage,
+            "no credentials for Swift; set OS_CLOUD, or OS_AUTH_URL with OS_USERNAME and OS_PASSWORD or an application credential",
+        ));
+    };
+    let domain = |name: &str, id: &str| {
+        let default = || word("default_domain_id").or_else(|| word("default_domain"));
+        match (word(id), word(name)) {
+            (Some(id), _) => Domain::Id(id),
+            (None, Some(name)) => Domain::Name(name),
+            (None, None) => Domain::Id(default().unwrap_or_else(|| DOMAIN_ID.to_owned())),
+        }
+    };
+    let kind = word("auth_type").unwrap_or_default();
+    let version = word("identity_api_version").or_else(|| word("auth_version")).unwrap_or_default();
+    let secret = word("application_credential_secret");
+    if kind == "v3applicationcredential" || secret.is_some() {
+        let (id, name) = (word("application_credential_id"), word("application_credential_name"));
+        if id.is_none() && (name.is_none() || word("username").is_none()) {
+            return Err(missing("OS_APPLICATION_CREDENTIAL_ID"));
+        }
+        let secret = secret.ok_or_else(|| missing("OS_APPLICATION_CREDENTIAL_SECRET"))?;
+        let identity = Identity::ApplicationCredential {
+            id,
+            name,
+            user: word("username"),
+            user_domain: domain("user_domain_name", "user_domain_id"),
+            secret: Secret::new(secret),
+        };
+        return Ok(SwiftAuth::V3 { url, identity });
+    }
+    let password = || word("password").map(Secret::new).ok_or_else(|| missing("OS_PASSWORD"));
+    match version.split('.').next().unwrap_or_default() {
+        "1" => {
+            let user = word("username").ok_or_else(|| missing("OS_USERNAME"))?;
+            Ok(SwiftAuth::V1 { url, user, key: password()? })
+        }
+        _ if kind == "v1password" => {
+            let user = word("username").ok_or_else(|| missing("OS_USERNAME"))?;
+            Ok(SwiftAuth::V1 { url, user, key: password()? })
+        }
+        "" | "3" => {
+            let user_id = word("user_id");
+            let user = word("username").or_else(|| user_id.clone()).ok_or_else(|| missing("OS_USERNAME"))?;
+            let identity = Identity::Password {
+                user,
+                user_id,
+                user_domain: domain("user_domain_name", "user_domain_id"),
+                password: password()?,
+                project: word("project_name"),
+                project_id: word("project_id"),
+                project_domain: domain("project_domain_name", "project_domain_id"),
+            };
+            Ok(SwiftAuth::V3 { url, identity })
+        }
+        other => Err(Error::new(
+            ErrorKind::Unsupported,
+            format!("version {other:?} of Swift's authentication; only 1 and 3 are supported"),
+        )),
+    }
+}
+
+fn connections(count: u64) -> usize {
+    usize::try_from(count).unwrap_or(usize::MAX).clamp(1, 64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn env<'a>(of: &'a [(&'a str, &'a str)]) -> impl Fn(&str) -> Option<String> + 'a {
+        |name| of.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
+    }
+
+    fn swift(of: &[(&str, &str)]) -> Result<SwiftSettings> {
+        SwiftSettings::from_env(Some("c"), &env(of))
+    }
+
+    #[test]
+    fn the_environment_is_read_as_openstacks_tools_do() {
+        let base = [("OS_AUTH_URL", "http://k"), ("OS_USERNAME", "u"), ("OS_PASSWORD", "s3cret")];
+        let settings =
+            swift(&[&base[..], &[("OS_PROJECT_NAME", "p"), ("OS_USER_DOMAIN_NAME", "D")]].concat()).unwrap();
+        assert!(!format!("{settings:?}").contains("s3cret"));
+        let SwiftAuth::V3 {
+            identity: Identity::Password { project, user_domain, project_domain, .. }, ..
+        } = settings.auth
+        else {
+            panic!()
+        };
+        assert_eq!((project.as_deref(), user_domain), (Some("p"), Domain::Name("D".into())));
+        assert_eq!(project_domain, Domain::Id("default".into()));
+        let v1 = swift(&[&base[..], &[("OS_IDENTITY_API_VERSION", "1")]].concat()).unwrap();
+        assert!(matches!(v1.auth, SwiftAuth::V1 { .. }));
+        let v1 = swift(&[("ST_AUTH", "http://s/auth/v1.0"), ("ST_USER", "t:u"), ("ST_KEY", "k")]).unwrap();
+        assert!(matches!(v1.auth, SwiftAuth::V1 { .. }));
+        let credential = [
+            ("OS_AUTH_URL", "http://k"),
+            ("OS_AUTH_TYPE", "v3applicationcredential"),
+            ("OS_APPLICATION_CREDENTIAL_ID", "i"),
+            ("OS_APPLICATION_CREDENTIAL_SECRET", "s"),
+        ];
+        let settings = swift(&credential).unwrap();
+        assert!(matches!(
+            settings.auth,
+            SwiftAuth::V3 { identity: Identity::ApplicationCredential { .. }, .. }
+        ));
+        let token = swift(&[("OS_AUTH_TOKEN", "t"), ("OS_STORAGE_URL", "http://s/v1/a")]).unwrap();
+        assert!(matches!(token.auth, SwiftAuth::Token { .. }));
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        for (of, named) in [
+            (&[][..], "OS_CLOUD"),
+            (&[("OS_AUTH_URL", "http://k")][..], "OS_USERNAME"),
+            (&[("OS_AUTH_URL", "http://k"), ("OS_USERNAME", "u")][..], "OS_PASSWORD"),
+            (
+                &[("OS_AUTH_URL", "http://k"), ("OS_AUTH_TYPE", "v3applicationcredential")][..],
+                "OS_APPLICATION_CREDENTIAL_ID",
+            ),
+        ] {
+            let error = swift(of).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Usage);
+            assert!(error.to_string().contains(named), "{error}");
+        }
+        let v2 = [("OS_AUTH_URL", "x"), ("OS_IDENTITY_API_VERSION", "2.0")];
+        assert_eq!(swift(&v2).unwrap_err().kind(), ErrorKind::Unsupported);
+    }
+
+    #[test]
+    fn buckets_take_their_servers_from_the_environment_unless_told() {
+        let words = [("AWS_ENDPOINT_URL", "http://e"), ("AWS_DEFAULT_REGION", "r"), ("AWS_CA_BUNDLE", "/ca")];
+        let s3 = S3Settings::from_env("b", None, None, &env(&words));
+        assert_eq!((s3.endpoint.as_deref(), s3.region.as_str()), (Some("http://e"), "r"));
+        assert_eq!(s3.access.ca_file, Some("/ca".into()));
+        let s3 = S3Settings::from_env("b", Some("http://x".into()), None, &env(&[]));
+        assert_eq!((s3.endpoint.as_deref(), s3.region.as_str()), (Some("http://x"), "us-east-1"));
+        let gcs = GcsSettings::from_env("b", None, &env(&[("STORAGE_EMULATOR_HOST", "h:1")]));
+        assert_eq!((gcs.endpoint.as_deref(), gcs.is_anonymous), (Some("http://h:1"), true));
+        assert!(!GcsSettings::from_env("b", None, &env(&[])).is_anonymous);
+    }
+}

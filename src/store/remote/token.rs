@@ -1,0 +1,284 @@
+//! Swift's tokens: got from tempauth (v1) or Keystone (v3), and got again when they have expired.
+//!
+//! Problem: OpenDAL sends the one token it was given, and a mount lives longer than that. Idea: [`Tokens`] has the session of the moment; who
+//! is told that its token is unknown asks for another one, once.
+//!
+//! Invariants: requests that fail together renew once; a password goes to the authentication URL only and is in no message.
+
+use std::sync::Arc;
+
+use http::header::{HeaderMap, HeaderValue};
+use http::{HeaderName, Method};
+use serde_json::{Value, json};
+use tokio::sync::Mutex;
+
+use super::failure::Failed;
+use super::http::{TOKEN, body_of, send};
+use super::settings::{Domain, Identity, SwiftAuth, SwiftSettings};
+use crate::error::{Error, ErrorKind};
+
+const SUBJECT_TOKEN: HeaderName = HeaderName::from_static("x-subject-token");
+
+/// What one authentication gave.
+pub(super) struct Session {
+    token: HeaderValue,
+    /// The account's URL, without a slash at its end.
+    pub(super) storage_url: String,
+}
+
+/// The session of the moment.
+pub(super) struct Tokens {
+    client: reqwest::Client,
+    settings: SwiftSettings,
+    session: Mutex<Option<Arc<Session>>>,
+}
+
+impl Tokens {
+    pub(super) fn new(client: reqwest::Client, settings: SwiftSettings) -> Self {
+        Self { client, settings, session: Mutex::new(None) }
+    }
+
+    /// The session; authenticates where there is none yet.
+    pub(super) async fn session(&self) -> Result<Arc<Session>, Failed> {
+        self.session_unless(None).await
+    }
+
+    /// The session, or a new one where it is `stale`.
+    async fn session_unless(&self, stale: Option<&Arc<Session>>) -> Result<Arc<Session>, Failed> {
+        let mut session = self.session.lock().await;
+        match &*session {
+            Some(known) if !stale.is_some_and(|stale| Arc::ptr_eq(stale, known)) => Ok(known.clone()),
+            _ => {
+                if stale.is_some() {
+                    tracing::debug!("the Swift token has expired, another one is asked for");
+                }
+                let new = authenticate(&self.client, &self.settings).await.map_err(|mut failed| {
+                    failed.is_unknown_token = false;
+                    failed.error = failed.error.context("cannot get a Swift token");
+                    failed
+                })?;
+                let new = Arc::new(new);
+                *session = Some(new.clone());
+                Ok(new)
+            }
+        }
+    }
+
+    /// Sends a request with the token; once more with a new one where the server does not know it any more.
+    pub(super) async fn send(&self, mut request: reqwest::Request) -> Result<reqwest::Response, Failed> {
+        let session = self.session().await?;
+        request.headers_mut().insert(TOKEN, session.token.clone());
+        // Bodies that are streams come once; those of ours do not.
+        let again = request.try_clone().filter(|_| self.settings.auth.is_renewable());
+        match (send(&self.client, request).await, again) {
+            (Err(failed), Some(mut again)) if failed.is_unknown_token => {
+                let session = self.session_unless(Some(&session)).await?;
+                again.headers_mut().insert(TOKEN, session.token.clone());
+                send(&self.client, again).await
+            }
+            (outcome, _) => outcome,
+        }
+    }
+}
+
+async fn authenticate(client: &reqwest::Client, settings: &SwiftSettings) -> Result<Session, Failed> {
+    match &settings.auth {
+        SwiftAuth::Token { token, storage_url } => {
+            Ok(Session { token: header(token.reveal())?, storage_url: trimmed(storage_url) })
+        }
+        SwiftAuth::V1 { url, user, key } => {
+            let mut request = reqwest::Request::new(Method::GET, parsed(url)?);
+            request.headers_mut().insert(HeaderName::from_static("x-auth-user"), header(user)?);
+            request.headers_mut().insert(HeaderName::from_static("x-auth-key"), header(key.reveal())?);
+            let answer = send(client, request).await?;
+            let text = |name: &'static str| text_of(answer.headers(), &HeaderName::from_static(name));
+            let token = text("x-auth-token").or_else(|| text("x-storage-token"));
+            let storage = settings.storage_url.clone().or_else(|| text("x-storage-url"));
+            match (token, storage) {
+                (Some(token), Some(storage)) => {
+                    Ok(Session { token: header(&token)?, storage_url: trimmed(&storage) })
+                }
+                _ => Err(strange(url, "no token and storage URL in its answer")),
+            }
+        }
+        SwiftAuth::V3 { url, identity } => {
+            let mut request = reqwest::Request::new(Method::POST, parsed(&tokens_url(url))?);
+            let json = HeaderValue::from_static("application/json");
+            request.headers_mut().insert(http::header::CONTENT_TYPE, json);
+            *request.body_mut() = Some(document(identity).to_string().into());
+            let answer = send(client, request).await?;
+            let token = text_of(answer.headers(), &SUBJECT_TOKEN);
+            let body = body_of(answer).await?;
+            let told: Value =
+                serde_json::from_slice(&body).map_err(|_| strange(url, "no JSON in its answer"))?;
+            let token = token.ok_or_else(|| strange(url, "no token in its answer"))?;
+            Ok(Session { token: header(&token)?, storage_url: trimmed(&storage_url(settings, url, &told)?) })
+        }
+    }
+}
+
+/// The account's URL: as set, or made of a prefix and the project, or what the catalogue says.
+fn storage_url(settings: &SwiftSettings, url: &str, told: &Value) -> Result<String, Failed> {
+    if let Some(storage) = &settings.storage_url {
+        return Ok(storage.clone());
+    }
+    if let Some(prefix) = &settings.storage_url_prefix {
+        let project = told["token"]["project"]["id"].as_str();
+        return project
+            .map(|project| format!("{prefix}{project}"))
+            .ok_or_else(|| strange(url, "a token without a project; backups lie in a project's account"));
+    }
+    let region = settings.region.as_deref();
+    catalogued(told, region).ok_or_else(|| {
+        let place = region.map_or_else(String::new, |region| format!(" in region {region:?}"));
+        strange(url, &format!("no public object-store endpoint{place} in its catalogue"))
+    })
+}
+
+/// The public endpoint of the object store.
+fn catalogued(told: &Value, region: Option<&str>) -> Option<String> {
+    let services = told["token"]["catalog"].as_array()?;
+    let store = services.iter().filter(|service| service["type"] == "object-store");
+    let mut endpoints = store.filter_map(|service| service["endpoints"].as_array()).flatten();
+    let found = endpoints.find(|endpoint| {
+        let is_there =
+            region.is_none_or(|region| endpoint["region"] == region || endpoint["region_id"] == region);
+        endpoint["interface"] == "public" && is_there
+    })?;
+    found["url"].as_str().map(str::to_owned)
+}
+
+/// What Keystone is asked with.
+fn document(identity: &Identity) -> Value {
+    let domain = |domain: &Domain| match domain {
+        Domain::Id(id) => json!({ "id": id }),
+        Domain::Name(name) => json!({ "name": name }),
+    };
+    match identity {
+        Identity::Password { user, user_id, user_domain, password, project, project_id, project_domain } => {
+            let mut who = json!({ "password": password.reveal() });
+            match user_id {
+                Some(id) => who["id"] = json!(id),
+                None => {
+                    who["name"] = json!(user);
+                    who["domain"] = domain(user_domain);
+                }
+            }
+            let mut auth = json!({ "identity": { "methods": ["password"], "password": { "user": who } } });
+            match (project_id, project) {
+                (Some(id), _) => auth["scope"] = json!({ "project": { "id": id } }),
+                (None, Some(name)) => {
+                    auth["scope"] = json!({ "project": { "name": name, "domain": domain(project_domain) } });
+                }
+                // The user's default project.
+                (None, None) => {}
+            }
+            json!({ "auth": auth })
+        }
+        Identity::ApplicationCredential { id, name, user, user_domain, secret } => {
+            let mut credential = json!({ "secret": secret.reveal() });
+            match id {
+                Some(id) => credential["id"] = json!(id),
+                None => {
+                    credential["name"] = json!(name);
+                    credential["user"] = json!({ "name": user, "domain": domain(user_domain) });
+                }
+            }
+            json!({ "auth": { "identity": {
+                "methods": ["application_credential"], "application_credential": credential } } })
+        }
+    }
+}
+
+/// Where Keystone gives tokens: `url` may end with its version or not.
+fn tokens_url(url: &str) -> String {
+    let url = url.trim_end_matches('/');
+    if url.ends_with("/v3") { format!("{url}/auth/tokens") } else { format!("{url}/v3/auth/tokens") }
+}
+
+fn trimmed(url: &str) -> String {
+    url.trim_end_matches('/').to_owned()
+}
+
+fn text_of(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
+    headers.get(name)?.to_str().ok().map(str::to_owned)
+}
+
+/// A secret for a header.
+fn header(text: &str) -> Result<HeaderValue, Failed> {
+    let mut value = HeaderValue::from_str(text).map_err(|_| {
+        Failed::lasting(Error::new(ErrorKind::Usage, "a user, key or token holds what no header may hold"))
+    })?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+fn parsed(url: &str) -> Result<reqwest::Url, Failed> {
+    reqwest::Url::parse(url).map_err(|error| {
+        Failed::lasting(Error::new(
+            ErrorKind::Usage,
+            format!("the authentication URL {url:?} is none: {error}"),
+        ))
+    })
+}
+
+fn strange(url: &str, what: &str) -> Failed {
+    Failed::lasting(Error::new(ErrorKind::StoreIo, format!("{url:?} gave {what}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::settings::Secret;
+    use super::*;
+
+    #[test]
+    fn the_tokens_url_has_its_version_once() {
+        for url in ["http://k:5000", "http://k:5000/", "http://k:5000/v3", "http://k:5000/v3/"] {
+            assert_eq!(tokens_url(url), "http://k:5000/v3/auth/tokens");
+        }
+        assert_eq!(tokens_url("https://h/identity"), "https://h/identity/v3/auth/tokens");
+    }
+
+    #[test]
+    fn the_catalogues_public_endpoint_of_the_region_is_taken() {
+        let endpoint = |interface, region, url| json!({"interface": interface, "region": region, "url": url});
+        let told = json!({"token": {"catalog": [
+            {"type": "volumev3", "endpoints": [endpoint("public", "a", "http://cinder")]},
+            {"type": "object-store", "endpoints": [
+                endpoint("internal", "a", "http://i"), endpoint("public", "a", "http://a"),
+                endpoint("public", "b", "http://b")]}]}});
+        assert_eq!(catalogued(&told, None).as_deref(), Some("http://a"));
+        assert_eq!(catalogued(&told, Some("b")).as_deref(), Some("http://b"));
+        assert_eq!(catalogued(&told, Some("c")), None);
+        assert_eq!(catalogued(&json!({"token": {"catalog": 7}}), None), None);
+    }
+
+    #[test]
+    fn keystone_is_asked_in_its_own_words() {
+        let named = |name: &str| Domain::Name(name.to_owned());
+        let identity = Identity::Password {
+            user: "u".into(),
+            user_id: None,
+            user_domain: named("D"),
+            password: Secret::new("p"),
+            project: Some("x".into()),
+            project_id: None,
+            project_domain: Domain::Id("default".into()),
+        };
+        let expected = json!({"auth": {
+            "identity": {"methods": ["password"],
+                "password": {"user": {"name": "u", "domain": {"name": "D"}, "password": "p"}}},
+            "scope": {"project": {"name": "x", "domain": {"id": "default"}}}}});
+        assert_eq!(document(&identity), expected);
+        let identity = Identity::ApplicationCredential {
+            id: Some("i".into()),
+            name: None,
+            user: None,
+            user_domain: named("D"),
+            secret: Secret::new("s"),
+        };
+        let expected = json!({"auth": {"identity": {"methods": ["application_credential"],
+            "application_credential": {"id": "i", "secret": "s"}}}});
+        assert_eq!(document(&identity), expected);
+    }
+}

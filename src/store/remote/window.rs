@@ -1,0 +1,294 @@
+//! Stored bytes that were fetched, or are on their way.
+//!
+//! Problem: readers ask for 72 bytes, for 16 KiB, or for one object from its beginning to its end; each request costs a journey to the server and
+//! back. Idea: what is fetched at once is a *window* of an object. It fills while it is read, several readers may wait for it, and all windows of
+//! a store together have a budget of memory.
+//!
+//! Invariants: a byte of a window never changes once it is there; a window that failed or gave way says so and hands out nothing made up; the
+//! bytes of all windows stay within [`BUDGET_BYTES`], but for those that somebody waits for.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use crate::error::{Error, Result};
+
+/// Memory for all windows of a store, in bytes: two windows of the largest size for each of eight readers.
+const BUDGET_BYTES: u64 = 64 << 20;
+
+/// The windows of a store, oldest first.
+#[derive(Default)]
+pub(super) struct Shelf {
+    windows: Mutex<VecDeque<Weak<Window>>>,
+    bytes: AtomicU64,
+}
+
+/// A range of an object.
+pub(super) struct Window {
+    /// Where in the object it begins.
+    pub(super) start: u64,
+    /// How long it will be, in bytes; never 0.
+    pub(super) len: u64,
+    state: Mutex<State>,
+    moved: Condvar,
+    was_read: AtomicBool,
+    shelf: Arc<Shelf>,
+}
+
+struct State {
+    bytes: Vec<u8>,
+    end: Option<End>,
+}
+
+/// Why a window that is not full gets no more.
+enum End {
+    Failed(Error),
+    GaveWay,
+}
+
+/// What a window says to a reader.
+pub(super) enum Answer {
+    /// So many bytes were read.
+    Read(usize),
+    /// What it should have held has to be asked for again.
+    Gone,
+}
+
+impl Shelf {
+    /// Makes room and a window in it; `None` where there is no room and the caller can do without.
+    pub(super) fn window(self: &Arc<Self>, start: u64, len: u64, is_needed: bool) -> Option<Arc<Window>> {
+        let has_room = self.make_room(len);
+        if !has_room && !is_needed {
+            return None;
+        }
+        self.bytes.fetch_add(len, Ordering::Relaxed);
+        let window = Arc::new(Window {
+            start,
+            len,
+            state: Mutex::new(State { bytes: Vec::new(), end: None }),
+            moved: Condvar::new(),
+            was_read: AtomicBool::new(false),
+            shelf: self.clone(),
+        });
+        lock(&self.windows).push_back(Arc::downgrade(&window));
+        Some(window)
+    }
+
+    /// Lets the oldest windows give way that nobody has read since the last time, until `len` more bytes fit.
+    fn make_room(&self, len: u64) -> bool {
+        let fits = || self.bytes.load(Ordering::Relaxed) + len <= BUDGET_BYTES;
+        let mut windows = lock(&self.windows);
+        // Twice round: the first time takes the mark of having been read.
+        let mut looks = 2 * windows.len();
+        while !fits() && looks > 0 {
+            looks -= 1;
+            let Some(oldest) = windows.pop_front() else { break };
+            let Some(window) = oldest.upgrade() else { continue };
+            if window.was_read.swap(false, Ordering::Relaxed) || !window.give_way() {
+                windows.push_back(oldest);
+            }
+        }
+        // Those whose object was closed have left nothing but their place.
+        while windows.front().is_some_and(|window| window.strong_count() == 0) {
+            windows.pop_front();
+        }
+        fits()
+    }
+
+    #[cfg(test)]
+    fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+}
+
+impl Window {
+    /// The offset behind its last byte.
+    pub(super) fn end(&self) -> u64 {
+        self.start + self.len
+    }
+
+    pub(super) fn covers(&self, offset: u64) -> bool {
+        (self.start..self.end()).contains(&offset)
+    }
+
+    /// How many bytes are there.
+    pub(super) fn filled(&self) -> u64 {
+        lock(&self.state).bytes.len() as u64
+    }
+
+    /// Adds what came; what is more than its length is not taken.
+    pub(super) fn push(&self, piece: &[u8]) {
+        let mut state = lock(&self.state);
+        if state.end.is_none() {
+            if state.bytes.is_empty() {
+                state.bytes.reserve_exact(self.len as usize);
+            }
+            let room = self.len as usize - state.bytes.len();
+            state.bytes.extend_from_slice(&piece[..piece.len().min(room)]);
+        }
+        drop(state);
+        self.moved.notify_all();
+    }
+
+    /// It gets no more bytes.
+    pub(super) fn fail(&self, error: Error) {
+        lock(&self.state).end.get_or_insert(End::Failed(error));
+        self.moved.notify_all();
+    }
+
+    /// Whether it has failed or given way, so that another one is needed.
+    pub(super) fn is_spent(&self) -> bool {
+        lock(&self.state).end.is_some()
+    }
+
+    /// Reads at `offset`, which it covers, as much as `buf` and the window hold; waits until that is there, `patience` at most for each
+    /// piece.
+    pub(super) fn read(
+        &self,
+        buf: &mut [u8],
+        offset: u64,
+        patience: Duration,
+    ) -> Result<Answer, WindowError> {
+        let from = (offset - self.start) as usize;
+        let until = (self.len as usize).min(from.saturating_add(buf.len()));
+        let mut state = lock(&self.state);
+        while state.bytes.len() < until {
+            match &state.end {
+                Some(End::Failed(error)) if state.bytes.len() <= from => {
+                    return Err(WindowError::Failed(error.clone()));
+                }
+                Some(End::GaveWay) => return Ok(Answer::Gone),
+                // What came before it failed is right, and the next read tells.
+                Some(End::Failed(_)) => break,
+                None => {}
+            }
+            let before = state.bytes.len();
+            let (woken, timeout) =
+                self.moved.wait_timeout(state, patience).unwrap_or_else(PoisonError::into_inner);
+            state = woken;
+            if timeout.timed_out() && state.bytes.len() == before && state.end.is_none() {
+                return Err(WindowError::Late);
+            }
+        }
+        let until = until.min(state.bytes.len());
+        let read = until - from;
+        buf[..read].copy_from_slice(&state.bytes[from..until]);
+        self.was_read.store(true, Ordering::Relaxed);
+        Ok(Answer::Read(read))
+    }
+
+    /// Frees its bytes if all are there; those that are on their way are waited for.
+    fn give_way(&self) -> bool {
+        let mut state = lock(&self.state);
+        if state.end.is_none() && (state.bytes.len() as u64) < self.len {
+            return false;
+        }
+        let had = matches!(state.end, Some(End::GaveWay));
+        state.end = Some(End::GaveWay);
+        state.bytes = Vec::new();
+        if !had {
+            self.shelf.bytes.fetch_sub(self.len, Ordering::Relaxed);
+        }
+        true
+    }
+}
+
+/// Why a window gives nothing.
+#[derive(Debug)]
+pub(super) enum WindowError {
+    /// It was not fetched.
+    Failed(Error),
+    /// Nothing came in time.
+    Late,
+}
+
+impl Drop for Window {
+    fn drop(&mut self) {
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if !matches!(state.end, Some(End::GaveWay)) {
+            self.shelf.bytes.fetch_sub(self.len, Ordering::Relaxed);
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // No code between the parts of a change can panic.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind;
+
+    const SOON: Duration = Duration::from_millis(10);
+
+    fn full(shelf: &Arc<Shelf>, start: u64, len: u64) -> Option<Arc<Window>> {
+        let window = shelf.window(start, len, false)?;
+        window.push(&vec![start as u8; len as usize]);
+        Some(window)
+    }
+
+    #[test]
+    fn a_window_is_read_while_it_fills() {
+        let shelf = Arc::new(Shelf::default());
+        let window = shelf.window(100, 10, true).unwrap();
+        window.push(b"01234");
+        let mut buf = [0; 4];
+        assert!(matches!(window.read(&mut buf, 101, SOON), Ok(Answer::Read(4))));
+        assert_eq!(&buf, b"1234");
+        assert!(matches!(window.read(&mut buf, 104, SOON), Err(WindowError::Late)));
+        std::thread::scope(|scope| {
+            let reader = scope.spawn(|| {
+                let mut buf = [0; 100];
+                let Ok(Answer::Read(n)) = window.read(&mut buf, 104, Duration::from_secs(60)) else {
+                    panic!()
+                };
+                buf[..n].to_vec()
+            });
+            window.push(b"567");
+            window.push(b"89 and more");
+            assert_eq!(reader.join().unwrap(), b"456789");
+        });
+    }
+
+    #[test]
+    fn what_came_before_a_failure_is_read_and_nothing_behind_it() {
+        let shelf = Arc::new(Shelf::default());
+        let window = shelf.window(0, 10, true).unwrap();
+        window.push(b"012");
+        window.fail(Error::new(ErrorKind::StoreIo, "torn"));
+        window.push(b"345");
+        let mut buf = [0; 10];
+        assert!(matches!(window.read(&mut buf, 0, SOON), Ok(Answer::Read(3))));
+        assert!(matches!(window.read(&mut buf, 3, SOON), Err(WindowError::Failed(_))));
+        assert!(window.is_spent());
+    }
+
+    #[test]
+    fn windows_give_way_and_those_that_are_read_last_longest() {
+        let shelf = Arc::new(Shelf::default());
+        let quarter = BUDGET_BYTES / 4;
+        let mut windows: Vec<_> = (0..4).map(|at| full(&shelf, at, quarter).unwrap()).collect();
+        let mut buf = [0; 1];
+        windows[0].read(&mut buf, 0, SOON).unwrap();
+        windows.push(full(&shelf, 4, quarter).unwrap());
+        let gone: Vec<bool> = windows.iter().map(|window| window.is_spent()).collect();
+        assert_eq!(gone, [false, true, false, false, false]);
+        assert!(matches!(windows[1].read(&mut buf, 1, SOON), Ok(Answer::Gone)));
+        assert_eq!(shelf.bytes(), BUDGET_BYTES);
+        windows.clear();
+        assert_eq!(shelf.bytes(), 0);
+    }
+
+    #[test]
+    fn what_is_on_its_way_keeps_its_place_and_the_needed_gets_one_anyway() {
+        let shelf = Arc::new(Shelf::default());
+        let on_its_way = shelf.window(0, BUDGET_BYTES, true).unwrap();
+        assert!(shelf.window(0, 1, false).is_none());
+        assert!(shelf.window(0, 1, true).is_some());
+        on_its_way.fail(Error::new(ErrorKind::StoreIo, "torn"));
+        assert!(shelf.window(0, 1, false).is_some());
+    }
+}
