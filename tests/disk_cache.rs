@@ -174,7 +174,10 @@ fn digests_that_were_overwritten_are_not_served_from_disk() {
         for _ in 0..2 {
             assert!(read_all(&opened).is_err(), "the file was overwritten in place");
             opened.read_at(&mut half, 0).unwrap();
-            assert!(half == backup.image[..half.len()], "what is in memory is of this image, as it was opened");
+            assert!(
+                half == backup.image[..half.len()],
+                "what is in memory is of this image, as it was opened"
+            );
         }
     }
     // Another backup takes its place, and then the store fails: nothing of the old one may answer for it.

@@ -3,6 +3,9 @@
 //! Problem: a cached block is found by its digest, and the digest is read from the store: a system call with each read, and no
 //! answer at all while the store hangs. Idea: digests are read and kept in small pages, for all images of a process together.
 //!
+//! What the store once gave may be wrong where the next read is right, so a page is forgotten when a block is not what its digest says, and
+//! one with an entry that is no digest is not kept.
+//!
 //! Invariants: a page holds what the file said while it was as it had been opened; memory is bounded by [`PAGES_BYTES_MAX`], and a page is
 //! of one opened file only.
 
@@ -24,8 +27,8 @@ const SHARDS: usize = 16;
 /// What a page costs beside its digests: map slot, list node, allocation.
 const PAGE_OVERHEAD_BYTES: u64 = 160;
 
-/// The lines of a page; `None` is one that is no digest.
-pub(super) type Page = Arc<[Option<BlockHash>]>;
+/// The digests of a page.
+pub(super) type Page = Arc<[BlockHash]>;
 
 type Shard = Mutex<ByteLru<(u64, u64), Page>>;
 
@@ -56,6 +59,10 @@ impl DigestPages {
     pub(super) fn keep(&self, file: u64, page: u64, digests: Page) {
         let cost = size_of_val(&*digests) as u64 + PAGE_OVERHEAD_BYTES;
         self.shard(page).lock().unwrap_or_else(PoisonError::into_inner).insert((file, page), digests, cost);
+    }
+
+    pub(super) fn forget(&self, file: u64, page: u64) {
+        self.shard(page).lock().unwrap_or_else(PoisonError::into_inner).remove(&(file, page));
     }
 
     fn shard(&self, page: u64) -> &Shard {
