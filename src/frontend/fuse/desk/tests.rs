@@ -27,7 +27,12 @@ fn what_takes_too_long_is_refused_and_answered_once() {
     let (release, hung) = mpsc::channel::<()>();
     thread::scope(|scope| {
         let (desk, own) = (&desk, held.clone());
-        scope.spawn(move || desk.work(own.clone(), || drop((hung.recv(), assert!(own.take().is_none())))));
+        scope.spawn(move || {
+            desk.work(own.clone(), || {
+                let _ = hung.recv();
+                assert!(own.take().is_none());
+            });
+        });
         wait_until(|| {
             lock(&desk.0.seats).iter().any(|seat| lock(&seat.upgrade().unwrap().request).is_some())
         });
@@ -66,12 +71,18 @@ fn what_is_handed_over_is_done_by_few_threads_and_names_come_first() {
     let (desk, (sender, refused)) = (Desk::new(1), mpsc::channel());
     let (release, hung) = mpsc::channel::<()>();
     let hung = Arc::new(Mutex::new(hung));
-    let mut hand_over = |wants, name, work: Box<dyn FnOnce() + Send>| {
+    let hand_over = |wants, name, work: Box<dyn FnOnce() + Send>| {
         desk.hand_over(Arc::new(Held::new(Reply(sender.clone(), name))), wants, work);
     };
     for _ in 0..THREADS_MAX + 10 {
         let hung = hung.clone();
-        hand_over(Wants::Bytes, "read", Box::new(move || drop(hung.lock().unwrap().recv())));
+        hand_over(
+            Wants::Bytes,
+            "read",
+            Box::new(move || {
+                let _ = hung.lock().unwrap().recv();
+            }),
+        );
     }
     wait_until(|| lock(&desk.0.line).readers == READERS_MAX);
     let (done, names) = mpsc::channel();
