@@ -123,7 +123,7 @@ fn byte(path: &Path, block: usize) -> io::Result<u8> {
 }
 
 // > A store that does not answer within `store_timeout=` seconds, 30 unless told, fails what was asked of it with EIO, and what is asked
-// > next at once; it is asked again every 5 seconds, and as soon as it answers all is well without a remount.
+// > next at once or within 2 seconds; it is asked again every 5 seconds, and as soon as it answers all is well without a remount.
 //
 #[test]
 fn a_stalled_store_fails_reads_and_recovers() {
@@ -275,7 +275,7 @@ fn nothing_hangs_with_a_store_that_never_answered() {
     drop(stopped);
 }
 
-// > A command whose store stops answering ends with 1 within 30 seconds.
+/// One of the commands that wait as long as they may.
 #[test]
 fn commands_end_in_time() {
     let world = World::new();

@@ -137,13 +137,15 @@ impl BlockHashTable {
         let (pages, file) = held.as_ref()?;
         let mut digests = Vec::with_capacity((blocks.end - blocks.start) as usize);
         for page in pages_of(blocks) {
-            append(&mut digests, &pages.get(*file, page)?, page, blocks);
+            let held: Page = pages.get(*file, page)?;
+            let lines = (page * PAGE_BLOCKS..).zip(held.iter());
+            digests.extend(lines.filter(|(block, _)| blocks.contains(block)).map(|(_, digest)| Ok(*digest)));
         }
         Some(digests)
     }
 
-    /// Asks the file again when the digest of `block` is wanted next.
-    pub(crate) fn forget(&self, block: BlockIndex) {
+    /// Forgets what is held in memory around a block that is not what its digest says.
+    pub fn doubt(&self, block: BlockIndex) {
         if let Digests::Stride { held: Some((pages, file)), .. } = &self.digests {
             pages.forget(*file, block.0 / PAGE_BLOCKS);
         }
@@ -166,11 +168,11 @@ impl BlockHashTable {
             if let Some(error) = failure {
                 return blocks.map(|_| Err(error.clone())).collect();
             }
-            let held: Page = found.into_iter().map(Result::ok).collect();
-            append(&mut digests, &held, page, &blocks);
-            // A line that is no digest may have been read wrong for once.
-            if held.iter().all(Option::is_some) {
-                pages.keep(file, page, held);
+            let lines = (page * PAGE_BLOCKS..).zip(&found);
+            let wanted = lines.filter(|(block, _)| blocks.contains(block));
+            digests.extend(wanted.map(|(_, line)| line.clone()));
+            if let Ok(held) = found.into_iter().collect::<Result<Vec<_>>>() {
+                pages.keep(file, page, held.into());
             }
         }
         digests
@@ -241,13 +243,6 @@ impl BlockHashTable {
 /// The pages that `blocks` lie in.
 fn pages_of(blocks: &Range<u64>) -> Range<u64> {
     blocks.start / PAGE_BLOCKS..blocks.end.div_ceil(PAGE_BLOCKS)
-}
-
-/// Adds those digests of a page that are of `blocks`.
-fn append(digests: &mut Vec<Result<BlockHash>>, held: &Page, page: u64, blocks: &Range<u64>) {
-    let lines = (page * PAGE_BLOCKS..).zip(held.iter());
-    let wanted = lines.filter(|(block, _)| blocks.contains(block));
-    digests.extend(wanted.map(|(block, line)| line.ok_or_else(|| bad_entry(block))));
 }
 
 /// The lines of `blocks`, from the store or, when it fails, from what was kept of it.

@@ -3,6 +3,9 @@
 //! Problem: a cached block is found by its digest, and the digest is read from the store: a system call with each read, and no
 //! answer at all while the store hangs. Idea: digests are read and kept in small pages, for all images of a process together.
 //!
+//! What the store once gave may be wrong where the next read is right, so a page is forgotten when a block is not what its digest says, and
+//! one with an entry that is no digest is not kept.
+//!
 //! Invariants: a page holds what the file said while it was as it had been opened; memory is bounded by [`PAGES_BYTES_MAX`], and a page is
 //! of one opened file only; one that may be
 //! wrong (no digest in a line, or a block that has another) is read again.
@@ -25,8 +28,8 @@ const SHARDS: usize = 16;
 /// What a page costs beside its digests: map slot, list node, allocation.
 const PAGE_OVERHEAD_BYTES: u64 = 160;
 
-/// The lines of a page; `None` is one that is no digest.
-pub(super) type Page = Arc<[Option<BlockHash>]>;
+/// The digests of a page.
+pub(super) type Page = Arc<[BlockHash]>;
 
 type Shard = Mutex<ByteLru<(u64, u64), Page>>;
 

@@ -30,7 +30,7 @@ use super::{Part, block_range, object_of, open_object};
 use crate::backup::{Backup, BlockHashTable};
 use crate::block::{Claim, Follow, Lead, VerifiedBlock, hash_of_zeros};
 use crate::chain::extent_map::{ExtentMap, ObjectIndex, Piece};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::object::{ObjectReader, Urgency};
 use crate::types::{BlockHash, BlockIndex, ObjectName};
 
@@ -273,6 +273,13 @@ impl View {
         }
         again.reverse();
         self.load(again, reading, &mut found);
+        for (block, found) in &found {
+            if let Found::Lost(error) = found
+                && error.kind() == ErrorKind::HashMismatch
+            {
+                self.table.doubt(*block);
+            }
+        }
         found
     }
 }

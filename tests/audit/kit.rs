@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cinderfs::catalog::{Catalog, CatalogOptions};
 use cinderfs::store::posix::PosixStore;
@@ -17,17 +17,22 @@ pub(crate) const MIB: usize = 1 << 20;
 /// What Cinder leaves out at once when it is zeros.
 const PIECE: usize = MIB;
 
+/// A process that a test starts has, for a moment, all files open that another test just writes; they are in use then.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
 /// Four backups of a volume of 12 MiB and a bit (no whole sector).
 ///
 /// `i2` writes over 6 MiB to 7 MiB, and over the block at 9 MiB. `i3` zeroes 2 to 4 MiB and the first half of 6 MiB to 7 MiB as objects of
 /// their own, and one block at 1 MiB within an object that holds data as well. `i4` changes a block at 11 MiB.
 pub(crate) struct Chain {
+    _turn: MutexGuard<'static, ()>,
     folder: TempDir,
     pub(crate) backups: Vec<Backup>,
 }
 
 impl Chain {
     pub(crate) fn new() -> Self {
+        let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         let folder = tempfile::tempdir().unwrap();
         let mut image = noise(1, 12 * MIB + 700);
         let mut backups = vec![Backup::new("f1", "v1", image.clone())];
@@ -48,7 +53,7 @@ impl Chain {
         add("i3", &image, &[2 * MIB..4 * MIB, 6 * MIB..6 * MIB + MIB / 2, MIB..MIB + 2 * BLOCK]);
         image[11 * MIB..11 * MIB + BLOCK].copy_from_slice(&noise(5, BLOCK));
         add("i4", &image, std::slice::from_ref(&(11 * MIB..11 * MIB + BLOCK)));
-        let chain = Self { folder, backups };
+        let chain = Self { _turn: turn, folder, backups };
         for backup in &chain.backups {
             backup.put(&chain.store());
         }

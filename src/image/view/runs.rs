@@ -185,8 +185,6 @@ impl View {
                     "block {index}: sha256 is {actual}, expected {expected}; from {}",
                     sources.join(" and ")
                 );
-                // Perhaps it is the digest that was read wrong, and the file says another one by now.
-                self.table.forget(wanted.block);
                 Err(Error::new(ErrorKind::HashMismatch, message))
             }
         }
