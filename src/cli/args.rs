@@ -194,6 +194,11 @@ impl StoreArg {
 
     /// The directory that the word names, which exists.
     pub(crate) fn path(&self) -> Result<PathBuf, Failure> {
+        let own = self.clone();
+        deadline::in_time(Some(STORE_TIMEOUT), "its folder", move || own.look_up())
+    }
+
+    fn look_up(&self) -> Result<PathBuf, Failure> {
         let path = directory_of(&self.location)?;
         match fs::metadata(&path) {
             Ok(meta) if meta.is_dir() => Ok(path),
