@@ -280,15 +280,14 @@ fn nothing_hangs_with_a_store_that_never_answered() {
 fn commands_end_in_time() {
     let world = World::new();
     let _stopped = Stopped::new(&world);
-    let mut list = cinderfs()
-        .arg("list")
-        .arg(&world.store)
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    within(2 * PATIENCE, "the list's end", || list.try_wait().unwrap().is_some());
-    let output = list.wait_with_output().unwrap();
-    assert_eq!(output.status.code(), Some(1));
-    assert!(stderr(&output).contains("the store did not answer within 30 s"), "{}", stderr(&output));
+    let started = ["list", "verify"].map(|word| {
+        let mut command = cinderfs();
+        command.arg(word).arg(&world.store).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+    });
+    for mut command in started {
+        within(2 * PATIENCE, "the command's end", || command.try_wait().unwrap().is_some());
+        let output = command.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        assert!(stderr(&output).contains("the store did not answer within 30 s"), "{}", stderr(&output));
+    }
 }
