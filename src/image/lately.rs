@@ -54,6 +54,11 @@ impl LostLately {
         }
     }
 
+    /// The block is to be tried again at once.
+    pub(super) fn forget(&self, block: BlockIndex) {
+        self.blocks.lock().unwrap_or_else(PoisonError::into_inner).pop(&block);
+    }
+
     /// The block could not be had, which took `took` to find out.
     pub(super) fn note(&self, block: BlockIndex, error: &Error, took: Duration) {
         if !matches!(error.kind(), ErrorKind::HashMismatch | ErrorKind::Codec | ErrorKind::Truncated) {

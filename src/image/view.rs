@@ -30,7 +30,7 @@ use super::{Part, block_range, object_of, open_object};
 use crate::backup::{Backup, BlockHashTable};
 use crate::block::{Claim, Follow, Lead, VerifiedBlock, hash_of_zeros};
 use crate::chain::extent_map::{ExtentMap, ObjectIndex, Piece};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::object::{ObjectReader, Urgency};
 use crate::types::{BlockHash, BlockIndex, ObjectName};
 
@@ -227,9 +227,10 @@ impl View {
         let (blocks_start, blocks_end) = (blocks.start, blocks.end);
         let mut found = BTreeMap::new();
         let mut missing = Vec::new();
-        for (index, hash) in blocks.clone().zip(self.table.get(blocks)) {
+        let digests = self.table.get(blocks.clone());
+        for (index, hash) in blocks.zip(&digests) {
             let block = BlockIndex(index);
-            match hash {
+            match hash.clone() {
                 Err(error) => drop(found.insert(block, Found::Lost(error))),
                 Ok(hash) if hash == *self.zero_hash(block) => drop(found.insert(block, Found::Zeros)),
                 Ok(hash) => match (self.cached(block, &hash), self.lost_lately.get(block)) {
@@ -273,14 +274,36 @@ impl View {
         }
         again.reverse();
         self.load(again, reading, &mut found);
-        for (block, found) in &found {
-            if let Found::Lost(error) = found
-                && error.kind() == ErrorKind::HashMismatch
-            {
-                self.table.doubt(*block);
+        let told = |block: BlockIndex| digests.get((block.0 - blocks_start) as usize)?.as_ref().ok();
+        let again = self.with_other_digests(&told, &mut found);
+        self.load(again, reading, &mut found);
+        found
+    }
+
+    /// Blocks that were lost by a digest that was read wrong once and held in memory since: the file tells another one now.
+    fn with_other_digests<'d>(
+        &self,
+        told: &dyn Fn(BlockIndex) -> Option<&'d BlockHash>,
+        found: &mut BTreeMap<BlockIndex, Found>,
+    ) -> Vec<Wanted<'static>> {
+        let is_damaged = |found: &Found| matches!(found, Found::Lost(error) if error.kind().is_damage());
+        let lost = found.iter().filter(|(_, found)| is_damaged(found));
+        let lost: Vec<_> = lost.filter_map(|(&block, _)| Some((block, *told(block)?))).collect();
+        lost.iter().for_each(|(block, _)| self.table.doubt(*block));
+        let mut again = Vec::new();
+        for (block, old) in lost {
+            let Some(Ok(hash)) = self.table.get(block.0..block.0 + 1).pop() else { continue };
+            if hash == old {
+                continue;
+            }
+            self.lost_lately.forget(block);
+            if hash == *self.zero_hash(block) {
+                found.insert(block, Found::Zeros);
+            } else {
+                again.push(Wanted { block, hash, lead: None });
             }
         }
-        found
+        again
     }
 }
 
