@@ -36,7 +36,8 @@ fn status(pid: Pid, field: &str) -> String {
     let tasks = fs::read_dir(format!("/proc/{}/task", pid.as_raw_nonzero())).unwrap();
     let mut values = Vec::new();
     for task in tasks {
-        let text = fs::read_to_string(task.unwrap().path().join("status")).unwrap();
+        // One that looks through the store ends when it has.
+        let Ok(text) = fs::read_to_string(task.unwrap().path().join("status")) else { continue };
         let line = text.lines().find_map(|line| line.strip_prefix(&format!("{field}:"))).unwrap();
         values.push(line.trim().to_owned());
     }
