@@ -45,10 +45,15 @@ fn judge_frames(frames: &Frames, len_bytes: u64) -> Option<Fault> {
             Cinder::No,
             "its decompressor gives at most 128 KiB of a frame without a length",
         ),
-        (_, 0) => (
+        (_, 0) if len_bytes <= UNSIZED_BYTES_MAX => (
             format!("{count} frames without a length, where Cinder writes one with"),
             Cinder::Wrongly,
             "its decompressor gives the first frame, and ignores the others",
+        ),
+        (_, 0) => (
+            format!("{count} frames without a length, where Cinder writes one with"),
+            Cinder::Unknown,
+            "its decompressor gives the first frame if that has at most 128 KiB, and refuses it else",
         ),
         (_, _) if sized < count => (
             format!("{count} frames, {sized} with a length, where Cinder writes one"),
@@ -252,6 +257,7 @@ mod tests {
         assert_eq!(judged(1, 0, true, UNSIZED_BYTES_MAX), None);
         assert_eq!(judged(1, 0, true, UNSIZED_BYTES_MAX + 1), Some(Cinder::No));
         assert_eq!(judged(2, 0, true, 9), Some(Cinder::Wrongly));
+        assert_eq!(judged(2, 0, true, UNSIZED_BYTES_MAX + 1), Some(Cinder::Unknown));
         assert_eq!(judged(2, 1, true, 9), Some(Cinder::Unknown));
         assert_eq!(judged(3, 3, true, 9), Some(Cinder::Yes));
         assert_eq!(judged(3, 3, false, 9), Some(Cinder::Unknown));
