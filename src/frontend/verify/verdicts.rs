@@ -160,8 +160,11 @@ impl Work<'_> {
             }
             let (first, last) = ((number(layer), 0), (number(layer), u32::MAX));
             for (key, checked) in noted.range(first..=last) {
-                let stops_cinder = checked.fault.as_ref().is_some_and(|fault| fault.cinder == Cinder::No);
-                if let (true, Some(&finding)) = (stops_cinder || layer == chain[0], of_object.get(key)) {
+                let may_stop_cinder = checked
+                    .fault
+                    .as_ref()
+                    .is_some_and(|fault| matches!(fault.cinder, Cinder::No | Cinder::Unknown));
+                if let (true, Some(&finding)) = (may_stop_cinder || layer == chain[0], of_object.get(key)) {
                     ours.push(finding);
                 }
             }
