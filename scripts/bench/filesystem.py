@@ -119,11 +119,13 @@ def copy_files(where, files_bytes, random_bytes):
                 length = os.path.getsize(path)
                 if os.path.islink(path) or not 0 < length <= left // 4:
                     continue
+                is_new = not os.path.isdir(target)
                 os.makedirs(target, exist_ok=True)
                 shutil.copyfile(path, os.path.join(target, name))
             except OSError:
                 continue
-            left -= length
+            # What it takes on the disk: many of this machine's files are small.
+            left -= -(-length // 4096) * 4096 + (4096 if is_new else 0)
         while left < due and random_left > 0:
             with open(os.path.join(where, "media-%03d" % number), "wb") as out:
                 random_left -= out.write(dice.randbytes(min(RANDOM_FILE_BYTES, random_left)))
