@@ -178,7 +178,8 @@ def run(cinderfs, work, rng, everything, tally):
                     tally.expected += 1
                     does = done_by(cinder, id, backups[id], work / 'restored.img')
                     seen[does] = seen.get(does, 0) + 1
-                    unknown += answers[id] == 'unknown'
+                    # What python-zstd makes of several frames follows no rule that is known.
+                    unknown += answers[id] == 'unknown' and 'two frames' not in damage
                     if answers[id] in (does, 'unknown'):
                         tally.passed += 1
                     else:
@@ -187,7 +188,7 @@ def run(cinderfs, work, rng, everything, tally):
         finally:
             cinder.close()
     print(f'verify: Cinder restored {seen.get("yes", 0)} rightly, {seen.get("wrongly", 0)} wrongly, '
-          f'and refused {seen.get("no", 0)}; of {unknown} verify does not know', flush=True)
+          f'and refused {seen.get("no", 0)}; of {unknown} verify does not know, zstd in two frames aside', flush=True)
     tally.expected += 4
     tally.passed += unknown * 20 < sum(seen.values())  # who says nothing is not wrong, and of no use
     tally.passed += sum(seen.get(answer, 0) >= 3 for answer in ('yes', 'wrongly', 'no'))  # else the damage is too tame
