@@ -160,10 +160,11 @@ impl Work<'_> {
             }
             let (first, last) = ((number(layer), 0), (number(layer), u32::MAX));
             for (key, checked) in noted.range(first..=last) {
-                let may_stop_cinder = checked
-                    .fault
-                    .as_ref()
-                    .is_some_and(|fault| matches!(fault.cinder, Cinder::No | Cinder::Unknown));
+                // Frames that Cinder's decompressor may refuse end its restore as well, shown or not.
+                let may_stop_cinder = checked.fault.as_ref().is_some_and(|fault| {
+                    fault.cinder == Cinder::No
+                        || fault.kind == Kind::ForeignFrames && fault.cinder == Cinder::Unknown
+                });
                 if let (true, Some(&finding)) = (may_stop_cinder || layer == chain[0], of_object.get(key)) {
                     ours.push(finding);
                 }
