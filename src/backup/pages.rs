@@ -7,8 +7,7 @@
 //! one with an entry that is no digest is not kept.
 //!
 //! Invariants: a page holds what the file said while it was as it had been opened; memory is bounded by [`PAGES_BYTES_MAX`], and a page is
-//! of one opened file only; one that may be
-//! wrong (no digest in a line, or a block that has another) is read again.
+//! of one opened file only.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
