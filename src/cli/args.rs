@@ -6,6 +6,7 @@ use std::cell::OnceCell;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
@@ -248,6 +249,14 @@ impl StoreArg {
         let store = DeadlineStore::cancelled_by(Arc::new(store), STORE_TIMEOUT, is_interrupted);
         store.arm();
         Ok(Catalog::open(Arc::new(store), options)?)
+    }
+}
+
+/// How many threads to work on: as many as told, else one per processor.
+pub(crate) fn threads(told: Option<u64>) -> usize {
+    match told {
+        Some(threads) => usize::try_from(threads).unwrap_or(1),
+        None => thread::available_parallelism().map_or(1, usize::from),
     }
 }
 

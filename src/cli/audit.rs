@@ -11,9 +11,9 @@ use clap::Args;
 use indicatif::BinaryBytes;
 use serde_json::{Map, Value, json};
 
-use super::args::{OutputArgs, StoreArg};
+use super::args::{OutputArgs, StoreArg, threads};
 use super::exit::{Failure, Outcome, note};
-use super::map::{short, threads};
+use super::map::short;
 use super::progress::{Mode, Reporter};
 use super::render::{self, Format};
 use super::restore::{Signals, THREADS_MAX, refuse_inside_store, said};

@@ -3,14 +3,13 @@
 //! The engine is [`crate::writer::consolidate`]; here are the words, the signals, the progress and the summary.
 
 use std::sync::Arc;
-use std::thread;
 use std::time::Instant;
 
 use clap::Args;
 use indicatif::BinaryBytes;
 use serde_json::{Value, json};
 
-use super::args::StoreArg;
+use super::args::{StoreArg, threads};
 use super::create::{self, Compression};
 use super::exit::{Failure, Outcome, note};
 use super::made::MadeArgs;
@@ -96,10 +95,7 @@ pub(crate) fn run(args: &ConsolidateArgs, quiet: bool) -> Result<Outcome, Failur
         level: None,
         object_bytes: args.object_size.or(configured.object_bytes),
         block_bytes: args.block_size,
-        threads: match args.threads {
-            Some(threads) => usize::try_from(threads).unwrap_or(1),
-            None => thread::available_parallelism().map_or(1, usize::from),
-        },
+        threads: threads(args.threads),
     };
     let signals = Signals::watch()?;
     let reporter = Reporter::new(args.progress, quiet, 0);

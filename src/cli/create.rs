@@ -4,7 +4,6 @@
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::thread;
 use std::time::Instant;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
@@ -12,7 +11,7 @@ use clap::{ArgAction, Args, ValueEnum};
 use indicatif::BinaryBytes;
 use jiff::Timestamp;
 
-use super::args::StoreArg;
+use super::args::{StoreArg, threads};
 use super::exit::{Failure, Outcome, note};
 use super::made::MadeArgs;
 use super::progress::{Mode, Reporter};
@@ -283,11 +282,7 @@ fn new_backup(args: &CreateArgs, catalog: &Catalog) -> Result<NewBackup, Failure
         paranoid: args.paranoid,
         ..NewBackup::full(volume_id)
     };
-    if let Some(threads) = args.threads {
-        new.threads = usize::try_from(threads).unwrap_or(1);
-    } else {
-        new.threads = thread::available_parallelism().map_or(1, usize::from);
-    }
+    new.threads = threads(args.threads);
     Ok(new)
 }
 

@@ -10,10 +10,10 @@ use clap::Args;
 use indicatif::BinaryBytes;
 use serde_json::{Value, json};
 
-use super::args::{OutputArgs, StoreArg};
+use super::args::{OutputArgs, StoreArg, threads};
 use super::canvas::{self, When};
 use super::exit::{Failure, Outcome, note};
-use super::map::{cannot_print, conclude, short, threads};
+use super::map::{cannot_print, conclude, short};
 use super::picture::{Class, Ink, Picture};
 use super::render::Format;
 use super::restore::{Signals, THREADS_MAX};

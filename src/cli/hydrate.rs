@@ -6,14 +6,13 @@ use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::ops::Range;
 use std::sync::Arc;
-use std::thread;
 use std::time::Instant;
 
 use clap::Args;
 use indicatif::BinaryBytes;
 use serde_json::{Value, json};
 
-use super::args::{OutputArgs, StoreArg};
+use super::args::{OutputArgs, StoreArg, threads};
 use super::exit::{Failure, Outcome, note};
 use super::progress::{Mode, Reporter};
 use super::restore::{RANGES_SHOWN_MAX, Signals, THREADS_MAX, said};
@@ -171,10 +170,7 @@ fn one(
         volume_name: entry.volume_name.clone(),
     };
     let options = HydrateOptions {
-        threads: match args.threads {
-            Some(threads) => usize::try_from(threads).unwrap_or(1),
-            None => thread::available_parallelism().map_or(1, usize::from),
-        },
+        threads: threads(args.threads),
         cancel: &signals.cancel,
         waiting: &|| say(&format!("waiting: another process is at {name}\n")),
         observer: &|progress| reporter.update(progress.done_bytes, progress.total_bytes),

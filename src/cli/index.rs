@@ -3,14 +3,13 @@
 use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::Args;
 use indicatif::BinaryBytes;
 use serde_json::json;
 
-use super::args::StoreArg;
+use super::args::{StoreArg, threads};
 use super::exit::{Failure, Outcome, note};
 use super::progress::{Mode, Reporter};
 use super::restore::{Signals, THREADS_MAX};
@@ -87,10 +86,7 @@ pub(crate) fn run(args: &IndexArgs, quiet: bool) -> Result<Outcome, Failure> {
     if chosen.images.iter().any(needs_room) {
         engine::try_to_write(&folder).map_err(no_room)?;
     }
-    let threads = match args.threads {
-        Some(threads) => usize::try_from(threads).unwrap_or(1),
-        None => thread::available_parallelism().map_or(1, usize::from),
-    };
+    let threads = threads(args.threads);
     let reporter = Reporter::new(args.progress, quiet, 0);
     let started = Instant::now();
     let images: Vec<&Image> = chosen.images.iter().map(|image| &**image).collect();

@@ -5,12 +5,11 @@
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
-use std::thread;
 
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::args::{OutputArgs, StoreArg};
+use super::args::{OutputArgs, StoreArg, threads};
 use super::canvas::{self, When};
 use super::exit::{Failure, Outcome, note};
 use super::picture::{Class, Ink, Picture};
@@ -130,14 +129,6 @@ pub(crate) fn run(args: &MapArgs) -> Result<Outcome, Failure> {
         stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(cannot_print)
     });
     conclude(result, &signals)
-}
-
-/// How many threads to use.
-pub(super) fn threads(told: Option<u64>) -> usize {
-    match told {
-        Some(threads) => usize::try_from(threads).unwrap_or(1),
-        None => thread::available_parallelism().map_or(1, usize::from),
-    }
 }
 
 /// What printing rows failed with, for the engine.

@@ -4,12 +4,11 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::thread;
 
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::args::{OutputArgs, StoreArg};
+use super::args::{OutputArgs, StoreArg, threads};
 use super::exit::{Failure, Outcome, note};
 use super::restore::{RANGES_SHOWN_MAX, Signals, THREADS_MAX, said};
 use super::{perhaps_unseen, print, render, select};
@@ -77,10 +76,7 @@ pub(crate) fn run(args: &RepairArgs, quiet: bool) -> Result<Outcome, Failure> {
     let signals = Signals::watch()?;
     let options = RepairOptions {
         dry_run: args.dry_run,
-        threads: match args.threads {
-            Some(threads) => usize::try_from(threads).unwrap_or(1),
-            None => thread::available_parallelism().map_or(1, usize::from),
-        },
+        threads: threads(args.threads),
         cancel: &signals.cancel,
         hook: None,
     };

@@ -8,7 +8,6 @@ use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock};
-use std::thread;
 use std::time::Instant;
 
 use clap::{Args, ValueEnum};
@@ -16,7 +15,7 @@ use indicatif::BinaryBytes;
 use serde_json::{Value, json};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
-use super::args::StoreArg;
+use super::args::{StoreArg, threads};
 use super::exit::{Failure, Outcome, note};
 use super::loss_map::{LossMap, merged};
 use super::progress::{Mode, Reporter};
@@ -115,10 +114,7 @@ pub(crate) fn run(args: &RestoreArgs, quiet: bool) -> Result<Outcome, Failure> {
             OnDamage::Stop => engine::OnDamage::Stop,
             OnDamage::Zero => engine::OnDamage::Zero,
         },
-        threads: match args.threads {
-            Some(threads) => usize::try_from(threads).unwrap_or(1),
-            None => thread::available_parallelism().map_or(1, usize::from),
-        },
+        threads: threads(args.threads),
         cancel: &signals.cancel,
     };
     let target = if to_stdout { Target::Stdout } else { Target::Path(args.target.clone()) };

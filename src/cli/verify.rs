@@ -7,13 +7,12 @@ mod text;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use clap::Args;
 use serde_json::json;
 
-use super::args::{OutputArgs, StoreArg};
+use super::args::{OutputArgs, StoreArg, threads};
 use super::exit::{Failure, Outcome};
 use super::progress::{Mode, Reporter};
 use super::render::{self, Format};
@@ -112,10 +111,7 @@ pub(crate) fn run(args: &VerifyArgs, quiet: bool) -> Result<Outcome, Failure> {
     let stamps = stamps(&path);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let options = VerifyOptions {
-        threads: match args.threads {
-            Some(threads) => usize::try_from(threads).unwrap_or(1),
-            None => thread::available_parallelism().map_or(1, usize::from),
-        },
+        threads: threads(args.threads),
         cancel: &signals.cancel,
         subset: args.subset.unwrap_or(Subset::All),
         fresh_since: args.stale_after.map(|age| now.saturating_sub(age).as_secs()),

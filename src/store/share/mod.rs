@@ -22,6 +22,7 @@ use md5::{Digest, Md5};
 use rustix::fs::{FlockOperation, flock};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::types;
 use table::Table;
 
 /// Where shares are mounted by us. Root's, gone after a reboot, as the mounts are.
@@ -121,7 +122,7 @@ impl Share {
     }
 
     fn attach_in(&self, folder: &Path, program: &Path) -> Result<Attached> {
-        let own = folder.join(hex(&Md5::digest(self.source.as_bytes())));
+        let own = folder.join(types::Md5(Md5::digest(self.source.as_bytes()).into()).to_string());
         // A mount of ours is shared with others of us, not taken for somebody else's.
         if let Some(path) = self.mounted()?.into_iter().find(|path| *path != own) {
             return Ok(Attached { path, ours: None });
@@ -336,10 +337,6 @@ fn same_source(kind: ShareKind, one: &str, other: &str) -> bool {
         Some((host.trim_matches(['[', ']']).to_lowercase(), path))
     }
     parts(kind, one).is_some_and(|one| Some(one) == parts(kind, other))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]
