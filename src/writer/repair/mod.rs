@@ -50,6 +50,8 @@ pub struct RepairOptions<'a> {
     pub threads: usize,
     /// Once this is true it ends with [`ErrorKind::Interrupted`], between two objects.
     pub cancel: &'a AtomicBool,
+    /// Is told how many plain bytes of how many of the backup were looked at, from any thread; cheap, for it is called for each block.
+    pub progress: &'a (dyn Fn(u64, u64) + Sync),
     /// Is told each step that changes the store. For tests.
     pub hook: Option<Hook>,
 }
@@ -142,8 +144,8 @@ impl Run<'_> {
         metadata_name: &ObjectName,
     ) -> Result<Vec<Finding>> {
         let stop = || self.stop();
-        let (store, threads, len_bytes) = (&self.store, self.options.threads, self.image.len_bytes());
-        let states = check::all(store, self.backup, self.table, len_bytes, threads, &stop)?;
+        let len_bytes = self.image.len_bytes();
+        let states = check::all(&self.store, self.backup, self.table, len_bytes, self.options, &stop)?;
         let mut damaged: Vec<(&DataObject, Error)> = Vec::new();
         let mut wrong_digests = BTreeMap::new();
         let has_overlaps = have_overlaps(&self.backup.objects);
