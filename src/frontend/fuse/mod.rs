@@ -10,6 +10,7 @@
 //!   mount       the options given to the kernel, signals, the end
 //!   mountpoint  where a mount may stand        unmount  taking it away, alive or dead
 //!   daemon      the background process         unmounter  who does that when the daemon may not
+//!   companion   what the unmounter, and the keeper of a share's mount, have in common
 //!   options     -o
 //! ```
 //!
@@ -19,6 +20,8 @@
 
 // What `stat` shows.
 pub mod attr;
+// This program once more, beside a daemon.
+mod companion;
 // The process that serves a mount in the background.
 pub mod daemon;
 mod desk;
