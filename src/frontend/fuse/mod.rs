@@ -1,7 +1,7 @@
 //! The mount: every backup of a store as a read-only file, through FUSE.
 //!
 //! ```text
-//!   kernel -> fs        requests and replies, panics caught; thin
+//!   kernel -> fs        requests and `replies`, panics caught; thin
 //!               tree    what a request means: catalog and images on one side, names and inodes on the other
 //!               |  \
 //!    namespace names inodes attr    pure: which names stand where, which number a node has, what stat shows
@@ -45,6 +45,8 @@ pub mod names;
 pub mod namespace;
 // `-o`.
 pub mod options;
+// Their answers.
+mod replies;
 // What requests mean.
 pub mod tree;
 // Taking mounts away.
