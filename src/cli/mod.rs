@@ -36,6 +36,7 @@ mod spans;
 #[cfg(feature = "fuse")]
 mod umount;
 mod verify;
+mod watch;
 
 use std::io::{self, Write};
 use std::process::ExitCode;

@@ -25,6 +25,7 @@ mod calls;
 mod object;
 mod under_way;
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -43,6 +44,13 @@ const SLOW: Duration = Duration::from_secs(1);
 /// How often the calls under way are to be looked at.
 pub const LOOK_EVERY: Duration = Duration::from_millis(250);
 
+/// How long a call may take unless told, in seconds: longer than a disk that spins up or a server that fails over within NFS's first
+/// retries, shorter than what waits for the reader.
+pub const TIMEOUT_SECONDS: u64 = 30;
+
+/// The longest that may be asked for, in seconds.
+pub const TIMEOUT_SECONDS_MAX: u64 = 3600;
+
 /// A store whose calls return in time.
 pub struct DeadlineStore {
     inner: Arc<dyn Store>,
@@ -52,13 +60,21 @@ pub struct DeadlineStore {
 impl DeadlineStore {
     /// Gives each call to `inner` this much time, from [`arm`](Self::arm) on.
     pub fn new(inner: Arc<dyn Store>, timeout: Duration) -> Self {
-        Self { inner, calls: Arc::new(Calls::new(timeout)) }
+        let calls = Arc::new(Calls::new(inner.location(), timeout));
+        Self { inner, calls }
+    }
+
+    /// The same without a limit: calls take the time they take, and are noted meanwhile.
+    #[must_use]
+    pub fn unlimited(inner: Arc<dyn Store>) -> Self {
+        Self::new(inner, Duration::MAX)
     }
 
     /// The same, whose calls end early with [`ErrorKind::Interrupted`] once `is_cancelled` says so.
     #[must_use]
     pub fn cancelled_by(inner: Arc<dyn Store>, timeout: Duration, is_cancelled: fn() -> bool) -> Self {
-        Self { inner, calls: Arc::new(Calls::cancelled_by(timeout, is_cancelled)) }
+        let calls = Arc::new(Calls::cancelled_by(inner.location(), timeout, is_cancelled));
+        Self { inner, calls }
     }
 
     /// How long a call may take.
@@ -97,6 +113,7 @@ pub struct Look {
 /// Does something that may hang, on a thread of its own. An error when it takes longer than `timeout`; the thread is left behind then.
 pub fn in_time<T: Send + 'static, E: From<Error> + Send + 'static>(
     timeout: Option<Duration>,
+    store: &OsStr,
     what: &str,
     act: impl FnOnce() -> Result<T, E> + Send + 'static,
 ) -> Result<T, E> {
@@ -113,8 +130,10 @@ pub fn in_time<T: Send + 'static, E: From<Error> + Send + 'static>(
             outcome
         }
         Err(RecvTimeoutError::Timeout) => {
-            let message =
-                format!("the store did not answer within {} s when asked for {what}", timeout.as_secs());
+            let message = format!(
+                "the store {store:?} did not answer within {} s when asked for {what}",
+                timeout.as_secs()
+            );
             Err(Error::new(ErrorKind::StoreIo, message).into())
         }
         Err(RecvTimeoutError::Disconnected) => {
@@ -152,7 +171,7 @@ impl Store for DeadlineStore {
         if !self.is_answering() {
             return Err(Error::new(
                 ErrorKind::StoreIo,
-                format!("the store does not answer, so {name:?} is not looked at"),
+                format!("the store {:?} does not answer, so {name:?} is not looked at", self.location()),
             ));
         }
         let (inner, wanted) = (self.inner.clone(), name.clone());

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use super::under_way::UnderWay;
 use super::{LOOK_EVERY, Look, SLOW};
 use crate::error::{Error, ErrorKind, Result};
+use crate::waiting::Waiting;
 
 /// Threads for calls, at most: what a busy mount has under way, and as many that are stuck.
 pub(super) const THREADS_MAX: usize = 64;
@@ -36,6 +37,8 @@ type Job = Box<dyn FnOnce() + Send>;
 
 /// The threads, and what is known of the store.
 pub(super) struct Calls {
+    /// What the store is called.
+    location: Box<str>,
     timeout: Duration,
     is_armed: AtomicBool,
     /// Whether the command that asks is to end.
@@ -81,8 +84,9 @@ enum Progress {
 }
 
 impl Calls {
-    pub(super) fn new(timeout: Duration) -> Self {
+    pub(super) fn new(location: &str, timeout: Duration) -> Self {
         Self {
+            location: location.into(),
             timeout,
             is_armed: AtomicBool::new(false),
             is_cancelled: None,
@@ -97,8 +101,8 @@ impl Calls {
     }
 
     /// The same, whose calls end early once `is_cancelled` says so.
-    pub(super) fn cancelled_by(timeout: Duration, is_cancelled: fn() -> bool) -> Self {
-        Self { is_cancelled: Some(is_cancelled), ..Self::new(timeout) }
+    pub(super) fn cancelled_by(location: &str, timeout: Duration, is_cancelled: fn() -> bool) -> Self {
+        Self { is_cancelled: Some(is_cancelled), ..Self::new(location, timeout) }
     }
 
     pub(super) fn timeout(&self) -> Duration {
@@ -120,7 +124,10 @@ impl Calls {
         state.threads = 0;
         drop(state);
         if stuck > 0 {
-            return Err(Error::new(ErrorKind::StoreIo, "the store does not answer"));
+            return Err(Error::new(
+                ErrorKind::StoreIo,
+                format!("the store {:?} does not answer", self.location),
+            ));
         }
         threads.into_iter().for_each(|thread| drop(thread.join()));
         Ok(())
@@ -173,6 +180,7 @@ impl Calls {
         call: impl FnOnce() -> Result<T> + Send + 'static,
     ) -> Result<T> {
         if !self.is_armed.load(Ordering::Acquire) {
+            let _waiting = Waiting::begin(what);
             return call();
         }
         let begun = Instant::now();
@@ -211,7 +219,7 @@ impl Calls {
                     let _ = self.give_up(what, begun, &progress, &answer, false);
                     return Err(Error::new(
                         ErrorKind::Interrupted,
-                        "interrupted while the store did not answer",
+                        format!("interrupted while the store {:?} did not answer", self.location),
                     ));
                 }
                 Err(RecvTimeoutError::Timeout) => {}
@@ -224,7 +232,10 @@ impl Calls {
         let mut state = self.lock();
         if state.stall.is_none() {
             let seconds = waited.as_secs();
-            tracing::warn!("the store did not answer within {seconds} s; it is asked again now and then");
+            tracing::warn!(
+                "the store {:?} did not answer within {seconds} s; it is asked again now and then",
+                self.location
+            );
             let now = Instant::now();
             state.stall = Some(Stall { since: now.checked_sub(waited).unwrap_or(now), tried: None });
             self.is_stalled.store(true, Ordering::Relaxed);
@@ -240,7 +251,7 @@ impl Calls {
         if let Some(stall) = state.stall.take() {
             self.is_stalled.store(false, Ordering::Relaxed);
             let seconds = stall.since.elapsed().as_secs();
-            tracing::warn!("the store answers again, after {seconds} s");
+            tracing::warn!("the store {:?} answers again, after {seconds} s", self.location);
         }
     }
 
@@ -255,8 +266,10 @@ impl Calls {
                 let is_soon = stall.tried.is_some_and(|tried| now.duration_since(tried) < PROBE_EVERY);
                 if !may_probe || is_soon {
                     let seconds = stall.since.elapsed().as_secs();
-                    let message =
-                        format!("the store has not answered for {seconds} s, so {what} is not asked for");
+                    let message = format!(
+                        "the store {:?} has not answered for {seconds} s, so {what} is not asked for",
+                        self.location
+                    );
                     return Err(Error::new(ErrorKind::StoreIo, message));
                 }
                 stall.tried = Some(now);
@@ -321,7 +334,10 @@ impl Calls {
         *progress = Progress::GivenUp;
         state.stuck += 1;
         let seconds = begun.elapsed().as_secs_f32();
-        let message = format!("the store did not answer within {seconds:.0} s when asked for {what}");
+        let message = format!(
+            "the store {:?} did not answer within {seconds:.0} s when asked for {what}",
+            self.location
+        );
         if says_all && state.stall.is_none() {
             tracing::warn!("{message}; it is asked again now and then");
             state.stall = Some(Stall { since: begun, tried: Some(Instant::now()) });
