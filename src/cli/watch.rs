@@ -52,6 +52,10 @@ impl Watch {
                     }
                 }
             }
+            // The command has come to its end because the store answers.
+            if let Some(Event::Tell(text)) = watcher.look(Instant::now(), None, false) {
+                progress::tell(&text);
+            }
         };
         let thread = thread::Builder::new().name("watch".to_owned()).spawn(watch);
         Self { ended: Some(sender), thread: thread.ok() }
