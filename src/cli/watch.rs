@@ -99,7 +99,7 @@ impl Watcher {
                 "cinderfs: the store {store:?} answers again, after {seconds} s\n"
             )));
         }
-        let Some(call) = oldest else { return None };
+        let call = oldest?;
         let waited = now.duration_since(call.since);
         if is_cancelled {
             let since = *self.cancelled.get_or_insert(now);
