@@ -1,7 +1,7 @@
 //! What do commands that read do when their store stops to answer in the middle?
 
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
-#![expect(clippy::unwrap_used, reason = "helpers of tests, where a panic is the report")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests, where a panic is the report")]
 
 #[path = "common/cases.rs"]
 mod cases;
