@@ -1,7 +1,5 @@
 //! What does a mount do while its store does not answer? The store lies behind bindfs, which is stopped.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests, where a panic is the report")]
-
 #[path = "common/mount.rs"]
 mod mount;
 #[path = "common/stalled.rs"]
