@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use clap::ValueEnum;
 
-use super::args::StoreArg;
+use super::args::{StoreArg, StoreWord};
 use super::cache;
 use super::exit::{Failure, Outcome, note};
 use super::store_note;
@@ -69,7 +69,7 @@ Options for -o:
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct MountArgs {
     #[command(flatten)]
-    store: StoreArg,
+    store: StoreWord,
 
     /// Empty directory to show them at
     #[arg(value_name = "MOUNTPOINT")]
@@ -129,20 +129,21 @@ pub(crate) fn run(args: &MountArgs, verbosity: i16) -> Result<Outcome, Failure> 
         serve(args, &options, None)?;
     } else {
         // Also this process must not wait for ever.
-        let store = args.store.word_for_child(options.store_timeout)?;
+        let store = args.store.for_child(options.store_timeout)?;
         return Ok(Outcome::Child(daemon::start(child_arguments(args, store, verbosity))?));
     }
     Ok(Outcome::Done)
 }
 
 fn serve(args: &MountArgs, options: &MountOptions, child: Option<Child>) -> Result<(), Failure> {
-    let place = args.store.place_in(options.store_timeout)?;
+    let store = StoreArg::at(args.store.location.clone());
+    let place = store.place_in(options.store_timeout)?;
     // A daemon that gave up its rights could not take the mount of a share away.
     let _keeper = place.hand_over(Keeper::start)?;
     let path = place.path().to_owned();
     let folder = path.clone();
     let open = move || Ok::<_, Failure>(Arc::new(PosixStore::open(&folder)?));
-    let store = deadline::in_time(options.store_timeout, "its folder", open)?;
+    let store = deadline::in_time(options.store_timeout, &args.store.location, "its folder", open)?;
     let location = store.location().to_owned();
     let cache_dir = CacheDir::location();
     if options.disk_cache_bytes_max > 0 && cache_dir.is_none() {
@@ -299,7 +300,7 @@ mod tests {
                 .map(OsString::from)
                 .chain([cwd.join("src").into(), cwd.join("-mnt").into()])
                 .collect();
-        assert_eq!(child_arguments(&args, args.store.word_for_child(None).unwrap(), 2), expected);
+        assert_eq!(child_arguments(&args, args.store.for_child(None).unwrap(), 2), expected);
         let again = parse(&expected[2..].iter().map(|word| word.to_str().unwrap()).collect::<Vec<_>>());
         assert!(again.daemon && !again.foreground);
         assert_eq!(again.options, [&args.options[..], &["on_damage=zero".to_owned()]].concat());

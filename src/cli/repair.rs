@@ -14,6 +14,7 @@ use super::exit::{Failure, Outcome, note};
 use super::progress::{Mode, Reporter};
 use super::render::Format;
 use super::restore::{RANGES_SHOWN_MAX, Signals, THREADS_MAX, said};
+use super::watch::Watch;
 use super::{perhaps_unseen, print, render, select};
 use crate::catalog::Entry;
 use crate::error::ResultExt;
@@ -73,7 +74,8 @@ const COLUMNS: [&str; 6] = ["Backup", "File", "Outcome", "Copied Blocks", "Lost 
 pub(crate) fn run(args: &RepairArgs, quiet: bool) -> Result<Outcome, Failure> {
     let chosen = args.output.choose(&COLUMNS)?;
     let path = args.store.path()?;
-    let catalog = args.store.catalog()?;
+    let catalog = args.store.catalog_to_write()?;
+    let _watch = Watch::start(&path, args.store.timeout());
     let snapshot = catalog.snapshot();
     let entries = select::newest_first(&snapshot);
     let usable = |entry: &Arc<Entry>| catalog.image(entry).is_ok();

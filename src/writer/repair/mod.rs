@@ -37,6 +37,7 @@ use crate::format::write::{Sha256FileHead, created_at_text};
 use crate::image::Image;
 use crate::object::proof::PROOF_BLOCK_BYTES;
 use crate::store::Store;
+use crate::store::deadline::DeadlineStore;
 use crate::store::posix::PosixStore;
 use crate::store::read_exact_at;
 use crate::types::{BackupId, BlockHash, ObjectName};
@@ -100,7 +101,8 @@ pub fn repair(store_root: &Path, id: &BackupId, options: &RepairOptions<'_>) -> 
         false => Some(Replacing::begin(store_root, id, options.hook.clone())?),
     };
     // Its own: others' may hold objects open that were replaced since.
-    let catalog = Catalog::open(Arc::new(PosixStore::open(store_root)?), CatalogOptions::default())?;
+    let store = DeadlineStore::unlimited(Arc::new(PosixStore::open(store_root)?));
+    let catalog = Catalog::open(Arc::new(store), CatalogOptions::default())?;
     let gone = || Error::new(ErrorKind::BackupNotFound, format!("the backup {id} is not in the store"));
     let entry = catalog.snapshot().get(id.as_str()).cloned().ok_or_else(gone)?;
     if let Some(problem) = &entry.problem {

@@ -34,6 +34,7 @@ use super::{journal, removal, store::StoreRoot};
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::posix::HIDDEN_FOLDER_PREFIX;
 use crate::types::BackupId;
+use crate::waiting::Waiting;
 
 const LOCK: &str = "lock";
 pub(super) const PARTS: &str = "parts";
@@ -232,6 +233,7 @@ pub(super) enum Claim {
 pub(super) fn remove_dead(store: &StoreRoot, disk: &Disk) -> Result<u64> {
     let read = |errno| failed(format!("cannot read the store {:?}", store.location()), errno);
     let mut found = Vec::new();
+    let waiting = Waiting::begin("the names in its folder");
     for entry in Dir::read_from(store.root()).map_err(read)? {
         let entry = entry.map_err(read)?;
         // An id is what its run had, so other names are not of ours.
@@ -240,6 +242,7 @@ pub(super) fn remove_dead(store: &StoreRoot, disk: &Disk) -> Result<u64> {
             found.extend(entry.file_name().to_str().map(str::to_owned));
         }
     }
+    drop(waiting);
     let mut removed = 0;
     for name in found {
         let outcome = match Hidden::claim(store, disk, &name) {
