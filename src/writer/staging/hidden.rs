@@ -20,6 +20,9 @@
 //! was killed at the very end. It is empty, and removing an empty folder harms nobody: a run that lives finds its folder
 //! gone, and makes it anew. So whoever has locked a file looks again whether that file still has its name.
 //!
+//! A file that is removed while it is open is only renamed in its folder by NFS, and by some file systems in user space; it goes when it is
+//! closed. So the lock is closed before its folder goes.
+//!
 //! Invariants: only what this program puts there is removed, so a folder that holds anything else stays, with its lock; the
 //! lock goes last.
 
@@ -60,7 +63,8 @@ const NESTING_MAX: u32 = 64;
 pub(super) struct Hidden {
     name: String,
     folder: OwnedFd,
-    lock: OwnedFd,
+    /// `None` once it was removed.
+    lock: Option<OwnedFd>,
 }
 
 impl Hidden {
@@ -123,7 +127,7 @@ impl Hidden {
             other => other,
         };
         match locked {
-            Ok(true) => Ok(Some(Self { name: name.to_owned(), folder, lock })),
+            Ok(true) => Ok(Some(Self { name: name.to_owned(), folder, lock: Some(lock) })),
             Ok(false) => Ok(None),
             Err(errno) => {
                 let _ = disk.remove_file(&folder, LOCK);
@@ -168,7 +172,7 @@ impl Hidden {
         if !store.has_sure_locks && !is_of_this_boot(&lock)? && !is_idle(&folder)? {
             return Ok(Claim::Living);
         }
-        Ok(Claim::Dead(Self { name: name.to_owned(), folder, lock }))
+        Ok(Claim::Dead(Self { name: name.to_owned(), folder, lock: Some(lock) }))
     }
 
     pub(super) fn name(&self) -> &str {
@@ -184,7 +188,7 @@ impl Hidden {
     }
 
     /// Takes back what a dead run had given its name, or goes on with what it removed, and removes the folder.
-    pub(super) fn clean_up(self, store: &StoreRoot, disk: &Disk) -> Result<()> {
+    pub(super) fn clean_up(mut self, store: &StoreRoot, disk: &Disk) -> Result<()> {
         journal::roll_back(store, disk, &self.folder)
             .and_then(|()| removal::finish(store, disk, &self.folder, self.id()))
             .map_err(|error| error.context(format!("cannot clean up {:?} after a killed run", self.name)))?;
@@ -192,7 +196,7 @@ impl Hidden {
     }
 
     /// Removes the folder. What the journal tells must have been settled.
-    pub(super) fn remove(&self, store: &StoreRoot, disk: &Disk) -> Result<(), Errno> {
+    pub(super) fn remove(&mut self, store: &StoreRoot, disk: &Disk) -> Result<(), Errno> {
         for name in [PARTS, TREE] {
             remove_below(disk, &self.folder, name, NESTING_MAX)?;
         }
@@ -205,14 +209,21 @@ impl Hidden {
             }
         }
         gone_is_fine(disk.remove_file(&self.folder, LOCK))?;
+        self.unlock();
         gone_is_fine(disk.remove_folder(store.root(), &self.name))
+    }
+
+    fn unlock(&mut self) {
+        if let Some(lock) = self.lock.take() {
+            // Closing alone would leave it locked as long as a process that is just being started has a copy.
+            let _ = rustix::fs::flock(lock, rustix::fs::FlockOperation::Unlock);
+        }
     }
 }
 
 impl Drop for Hidden {
     fn drop(&mut self) {
-        // Closing alone would leave it locked as long as a process that is just being started has a copy.
-        let _ = rustix::fs::flock(&self.lock, rustix::fs::FlockOperation::Unlock);
+        self.unlock();
     }
 }
 
