@@ -208,7 +208,7 @@ impl StoreArg {
             return Ok(place);
         }
         let word = self.location.clone();
-        let place = deadline::in_time(timeout, "its place", move || Place::resolve(&word))?;
+        let place = deadline::in_time(timeout, "its place", move || Place::resolve(&word, timeout))?;
         Ok(self.place.get_or_init(|| place))
     }
 
