@@ -5,7 +5,7 @@
 #   scripts/services/gluster.sh down FOLDER           stops it and removes FOLDER
 #
 # GlusterFS refuses bricks at 127.0.0.1, so the servers have a network of their own, in which 192.0.2.1 is themselves. Whoever mounts the
-# volume has to be in it: nsenter --net="$GLUSTER_NETWORK" mount -t glusterfs "$GLUSTER_SHARE" DIRECTORY. The mounts are this machine's as
+# volume has to be in it: nsenter --net="$NETWORK" mount -t glusterfs "$SHARE" DIRECTORY. The mounts are this machine's as
 # any other. One at a time, since glusterd has one socket. Needs root on Debian or Ubuntu, where it installs what is missing, and /dev/fuse.
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
@@ -58,8 +58,8 @@ done)
 echo "$brick $(started_at "$brick")" >"$folder/run/brick.pid"
 
 cat >"$folder/env" <<EOF
-GLUSTER_SHARE=$address:/$volume
-GLUSTER_NETWORK=/proc/$holder/ns/net
-GLUSTER_BRICK=$folder/brick
-GLUSTER_BRICK_PID=$brick
+SHARE=$address:/$volume
+NETWORK=/proc/$holder/ns/net
+BRICK=$folder/brick
+BRICK_PID=$brick
 EOF

@@ -30,7 +30,7 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         for entry in fs::read_dir(self.folder()).into_iter().flatten().flatten() {
-            let _ = rustix::mount::unmount(entry.path(), rustix::mount::UnmountFlags::DETACH);
+            let _ = unmount(entry.path(), UnmountFlags::DETACH);
         }
     }
 }
