@@ -33,13 +33,13 @@ says 10 "mount(8) says" cinderfs list nas:/srv/nothing
 
 begin "root counts as nobody, and nobody may not write"
 chown -R cinder:cinder "$exported"
-chmod 755 "$exported"
+chmod -R a+rX "$exported"
 export_it rw,root_squash
 lists 8
 says 12 "may not write there" cinderfs create /tmp/cinder.conf /tmp/disk --progress none
 chmod 750 "$exported"
 drop_caches
-says 12 "ermission denied" cinderfs list /tmp/cinder.conf
+says 12 "Permission denied" cinderfs list /tmp/cinder.conf
 chmod 755 "$exported"
 export_it rw,no_root_squash
 
@@ -54,7 +54,7 @@ says 1 "read-only" cinderfs delete /tmp/cinder.conf "$large" --cascade
 check "nothing is mounted" nothing_of_ours_is_mounted
 
 begin "without privileges"
-nobody="setpriv --reuid 65534 --regid 65534 --clear-groups env HOME=/tmp"
+nobody="/usr/bin/setpriv --reuid 65534 --regid 65534 --clear-groups env HOME=/tmp"
 configure
 says 12 "mount -t nfs -o vers=4.2,nosuid,nodev,noexec $share DIRECTORY" $nobody cinderfs list /tmp/cinder.conf
 says 12 "let root run" $nobody cinderfs list "$share"

@@ -22,7 +22,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use md5::{Digest, Md5};
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 
@@ -365,7 +365,9 @@ fn cannot(path: &Path, what: &str, error: io::Error) -> Error {
 
 /// Whether nothing can be read there any more: the client is gone, or the export.
 fn is_dead(path: &Path) -> bool {
-    matches!(rustix::fs::stat(path), Err(Errno::NOTCONN | Errno::STALE))
+    // What stat(2) tells may be remembered from before.
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    matches!(rustix::fs::open(path, flags, Mode::empty()), Err(Errno::NOTCONN | Errno::STALE))
 }
 
 /// Whether somebody uses a mount of ours. To be asked behind the gate, where nobody begins to.
