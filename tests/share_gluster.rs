@@ -108,7 +108,9 @@ impl Stopped {
 
 impl Drop for Stopped {
     fn drop(&mut self) {
-        self.0.iter().for_each(|&pid| drop(kill_process(pid, Signal::CONT)));
+        self.0.iter().for_each(|&pid| {
+            let _ = kill_process(pid, Signal::CONT);
+        });
     }
 }
 

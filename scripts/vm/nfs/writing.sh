@@ -33,6 +33,6 @@ job=$!
 cinderfs create "$share" /tmp/disk --progress none >/tmp/two 2>/tmp/err
 wait $job
 check "both succeed" eval '[ -s /tmp/one ] && [ -s /tmp/two ]'
-must cinderfs delete /tmp/cinder.conf "$(cat /tmp/one)"
-must cinderfs delete /tmp/cinder.conf "$(cat /tmp/two)"
+for made in $(cat /tmp/one /tmp/two); do must cinderfs delete /tmp/cinder.conf "$made"; done
+ls -lAR "$exported"/.cinderfs-* 2>/dev/null # should there be any
 check "and nothing is mounted" nothing_of_ours_is_mounted
