@@ -117,7 +117,17 @@ impl Hidden {
             Err(Errno::NOENT | Errno::EXIST) => return Ok(None),
             other => other?,
         };
-        let locked = match disk.lock(&lock, LOCK) {
+        // Who has it only looks whether its run is dead, and removes it or lets it go. Left to itself it would count as that of a living run
+        // where locks prove nothing.
+        let mut locked = disk.lock(&lock, LOCK);
+        for _ in 1..ATTEMPTS_MAX {
+            if locked != Err(Errno::WOULDBLOCK) || !has_its_name(store, name, &folder, &lock)? {
+                break;
+            }
+            std::thread::sleep(ATTEMPT_EVERY);
+            locked = disk.lock(&lock, LOCK);
+        }
+        let locked = match locked {
             Err(Errno::WOULDBLOCK) => return Ok(None),
             Err(errno) => Err(errno),
             Ok(()) => has_its_name(store, name, &folder, &lock),
@@ -355,7 +365,34 @@ pub(super) fn gone_is_fine(result: Result<(), Errno>) -> Result<(), Errno> {
 mod tests {
     use std::fs::{self, File, FileTimes};
 
+    use super::super::disk::Step;
     use super::*;
+
+    /// As when another run looks for dead ones between the making of a lock and its locking.
+    #[test]
+    fn a_new_folder_that_another_run_looks_at_is_not_given_up() {
+        for has_sure_locks in [true, false] {
+            let folder = tempfile::tempdir().unwrap();
+            let lock = folder.path().join(".cinderfs-x").join(LOCK);
+            let looks = std::sync::atomic::AtomicU32::new(0);
+            let hook = move |step, _: &str| {
+                if step == Step::Lock && looks.fetch_add(1, std::sync::atomic::Ordering::Relaxed) == 0 {
+                    let looker = File::open(&lock).unwrap();
+                    rustix::fs::flock(&looker, rustix::fs::FlockOperation::LockExclusive).unwrap();
+                    std::thread::spawn(move || {
+                        std::thread::sleep(2 * ATTEMPT_EVERY);
+                        drop(looker);
+                    });
+                }
+                Ok(())
+            };
+            let disk = Disk::with(Some(std::sync::Arc::new(hook)));
+            let mut store = StoreRoot::open(folder.path()).unwrap();
+            store.has_sure_locks = has_sure_locks;
+            let id = BackupId::parse("x").unwrap();
+            Hidden::create(&store, &disk, &id).unwrap();
+        }
+    }
 
     #[test]
     fn a_lock_that_other_hosts_cannot_see_proves_nothing_of_their_runs() {
