@@ -235,8 +235,9 @@ impl StoreArg {
             return Ok(place);
         }
         let word = self.word.location.clone();
-        let place =
-            deadline::in_time(timeout, &self.word.location, "its place", move || Place::resolve(&word))?;
+        let place = deadline::in_time(timeout, &self.word.location, "its place", move || {
+            Place::resolve(&word, timeout)
+        })?;
         Ok(self.place.get_or_init(|| place))
     }
 

@@ -12,6 +12,7 @@ use std::fs;
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::exit::{Failure, note};
 use super::render;
@@ -41,18 +42,18 @@ pub(super) struct Defaults {
 }
 
 impl Place {
-    /// Where `word` leads; mounts a share that is not mounted.
-    pub(super) fn resolve(word: &OsStr) -> Result<Self, Failure> {
+    /// Where `word` leads; mounts a share that is not mounted, if that is done within this time.
+    pub(super) fn resolve(word: &OsStr, within: Option<Duration>) -> Result<Self, Failure> {
         if let Some(files) = configuration_files(word) {
             let conf = CinderConf::read(&files).and_then(|conf| conf.backup()).map_err(|error| {
                 Failure::from(error).hint(
                     "STORE is a file, so it is read as a cinder.conf; give a directory for anything else",
                 )
             })?;
-            return Self::configured(word, conf);
+            return Self::configured(word, conf, within);
         }
         if let Some(share) = share_of(word)? {
-            return Self::shared(&share, None);
+            return Self::shared(&share, None, within);
         }
         Ok(Self { path: existing_directory(directory_of(word)?)?, conf: None, share: RefCell::default() })
     }
@@ -94,7 +95,7 @@ impl Place {
         Ok(Some(keeper))
     }
 
-    fn configured(word: &OsStr, conf: BackupConf) -> Result<Self, Failure> {
+    fn configured(word: &OsStr, conf: BackupConf, within: Option<Duration>) -> Result<Self, Failure> {
         if !conf.ignored.is_empty() {
             let names = conf.ignored.join(", ");
             note(&format!(
@@ -114,14 +115,17 @@ impl Place {
                 })?;
                 Ok(Self { path, conf: Some(conf), share: RefCell::default() })
             }
-            Driver::Nfs(wanted) => Self::shared(&share(ShareKind::Nfs, wanted)?, Some(conf)),
-            Driver::Glusterfs(wanted) => Self::shared(&share(ShareKind::Glusterfs, wanted)?, Some(conf)),
+            Driver::Nfs(wanted) => Self::shared(&share(ShareKind::Nfs, wanted)?, Some(conf), within),
+            Driver::Glusterfs(wanted) => {
+                Self::shared(&share(ShareKind::Glusterfs, wanted)?, Some(conf), within)
+            }
             driver @ (Driver::Swift(_) | Driver::S3(_) | Driver::Gcs(_)) => Err(not_yet(driver.name())),
         }
     }
 
-    fn shared(share: &Share, conf: Option<BackupConf>) -> Result<Self, Failure> {
-        let attached = share.attach()?;
+    fn shared(share: &Share, conf: Option<BackupConf>, within: Option<Duration>) -> Result<Self, Failure> {
+        // What hangs is ended, and told, before the caller gives up.
+        let attached = share.attach(within.map(|within| within * 9 / 10))?;
         Ok(Self { path: attached.path().to_owned(), conf, share: RefCell::new(Some(attached)) })
     }
 }
@@ -161,7 +165,8 @@ fn configuration_files(word: &OsStr) -> Option<Vec<PathBuf>> {
     (files.len() > 1 && files.iter().all(|file| is_file(file))).then_some(files)
 }
 
-/// The share that a word names: `nfs://HOST/PATH`, `glusterfs://HOST/VOLUME`, or `HOST:/PATH` where no such path exists.
+/// The share that a word names: `nfs://HOST/PATH`, `glusterfs://HOST/VOLUME`, or `HOST:/PATH` where no such path exists, which is of
+/// GlusterFS if it is mounted as that, else of NFS.
 fn share_of(word: &OsStr) -> Result<Option<Share>, Failure> {
     let Some(text) = word.to_str().filter(|_| fs::symlink_metadata(word).is_err()) else { return Ok(None) };
     for (start, kind) in [("nfs://", ShareKind::Nfs), ("glusterfs://", ShareKind::Glusterfs)] {
@@ -177,7 +182,11 @@ fn share_of(word: &OsStr) -> Result<Option<Share>, Failure> {
     }
     let is_share = scheme_of(word.as_bytes()).is_none()
         && text.rsplit_once(":/").is_some_and(|(host, _)| !host.is_empty() && !host.contains('/'));
-    if is_share { Ok(Some(Share::new(ShareKind::Nfs, text)?)) } else { Ok(None) }
+    if !is_share {
+        return Ok(None);
+    }
+    let glusterfs = Share::new(ShareKind::Glusterfs, text)?;
+    Ok(Some(if glusterfs.is_mounted()? { glusterfs } else { Share::new(ShareKind::Nfs, text)? }))
 }
 
 fn existing_directory(path: PathBuf) -> Result<PathBuf, Failure> {
