@@ -85,7 +85,7 @@ impl Cell<'_> {
         if code != 0 {
             return format!("refused{}", exit(code));
         }
-        let mut is_dirty = vec![false; LEN / BLOCK];
+        let mut is_dirty = [false; LEN / BLOCK];
         for row in rows(&output.stdout).iter().filter(|row| row["dirty"] == true) {
             let start = number(row, "start");
             is_dirty[start / BLOCK..(start + number(row, "length")).div_ceil(BLOCK)].fill(true);
