@@ -28,8 +28,8 @@ fn main() {
         let pass = |cache: Option<&Path>| {
             let options = CatalogOptions {
                 cache_bytes_max: 64 << 20,
-                cache_dir: cache.map(|path| CacheDir::open(path).unwrap()),
-                disk_cache_bytes_max: if cache.is_some() { 1 << 30 } else { 0 },
+                disk_cache: cache
+                    .map(|path| Arc::new(BlockRing::open(&CacheDir::open(path).unwrap(), 1 << 30).unwrap())),
                 ..CatalogOptions::default()
             };
             let catalog = Catalog::open(Arc::new(PosixStore::open(&store).unwrap()), options).unwrap();

@@ -122,10 +122,13 @@ impl Error {
         self.0.kind
     }
 
-    /// What the operating system said, where that is what directly caused it.
+    /// What the operating system said, where that is what caused it.
     pub fn io_kind(&self) -> Option<std::io::ErrorKind> {
-        let source = self.0.source.as_ref()?.downcast_ref::<std::io::Error>();
-        source.map(std::io::Error::kind)
+        let source = self.0.source.as_ref()?;
+        match source.downcast_ref::<std::io::Error>() {
+            Some(error) => Some(error.kind()),
+            None => source.downcast_ref::<Self>()?.io_kind(),
+        }
     }
 }
 

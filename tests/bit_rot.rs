@@ -25,7 +25,7 @@ use bit_rot::trial::{Bench, Folder, Outcome, Way};
 
 /// In each run of the tests.
 const FLIPS: u64 = 300;
-/// One flip in so many also goes through `restore`.
+/// One flip in so many also goes through the programs `restore` and `verify`.
 const RESTORED_SHARE: u64 = 20;
 /// One in so many reads all images of the store, also those that it cannot touch.
 const ALL_SHARE: u64 = 10;
@@ -131,7 +131,7 @@ impl Worker {
             let touched: Vec<_> = touched.collect();
             let image = touched[random.below(touched.len() as u64) as usize];
             let folder = self.folders.entry(index).or_insert_with(|| Folder::of(store));
-            folder.restore(store, flip, image, &mut outcome);
+            folder.restore_and_verify(store, flip, image, &mut outcome);
         }
         let Flip { byte, bit, .. } = flip;
         let place = format!(
@@ -177,7 +177,7 @@ fn no_flipped_bit_becomes_a_wrong_byte_or_costs_more_than_what_depends_on_it() {
     });
     let report = report.into_inner().unwrap();
     let text = format!(
-        "{} random single-bit flips over the genuine stores (seed {seed}), {} of them also through `restore`: **{} wrong bytes delivered**.\n\n{}",
+        "{} random single-bit flips over the genuine stores (seed {seed}), {} of them also through the programs `restore` and `verify`: **{} wrong bytes delivered**.\n\n{}",
         report.flips(),
         report.restores,
         report.wrong_bytes,

@@ -198,8 +198,7 @@ fn second_process() {
 fn read_cached(store: &Path, cache: &Path, size: u64) -> Vec<u8> {
     let options = CatalogOptions {
         cache_bytes_max: 0,
-        cache_dir: Some(CacheDir::open(cache).unwrap()),
-        disk_cache_bytes_max: size,
+        disk_cache: Some(Arc::new(BlockRing::open(&CacheDir::open(cache).unwrap(), size).unwrap())),
         ..CatalogOptions::default()
     };
     let catalog = Catalog::open(Arc::new(PosixStore::open(store).unwrap()), options).unwrap();

@@ -57,6 +57,10 @@ impl CacheDir {
     pub fn location() -> Option<PathBuf> {
         location(|name| std::env::var_os(name), rustix::process::geteuid().is_root())
     }
+    /// Whether the user named it, and so means that one.
+    pub fn is_named() -> bool {
+        std::env::var_os(VARIABLE).is_some_and(|told| !told.is_empty())
+    }
 
     /// Opens the directory at `path`, and makes it and what is missing above it (mode 0700).
     ///

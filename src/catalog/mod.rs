@@ -22,7 +22,6 @@ use self::scan::Scan;
 use crate::backup::Backup;
 use crate::block::VerifiedBlock;
 use crate::byte_lru::ByteLru;
-use crate::cache_dir::CacheDir;
 use crate::cache_dir::blocks::BlockRing;
 use crate::cache_dir::seek_indexes::SeekIndexStore;
 use crate::chain::resolve::CHAIN_MAX;
@@ -79,11 +78,8 @@ pub struct CatalogOptions {
     pub restart_spacing_bytes: Option<u64>,
     /// Threads that work ahead of readers; with 0 nothing is done ahead, and points are not kept.
     pub workers: usize,
-    /// Where things are kept between runs; `None` for nowhere.
-    pub cache_dir: Option<CacheDir>,
-    /// Bound on the verified blocks that are kept in the cache directory, in bytes; 0 for none, else at least
-    /// [`SIZE_BYTES_MIN`](crate::cache_dir::blocks::SIZE_BYTES_MIN).
-    pub disk_cache_bytes_max: u64,
+    /// Where verified blocks are kept between runs, if anywhere.
+    pub disk_cache: Option<Arc<BlockRing>>,
 }
 
 /// Who asks for the current state waits no longer than this for a scan, and then gets the last one.
@@ -98,8 +94,7 @@ impl Default for CatalogOptions {
             seek_indexes: None,
             restart_spacing_bytes: None,
             workers: thread::available_parallelism().map_or(1, Into::into).min(WORKERS_MAX),
-            cache_dir: None,
-            disk_cache_bytes_max: 0,
+            disk_cache: None,
         }
     }
 }
@@ -218,20 +213,15 @@ struct Opened {
 }
 
 impl Catalog {
-    /// A catalog of `store`; scans it once. [`ErrorKind::Usage`] or [`ErrorKind::Target`] when the disk cache that is asked
-    /// for cannot be had.
+    /// A catalog of `store`; scans it once.
     pub fn open(store: Arc<dyn Store>, options: CatalogOptions) -> Result<Self> {
         let workers = Arc::new(Workers::new(options.workers));
         let indexing = Indexing::new(options.seek_indexes, workers, options.restart_points)
             .with_spacing(options.restart_spacing_bytes);
         let mut engine =
             Engine::new(store, options.cache_bytes_max, options.idle_decoder_bytes_max, Arc::new(indexing));
-        if options.disk_cache_bytes_max > 0 {
-            let dir = options.cache_dir.as_ref().ok_or_else(|| {
-                Error::new(ErrorKind::Usage, "a disk cache needs a cache directory, and none is known")
-            })?;
-            let disk = BlockRing::open(dir, options.disk_cache_bytes_max)?;
-            engine = engine.with_disk(Arc::new(disk));
+        if let Some(disk) = options.disk_cache {
+            engine = engine.with_disk(disk);
         }
         let engine = Arc::new(engine);
         let mut scan = Scan::default();

@@ -9,6 +9,8 @@ use std::sync::Arc;
 use super::exit::Failure;
 use crate::cache_dir::CacheDir;
 #[cfg(feature = "fuse")]
+use crate::cache_dir::blocks::BlockRing;
+#[cfg(feature = "fuse")]
 use crate::cache_dir::images::Images;
 use crate::cache_dir::seek_indexes::SeekIndexStore;
 use crate::error::{Error, ErrorKind, Result};
@@ -56,6 +58,25 @@ pub(crate) fn seek_indexes_if_any() -> Option<Arc<SeekIndexStore>> {
         );
     };
     indexes.inspect_err(tell).ok()
+}
+
+/// The disk cache, for a mount that is only quicker with it. Without one there is a line in the log, unless the user named the
+/// directory: then he means that one, and a mistake in its name is not passed over. A disk that is full or read-only is none.
+#[cfg(feature = "fuse")]
+pub(crate) fn blocks_if_any(dir: &Path, bytes_max: u64) -> Result<Option<Arc<BlockRing>>, Failure> {
+    let error = match CacheDir::open(dir).and_then(|dir| BlockRing::open(&dir, bytes_max)) {
+        Ok(blocks) => return Ok(Some(Arc::new(blocks))),
+        Err(error) => error,
+    };
+    let has_no_room = matches!(
+        error.io_kind(),
+        Some(io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+    );
+    if !has_no_room && CacheDir::is_named() {
+        return Err(Failure::from(error).hint("without disk_cache= the mount needs no cache directory"));
+    }
+    tracing::warn!("mounting without the disk cache that was asked for: {error}");
+    Ok(None)
 }
 
 /// Where to look for hydrated images, unless nobody can look there. What somebody hydrates later is found as well, so the folder

@@ -35,8 +35,8 @@ first reader. It needs no more than 1 % of the volume's size in the cache direct
 It verifies nothing: damage that leaves a stream decodable is not seen here. Every block is compared with \
 its digest when it is read, with an index as without one. `verify` checks backups.
 
-Exit codes: 0 all is indexed; 1 nothing could be done, or the cache directory did not keep it (disk full), \
-and what was kept stays; 3 done, but some backups are unusable or some objects damaged, which stderr \
+Exit codes: 0 all is indexed; 1 nothing could be done, or a part of the store could not be read, or the cache \
+directory did not keep it (disk full), and what was kept stays; 3 done, but some backups are unusable or some objects damaged, which stderr \
 names, and all others are indexed; 130 interrupted, and what was found is kept.";
 
 /// Find out where compressed objects can be entered, so that first reads are quick
@@ -131,8 +131,27 @@ pub(crate) fn run(args: &IndexArgs, quiet: bool) -> Result<Outcome, Failure> {
     if !lost.is_empty() {
         return Err(not_kept_because(&folder, lost.len(), report.decoded.len()));
     }
-    let is_whole = report.failed.is_empty() && chosen.unusable.is_empty() && unseen(&snapshot).is_none();
-    Ok(if is_whole { Outcome::Done } else { Outcome::Damaged })
+    if unseen(&snapshot).is_some() {
+        return Ok(Outcome::Damaged);
+    }
+    outcome(
+        chosen.unusable.into_iter().map(|(_, error)| error),
+        report.failed.into_iter().map(|(_, error)| error),
+    )
+}
+
+/// Damage is what nobody can mend by running it again; else the first failure of the store is told.
+fn outcome(
+    unusable: impl Iterator<Item = Error>,
+    failed: impl Iterator<Item = Error>,
+) -> Result<Outcome, Failure> {
+    let (damage, store): (Vec<_>, Vec<_>) =
+        unusable.chain(failed).partition(|error| error.kind().is_damage());
+    match store.into_iter().next() {
+        _ if !damage.is_empty() => Ok(Outcome::Damaged),
+        Some(error) => Err(error.context("a part of the store could not be read").into()),
+        None => Ok(Outcome::Done),
+    }
 }
 
 fn open_catalog(args: &IndexArgs, indexes: Arc<SeekIndexStore>) -> Result<Catalog, Failure> {
@@ -240,6 +259,23 @@ fn choose(args: &IndexArgs, catalog: &Catalog) -> Result<Chosen, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_store_that_fails_is_no_damage() {
+        let error = |kind| Error::new(kind, "");
+        let (damage, store) = (error(ErrorKind::Codec), error(ErrorKind::StoreIo));
+        let code = |unusable: &[&Error], failed: &[&Error]| {
+            let all = |errors: &[&Error]| errors.iter().map(|&error| error.clone()).collect::<Vec<_>>();
+            outcome(all(unusable).into_iter(), all(failed).into_iter())
+                .map_or_else(|failure| failure.code(), |outcome| outcome.code())
+        };
+        assert_eq!(code(&[], &[]), 0);
+        assert_eq!(
+            [code(&[&damage], &[]), code(&[&store], &[&damage]), code(&[&damage, &store], &[])],
+            [3; 3]
+        );
+        assert_eq!([code(&[&store], &[]), code(&[], &[&store])], [1; 2]);
+    }
 
     #[test]
     fn the_summary_is_one_plain_sentence() {

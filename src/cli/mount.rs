@@ -157,8 +157,8 @@ fn serve(args: &MountArgs, options: &MountOptions, child: Option<Child>) -> Resu
     // Before the store is scanned, which may take a while.
     let mountpoint = mountpoint::check(&args.mountpoint, &keep_away, options.nonempty)?;
 
-    let opened_cache_dir = match (&cache_dir, options.disk_cache_bytes_max) {
-        (Some(dir), 1..) => Some(CacheDir::open(dir)?),
+    let disk_cache = match (&cache_dir, options.disk_cache_bytes_max) {
+        (Some(dir), bytes_max @ 1..) => cache::blocks_if_any(dir, bytes_max)?,
         _ => None,
     };
     let seek_indexes = if options.seek_index { cache::seek_indexes_if_any() } else { None };
@@ -176,8 +176,7 @@ fn serve(args: &MountArgs, options: &MountOptions, child: Option<Child>) -> Resu
             cache_bytes_max: options.cache_bytes_max,
             restart_points: options.seek_index,
             seek_indexes,
-            cache_dir: opened_cache_dir,
-            disk_cache_bytes_max: options.disk_cache_bytes_max,
+            disk_cache,
             ..CatalogOptions::default()
         },
     )?;

@@ -40,6 +40,9 @@ whole store come strays, broken chains, and objects without metadata. Nothing in
 For each backup it is told whether genuine Cinder would restore it: yes; no, it ends with an error; or wrongly, with \
 wrong bytes and no error, since Cinder compares nothing.
 
+JSON holds `backups` (a verdict each), `findings` and a `summary`; the README lists all keys and the words for what is \
+found.
+
 When each object was verified last is kept in the cache directory, so that --subset SIZE and --max-duration take what \
 was verified longest ago. What was found damaged is verified again each time.
 

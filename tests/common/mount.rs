@@ -29,6 +29,7 @@ pub(crate) struct Setup {
     options: Vec<String>,
     filter: Option<String>,
     cache_dir: Option<PathBuf>,
+    env: Vec<(String, PathBuf)>,
     by_nobody: bool,
 }
 
@@ -58,6 +59,12 @@ impl Setup {
     /// What `CINDERFS_CACHE_DIR` says.
     pub(crate) fn cache_dir(mut self, path: &Path) -> Self {
         self.cache_dir = Some(path.to_owned());
+        self
+    }
+
+    /// Another variable.
+    pub(crate) fn env(mut self, name: &str, value: &Path) -> Self {
+        self.env.push((name.to_owned(), value.to_owned()));
         self
     }
 
@@ -92,6 +99,7 @@ impl Setup {
             std::os::unix::fs::chown(&cache, Some(NOBODY), Some(NOBODY)).unwrap();
         }
         command.env("CINDERFS_CACHE_DIR", self.cache_dir.as_ref().unwrap_or(&cache));
+        command.envs(self.env);
         command.env("CINDERFS_LOG", self.filter.as_deref().unwrap_or("info"));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&log).unwrap());
         let daemon = spawn(&mut command);

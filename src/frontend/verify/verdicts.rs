@@ -18,7 +18,7 @@ use crate::backup::DigestFile;
 use crate::catalog::Entry;
 use crate::chain::extent_map::ObjectIndex;
 use crate::error::{ErrorKind, Result};
-use crate::types::BackupId;
+use crate::types::{BackupId, ObjectName};
 
 impl Work<'_> {
     /// Looks at the chosen backups as images, and puts everything together.
@@ -123,6 +123,8 @@ impl Work<'_> {
             }
             _ => None,
         };
+        let name = image.layers().last().and_then(|tip| tip.digest_name().ok());
+        let digests = digests.map(|finding| Finding { object: name.map(|name| name.to_string()), ..finding });
         let snapshot = self.catalog.snapshot();
         let older = |id: &BackupId| self.catalog.image(snapshot.get(id.as_str())?).ok();
         let at_risk = at_risk::find(&image, &older, self.options.cancel)?;
@@ -204,7 +206,8 @@ impl Work<'_> {
                 true => (self.worst_of(&chain, noted), "it looks neither at digests nor at lengths"),
                 false => (Cinder::Unknown, NOT_LOOKED_AT),
             };
-            report.findings.push(Finding::new(Kind::BackupUnusable, error.to_string(), cinder, reason));
+            let finding = Finding::new(Kind::BackupUnusable, error.to_string(), cinder, reason);
+            report.findings.push(finding.object(entry.metadata_name.as_str()));
         }
         let lost = sight.lost_by_cause.keys().filter_map(|cause| match cause {
             Cause::Object(object) => Some(object),
@@ -220,7 +223,8 @@ impl Work<'_> {
                 }
             }
         }
-        ours.extend(findings_of(&sight, report));
+        let digest_file = self.catalog.backup(entry).and_then(|backup| backup.digest_name()).ok();
+        ours.extend(findings_of(&sight, digest_file.as_ref(), report));
         ours.sort_unstable();
         ours.dedup();
         let mut answer = (Cinder::Yes, "");
@@ -275,7 +279,7 @@ struct Looked {
 }
 
 /// Findings that are no object's fault. Returns where they stand.
-fn findings_of(sight: &Sight, report: &mut Report) -> Vec<usize> {
+fn findings_of(sight: &Sight, digest_file: Option<&ObjectName>, report: &mut Report) -> Vec<usize> {
     let mut made = Vec::new();
     let mut add = |finding| {
         made.push(report.findings.len());
@@ -303,7 +307,9 @@ fn findings_of(sight: &Sight, report: &mut Report) -> Vec<usize> {
             Cinder::Yes => "it reads no digests",
             _ => "it compares nothing with the digests",
         };
-        add(Finding { ranges, ..Finding::new(kind, message, cinder, reason) });
+        let in_digests = matches!(kind, Kind::DigestDamaged | Kind::DigestWrong);
+        let object = digest_file.filter(|_| in_digests).map(ToString::to_string);
+        add(Finding { ranges, object, ..Finding::new(kind, message, cinder, reason) });
     }
     if sight.block_size_changed {
         let message = "backups of this chain have blocks of different sizes";

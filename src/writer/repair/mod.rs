@@ -42,6 +42,9 @@ use crate::store::posix::PosixStore;
 use crate::store::read_exact_at;
 use crate::types::{BackupId, BlockHash, ObjectName};
 
+/// Bound on the verified blocks that are kept, in bytes: objects are read in order, and copies are few.
+const CACHE_BYTES_MAX: u64 = 32 << 20;
+
 /// How to repair.
 #[derive(Clone)]
 pub struct RepairOptions<'a> {
@@ -102,7 +105,8 @@ pub fn repair(store_root: &Path, id: &BackupId, options: &RepairOptions<'_>) -> 
     };
     // Its own: others' may hold objects open that were replaced since.
     let store = DeadlineStore::unlimited(Arc::new(PosixStore::open(store_root)?));
-    let catalog = Catalog::open(Arc::new(store), CatalogOptions::default())?;
+    let options_of_reads = CatalogOptions { cache_bytes_max: CACHE_BYTES_MAX, ..CatalogOptions::default() };
+    let catalog = Catalog::open(Arc::new(store), options_of_reads)?;
     let gone = || Error::new(ErrorKind::BackupNotFound, format!("the backup {id} is not in the store"));
     let entry = catalog.snapshot().get(id.as_str()).cloned().ok_or_else(gone)?;
     if let Some(problem) = &entry.problem {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use super::trial::Outcome;
+use super::verified::Verified;
 
 /// What became of the flips of one kind of file.
 #[derive(Clone, Debug, Default)]
@@ -17,6 +18,9 @@ struct Row {
     by_md5: u64,
     spared: u64,
     harmless: u64,
+    verify_damage: u64,
+    verify_warned: u64,
+    verify_right: u64,
 }
 
 #[derive(Default)]
@@ -36,6 +40,11 @@ impl Report {
         row.images += outcome.images;
         row.lost_blocks += outcome.lost_blocks;
         self.wrong_bytes += outcome.wrong_bytes;
+        match outcome.verified {
+            Some(Verified::Damage) => row.verify_damage += 1,
+            Some(Verified::Warned) => row.verify_warned += 1,
+            Some(Verified::Right) | None => row.verify_right += 1,
+        }
         self.complaints.extend(outcome.complaints);
         if outcome.unusable > 0 {
             row.unusable += 1;
@@ -68,13 +77,21 @@ impl Report {
              served right nevertheless | harmless |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- |\n",
         );
         for (kind, row) in &self.rows {
-            let Row { flips, images, unusable, lost, lost_blocks, healed, by_md5, spared, harmless } = row;
+            let Row { flips, images, unusable, lost, lost_blocks, healed, by_md5, spared, harmless, .. } =
+                row;
             let lost = format!("{lost} ({lost_blocks})");
             writeln!(
                 text,
                 "| {kind} | {flips} | {images} | {unusable} | {lost} | {healed} | {by_md5} | {spared} | {harmless} |"
             )
             .unwrap();
+        }
+        text.push_str(
+            "\n| flipped bit in | `verify` tells damage, exit 3 | a warning or a note | nothing |\n| --- | --- | --- | --- |\n",
+        );
+        for (kind, row) in &self.rows {
+            let Row { verify_damage, verify_warned, verify_right, .. } = row;
+            writeln!(text, "| {kind} | {verify_damage} | {verify_warned} | {verify_right} |").unwrap();
         }
         text.push_str("\nWhy the harmless ones are:\n\n");
         for (why, count) in &self.harmless {

@@ -13,6 +13,20 @@ use cinderfs::types::ObjectName;
 
 use super::blame::{Blame, Excuse, Flip, Verdict, judge};
 use super::model::{Backup, Store};
+use super::verified::{self, Known, Verified};
+
+/// What a reader got of one image.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Seen {
+    /// As if nothing was wrong.
+    Right,
+    /// All of it, out of another backup or proven by md5.
+    Saved,
+    /// All but these ranges.
+    Lost(Vec<Range<u64>>),
+    /// Nothing.
+    Unusable,
+}
 
 /// How the images are read, so that the decoders' short cuts are taken too.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -43,6 +57,10 @@ pub(crate) struct Outcome {
     /// Blocks that depend on the bit in a plain decoder, and were served right.
     pub(crate) spared_blocks: u64,
     pub(crate) harmless: Option<&'static str>,
+    /// What `verify` said of it in the library.
+    pub(crate) verified: Option<Verified>,
+    /// How the program must end then.
+    pub(crate) program: i32,
     /// What is not as it must be.
     pub(crate) complaints: Vec<String>,
 }
@@ -50,6 +68,8 @@ pub(crate) struct Outcome {
 /// A store in memory that is given one bad bit at a time.
 pub(crate) struct Bench {
     memory: Arc<MemoryStore>,
+    /// What `verify` says of the store before anything is flipped.
+    known: Known,
 }
 
 fn object_name(name: &str) -> ObjectName {
@@ -62,7 +82,8 @@ impl Bench {
         for file in &store.files {
             memory.insert(object_name(&file.name), file.bytes.clone());
         }
-        Self { memory }
+        let known = verified::known(&memory);
+        Self { memory, known }
     }
 
     /// Reads every image that the flip can touch, or with `all` every one of the store.
@@ -73,18 +94,23 @@ impl Bench {
         self.memory.insert(object_name(&file.name), changed);
         let verdict = judge(store, flip);
         let mut outcome = Outcome { harmless: verdict.harmless, ..Outcome::default() };
+        let mut seen = Vec::new();
         for (index, backup) in store.backups.iter().enumerate() {
             if all || backup.chain.contains(&file.backup) {
                 outcome.images += 1;
-                self.read(backup, &verdict.blames[index], way, &mut outcome);
+                let of_image = self.read(backup, &verdict.blames[index], way, &mut outcome);
+                seen.push((index, of_image));
             }
         }
+        let found = verified::judge(&self.memory, store, flip, &verdict, &seen);
+        (outcome.verified, outcome.program) = (Some(found.verified(&self.known)), found.exit_code());
+        outcome.complaints.extend(found.complaints);
         self.memory.insert(object_name(&file.name), file.bytes.clone());
         outcome
     }
 
     /// A catalog of its own for each image, so that no other reader's cache helps.
-    fn read(&self, backup: &Backup, blame: &Blame, way: Way, outcome: &mut Outcome) {
+    fn read(&self, backup: &Backup, blame: &Blame, way: Way, outcome: &mut Outcome) -> Seen {
         let options = CatalogOptions {
             workers: if way == Way::Ahead { 2 } else { 0 },
             restart_spacing_bytes: matches!(way, Way::Dense | Way::Backwards).then_some(64 << 10),
@@ -99,7 +125,7 @@ impl Bench {
                 let why = image.map(|image| image.err().map(|error| error.to_string()));
                 outcome.complaints.push(format!("backup {} is unusable: {why:?}", backup.id));
             }
-            return;
+            return Seen::Unusable;
         };
         if blame.is_unusable {
             outcome.complaints.push(format!("backup {} is usable", backup.id));
@@ -119,6 +145,11 @@ impl Bench {
         outcome.healed_blocks += image.damage().healed_blocks;
         let healed = image.damage().healed_blocks;
         check_losses(backup, blame, &lost, healed, outcome);
+        match (lost.is_empty(), healed > 0 || image.verification() == Verification::Md5) {
+            (false, _) => Seen::Lost(lost),
+            (true, true) => Seen::Saved,
+            (true, false) => Seen::Right,
+        }
     }
 }
 
@@ -163,17 +194,19 @@ fn wrong_bytes(truth: Option<&[u8]>, found: &[u8]) -> u64 {
     wrong as u64
 }
 
+/// Whether all of a range lies in these, which are sorted.
+pub(super) fn covers(range: &Range<u64>, ranges: &[Range<u64>]) -> bool {
+    let mut at = range.start;
+    for other in ranges {
+        if other.start <= at && at < other.end {
+            at = other.end;
+        }
+    }
+    at >= range.end
+}
+
 /// What is lost must be blamed; what is blamed must be lost where nothing can save it.
 fn check_losses(backup: &Backup, blame: &Blame, lost: &[Range<u64>], healed: u64, outcome: &mut Outcome) {
-    let covers = |range: &Range<u64>, ranges: &[Range<u64>]| {
-        let mut at = range.start;
-        for other in ranges {
-            if other.start <= at && at < other.end {
-                at = other.end;
-            }
-        }
-        at >= range.end
-    };
     for range in lost {
         // Where the metadata says that the last object is longer, the last block is, too, and lost.
         let end = range.end.min(backup.image.len() as u64);
@@ -221,8 +254,8 @@ impl Folder {
         Self(folder)
     }
 
-    /// Restores one image of the store with the flip, with zeros for what is lost.
-    pub(crate) fn restore(&self, store: &Store, flip: Flip, index: usize, outcome: &mut Outcome) {
+    /// Restores one image of the store with the flip, with zeros for what is lost; then `verify` looks at the whole store.
+    pub(crate) fn restore_and_verify(&self, store: &Store, flip: Flip, index: usize, outcome: &mut Outcome) {
         let (file, backup) = (&store.files[flip.file], &store.backups[index]);
         let path = self.0.path().join("store").join(&file.name);
         let mut changed = file.bytes.to_vec();
@@ -267,6 +300,7 @@ impl Folder {
         for path in [&target, &map] {
             let _ = fs::remove_file(path); // an unusable backup leaves none
         }
+        verified::by_program(self.0.path(), &file.name, outcome);
         fs::write(&path, &file.bytes).unwrap();
     }
 }
