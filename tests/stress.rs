@@ -1,0 +1,212 @@
+//! Does a mount hold while many read it and others add to its store and delete from it?
+//!
+//! `CINDERFS_STRESS_SECONDS=N` reads for N seconds with each way of caching instead of a few, and then also demands that the daemon's memory stays
+//! as it is; `CINDERFS_STRESS_WRITE=1` writes the figures to `docs/RELIABILITY.md`. `scripts/stress.sh` does these.
+
+#![cfg(feature = "fuse")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests; a panic is the report")]
+#![allow(dead_code, reason = "each test uses its part of the kit")]
+
+#[path = "common/genuine.rs"]
+mod genuine;
+#[path = "common/mount.rs"]
+mod mount;
+#[path = "common/stress/mod.rs"]
+mod stress;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+
+use mount::*;
+use stress::life::{CHURNERS, Life};
+use stress::pattern::Random;
+use stress::readers::{Reader, Tally};
+use stress::report;
+use stress::watch::{Watch, mean, most, processes_with};
+
+const READERS: u64 = 24;
+
+/// In each run of the tests, for each way of caching.
+const SECONDS: u64 = 8;
+
+/// `cache_size` of the mounts.
+const CACHE_MIB: u64 = 64;
+
+/// What the daemon may take beside its cache: decoders of all codecs for each thread, digests, open images.
+const BESIDE_CACHE_MIB: u64 = 160;
+
+/// Runs of less than this are over before all buffers have been used once, and say nothing of growth.
+const GROWTH_SECONDS_MIN: u64 = 120;
+
+/// What may differ between two parts of a run that are alike.
+const NOISE_MIB: u64 = 12;
+
+/// Threads come and go with what readers wait for; so many more at one time than at another are no leak.
+const NOISE_THREADS: u64 = 24;
+
+/// The same for descriptors.
+const NOISE_DESCRIPTORS: u64 = 48;
+
+/// Inodes that one backup has: its folder, image, document and link; and its volume's folder and two links, were each alone in its volume.
+const INODES_PER_BACKUP: u64 = 7;
+
+fn setup(options: &str) -> Setup {
+    let options = format!("cache_size={CACHE_MIB}M,{options}");
+    Setup::default().options(&options).log("info,cinderfs::frontend::fuse::tree=debug")
+}
+
+fn reader<'t>(
+    life: &'t Life,
+    mount: &'t Mount,
+    tally: &'t Tally,
+    seed: u64,
+    stop: &'t AtomicBool,
+) -> Reader<'t> {
+    Reader { life, mount: mount.root(), tally, random: Random(seed << 32), stop }
+}
+
+#[test]
+fn many_readers_of_a_store_that_changes_get_right_bytes_and_nothing_leaks() {
+    let seconds = std::env::var("CINDERFS_STRESS_SECONDS").map_or(SECONDS, |text| text.parse().unwrap());
+    let mut texts = Vec::new();
+    for (title, options) in
+        [("With a disk cache", "disk_cache=96M"), ("Without a disk cache", "seek_index=on")]
+    {
+        texts.push(run_for(seconds, title, options));
+    }
+    if std::env::var_os("CINDERFS_STRESS_WRITE").is_some() {
+        report::write(&texts.join("\n"));
+    }
+}
+
+fn run_for(seconds: u64, title: &str, options: &str) -> String {
+    let folder = open_folder();
+    let life = Life::begin(folder.path());
+    let mut mount = setup(options).mount(life.store());
+    let (tally, stop) = (Tally::default(), AtomicBool::new(false));
+    let mut watch = Watch::new(mount.pid().as_raw_nonzero().get());
+    let at_rest = watch.look(&mount.log(), 0);
+    watch.samples.clear();
+    thread::scope(|scope| {
+        // A churner that panics must not leave the others running.
+        let watched = WatchedStop(&stop);
+        let mut threads = Vec::new();
+        for number in 0..CHURNERS {
+            let (life, root, stop) = (&life, mount.root(), &stop);
+            threads.push(scope.spawn(move || {
+                let _watched = WatchedStop(stop);
+                life.churn(number, root, stop);
+            }));
+        }
+        for seed in 0..READERS {
+            let reader = reader(&life, &mount, &tally, seed, &stop);
+            threads.push(scope.spawn(move || reader.run()));
+        }
+        let began = Instant::now();
+        let pause = Duration::from_millis((seconds * 5).clamp(50, 2000));
+        while began.elapsed() < Duration::from_secs(seconds) && !stop.load(Ordering::Relaxed) {
+            thread::sleep(pause);
+            watch.look(&mount.log(), life.images().len());
+        }
+        drop(watched);
+    });
+    let text = report::render(title, &tally, &life.deeds, &watch.samples);
+    println!("{text}");
+    let complaints = tally.complaints.lock().unwrap();
+    assert!(complaints.is_empty(), "{complaints:#?}\n{}", mount.log());
+    assert!(life.deeds.deleted.load(Ordering::Relaxed) > 0, "nothing was deleted");
+    drop(complaints);
+
+    let most_mib = most(&watch.samples, |sample| sample.rss_kib) / 1024;
+    assert!(most_mib <= CACHE_MIB + BESIDE_CACHE_MIB, "the daemon takes {most_mib} MiB");
+    let most_images = most(&watch.samples, |sample| sample.images);
+    let most_inodes = most(&watch.samples, |sample| sample.inodes);
+    assert!(most_inodes <= INODES_PER_BACKUP * most_images, "{most_inodes} inodes of {most_images} backups");
+    assert!(most_inodes > 0 && most(&watch.samples, |sample| sample.handles) > 0, "it does not tell of them");
+    if seconds >= GROWTH_SECONDS_MIN {
+        let (early, late) = (watch.part(10..40), watch.part(70..100));
+        let mib = |part| mean(part, |sample| sample.rss_kib) / 1024;
+        assert!(mib(late) <= mib(early) + NOISE_MIB, "memory grows from {} to {} MiB", mib(early), mib(late));
+        let threads = |part| most(part, |sample| sample.threads);
+        assert!(threads(late) <= threads(early) + NOISE_THREADS, "{} threads", threads(late));
+        let descriptors = |part| most(part, |sample| sample.descriptors);
+        assert!(descriptors(late) <= descriptors(early) + NOISE_DESCRIPTORS, "{} files", descriptors(late));
+    }
+
+    // When nobody reads any more, it is as it was before anybody did.
+    let root = mount.root().to_owned();
+    within(PATIENCE, "files of deleted backups are closed", || {
+        let _ = std::fs::read_dir(root.join("backups"));
+        let gone: Vec<_> =
+            watch.descriptors().into_iter().filter(|path| is_deleted_object(path, &life)).collect();
+        gone.is_empty()
+    });
+    within(PATIENCE, &format!("no more than {} threads", at_rest.threads), || {
+        watch.look(&mount.log(), 0).threads <= at_rest.threads + 8
+    });
+    println!("at rest: before {at_rest:?}, after {:?}\n{:?}", watch.samples.last(), watch.threads());
+
+    let output = run(cinderfs().arg("umount").arg(&root));
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_eq!(mount.wait().code(), Some(0), "{}", mount.log());
+    assert_eq!(mount_line(&root), None);
+    assert_eq!(processes_with(&root), [""; 0]);
+    text
+}
+
+/// Whether a descriptor leads to a file of the store that has no name any more.
+fn is_deleted_object(path: &str, life: &Life) -> bool {
+    path.starts_with(life.store().to_str().unwrap()) && path.ends_with(" (deleted)")
+}
+
+/// Stops everybody when it is dropped.
+struct WatchedStop<'s>(&'s AtomicBool);
+
+impl Drop for WatchedStop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn a_signal_ends_a_mount_that_many_read() {
+    let folder = open_folder();
+    let life = Life::begin(folder.path());
+    for options in ["disk_cache=96M", "seek_index=on"] {
+        let mut mount = setup(options).mount(life.store());
+        let (tally, stop) = (Tally::default(), AtomicBool::new(false));
+        let root = mount.root().to_owned();
+        let errors = thread::scope(|scope| {
+            let readers: Vec<_> = (0..READERS)
+                .map(|seed| {
+                    let reader = Reader {
+                        life: &life,
+                        mount: &root,
+                        tally: &tally,
+                        random: Random(seed << 32),
+                        stop: &stop,
+                    };
+                    scope.spawn(move || reader.run_until_the_mount_ends())
+                })
+                .collect();
+            thread::sleep(Duration::from_millis(700));
+            mount.signal(Signal::TERM);
+            let status = mount.wait();
+            assert_eq!(status.code(), Some(0), "{}", mount.log());
+            readers.into_iter().map(|reader| reader.join().unwrap()).collect::<Vec<_>>()
+        });
+        // Each of them came to an end, with the mount's or that of its empty folder.
+        for error in &errors {
+            let errno = error.raw_os_error().unwrap_or(0);
+            let is_clean = [libc::ENOENT, libc::ENOTCONN, libc::ECONNABORTED, libc::EIO].contains(&errno);
+            assert!(is_clean, "{error}");
+        }
+        assert_eq!(*tally.complaints.lock().unwrap(), [""; 0]);
+        assert!(tally.reads.load(Ordering::Relaxed) > 0);
+        assert_eq!(mount_line(&root), None);
+        assert_eq!(processes_with(&root), [""; 0]);
+    }
+}
