@@ -9,6 +9,7 @@
 //! used (copies of one backup share an entry, and so do a readable backup and torn documents under its id); a backup in
 //! progress has no such document and is not there; what was known stays known when the store cannot be listed.
 
+mod closing;
 mod scan;
 
 use std::collections::HashMap;
@@ -346,7 +347,13 @@ impl Shared {
         let scanned = scan.run(&**self.store());
         let mut current = lock(&self.current);
         match &scanned {
-            Ok(snapshot) => *current = Current::new(snapshot.clone(), started),
+            Ok(snapshot) => {
+                let before = std::mem::replace(&mut *current, Current::new(snapshot.clone(), started));
+                drop(current);
+                if !Arc::ptr_eq(&before.snapshot, snapshot) {
+                    self.forget_gone(&before.snapshot, snapshot);
+                }
+            }
             Err(error) => {
                 if current.failure.is_none() {
                     tracing::warn!("cannot list the store: {error}");
@@ -401,6 +408,9 @@ impl Shared {
         let cost = image.as_ref().map_or(1024, |image| image.memory_bytes()).min(IMAGE_BYTES_MAX);
         let opened = Opened { documents, image: image.clone(), at: Instant::now() };
         lock(&self.images).insert(entry.id.clone(), opened, cost);
+        for entry in chain {
+            self.forget_if_gone(entry);
+        }
         image
     }
 

@@ -20,13 +20,13 @@ const CODECS: [&str; 4] = ["zlib", "zstd", "none", "bz2"];
 const CHAIN_MAX: usize = 5;
 
 /// Chains that stay.
-const LASTING_CHAINS: u64 = 5;
+const LASTING_CHAINS: u64 = 7;
 
 /// Those who make and delete backups.
 pub(crate) const CHURNERS: usize = 2;
 
 /// Backups of one churner; with what lasts there are about fifty.
-const CHURNED: usize = 13;
+const CHURNED: usize = 8;
 
 /// What of genuine Cinder's comes and goes as well, whole chains of it.
 const GENUINE: [&str; CHURNERS] = ["zlib-chain", "bz2-chain"];
