@@ -1,8 +1,9 @@
 //! Lets go of what was deleted.
 //!
 //! Problem: opened backups and objects are kept for the next read, and a file that is deleted while somebody has it open keeps its space: whoever
-//! deletes a backup to make room would have none until the mount ends. Idea: when a scan finds a backup gone, what was kept of it goes too; and a thread looks
-//! now and then whether opened objects still have their names, those of backups that are gone soon, all others seldom, for a mount that nobody looks at scans nothing.
+//! deletes a backup to make room would have none until the mount ends. Idea: when a scan finds a backup gone, what was kept of it goes too, and a thread looks now
+//! and then whether its objects still have their names; a deletion takes the metadata first and then, perhaps slowly, the objects. Where nobody looks
+//! at the mount, and so nobody scans, that thread does, seldom, and only while something is open.
 //!
 //! Invariant: only what the store says is not there is closed. Who reads an object meanwhile keeps it until the read is done.
 
@@ -15,11 +16,11 @@ use super::{Catalog, Entry, Shared, Snapshot, lock};
 use crate::error::ErrorKind;
 use crate::types::{BackupId, ObjectName};
 
-/// How often opened objects of backups that are gone are looked at. A deletion takes the metadata first and then, perhaps slowly, the objects.
+/// How often opened objects of backups that are gone are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
-/// How many looks come before one at all opened objects, which costs the store a question each.
-const LOOKS_BEFORE_ALL: u32 = 12;
+/// One look in so many sees to it that the store was scanned a moment ago.
+const LOOKS_TO_A_SCAN: u32 = 12;
 
 impl Catalog {
     /// Starts a thread that closes objects which the store has no more, for as long as this catalog or a clone of it is there.
@@ -27,31 +28,33 @@ impl Catalog {
         let shared = Arc::downgrade(&self.0);
         thread::Builder::new().name("closing".to_owned()).spawn(move || look_regularly(&shared)).map(drop)
     }
-
-    /// Closes opened objects that the store has no more: of backups that are gone, or `all`.
-    pub fn close_deleted(&self, all: bool) {
-        self.0.close_deleted(all);
-    }
 }
 
 fn look_regularly(shared: &Weak<Shared>) {
     for look in 1u32.. {
         thread::sleep(LOOK_EVERY);
         let Some(shared) = shared.upgrade() else { return };
-        shared.close_deleted(look.is_multiple_of(LOOKS_BEFORE_ALL));
+        let is_anything_open = lock(&shared.images).bytes() > 0;
+        if is_anything_open && look.is_multiple_of(LOOKS_TO_A_SCAN) {
+            // What cannot be scanned has lost nothing.
+            let _ = shared.refresh();
+        }
+        shared.close_deleted();
     }
 }
 
 impl Shared {
-    fn close_deleted(&self, all: bool) {
+    /// Closes objects of backups that are gone, if they are gone as well.
+    fn close_deleted(&self) {
         let mut opened = self.engine.opened_objects();
-        if !all && !opened.is_empty() {
-            let stems: HashSet<&str> = opened.iter().map(stem).collect();
-            let snapshot = self.snapshot();
-            let known: HashSet<String> =
-                snapshot.entries().map(|entry| entry.stem()).filter(|stem| stems.contains(&**stem)).collect();
-            opened.retain(|name| !known.contains(stem(name)));
+        if opened.is_empty() {
+            return;
         }
+        let stems: HashSet<&str> = opened.iter().map(stem).collect();
+        let snapshot = self.snapshot();
+        let known: HashSet<String> =
+            snapshot.entries().map(|entry| entry.stem()).filter(|stem| stems.contains(&**stem)).collect();
+        opened.retain(|name| !known.contains(stem(name)));
         let is_gone = |name: &ObjectName| {
             self.store().version_of(name).is_err_and(|error| error.kind() == ErrorKind::ObjectNotFound)
         };
