@@ -72,20 +72,17 @@ fn reader<'t>(
 }
 
 #[test]
-fn many_readers_of_a_store_that_changes_get_right_bytes_and_nothing_leaks() {
-    let seconds = std::env::var("CINDERFS_STRESS_SECONDS").map_or(SECONDS, |text| text.parse().unwrap());
-    let mut texts = Vec::new();
-    for (title, options) in
-        [("With a disk cache", "disk_cache=96M"), ("Without a disk cache", "seek_index=on")]
-    {
-        texts.push(run_for(seconds, title, options));
-    }
-    if std::env::var_os("CINDERFS_STRESS_WRITE").is_some() {
-        report::write(&texts.join("\n"));
-    }
+fn many_readers_with_a_disk_cache_get_right_bytes_and_nothing_leaks() {
+    run_for("with", "With a disk cache", "disk_cache=96M");
 }
 
-fn run_for(seconds: u64, title: &str, options: &str) -> String {
+#[test]
+fn many_readers_without_a_disk_cache_get_right_bytes_and_nothing_leaks() {
+    run_for("without", "Without a disk cache", "seek_index=on");
+}
+
+fn run_for(name: &str, title: &str, options: &str) {
+    let seconds = std::env::var("CINDERFS_STRESS_SECONDS").map_or(SECONDS, |text| text.parse().unwrap());
     let folder = open_folder();
     let life = Life::begin(folder.path());
     let mut mount = setup(options).mount(life.store());
@@ -118,6 +115,9 @@ fn run_for(seconds: u64, title: &str, options: &str) -> String {
     });
     let text = report::render(title, &tally, &life.deeds, &watch.samples);
     println!("{text}");
+    if std::env::var_os("CINDERFS_STRESS_WRITE").is_some() {
+        report::write(name, &text);
+    }
     let complaints = tally.complaints.lock().unwrap();
     assert!(complaints.is_empty(), "{complaints:#?}\n{}", mount.log());
     assert!(life.deeds.deleted.load(Ordering::Relaxed) > 0, "nothing was deleted");
@@ -152,12 +152,15 @@ fn run_for(seconds: u64, title: &str, options: &str) -> String {
     });
     println!("at rest: before {at_rest:?}, after {:?}: {:?}", watch.samples.last(), watch.threads());
 
-    let output = run(cinderfs().arg("umount").arg(&root));
-    assert!(output.status.success(), "{}", stderr(&output));
+    // At once; but a program that a sibling test starts at this moment holds copies of this one's open files until it runs.
+    within(PATIENCE, "the end of the mount", || {
+        let output = run(cinderfs().arg("umount").arg(&root));
+        assert!(output.status.success() || stderr(&output).contains("in use"), "{}", stderr(&output));
+        output.status.success()
+    });
     assert_eq!(mount.wait().code(), Some(0), "{}", mount.log());
     assert_eq!(mount_line(&root), None);
     assert_eq!(processes_with(&root), [""; 0]);
-    text
 }
 
 /// Whether a descriptor leads to a file of the store that has no name any more.

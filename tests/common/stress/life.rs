@@ -193,6 +193,7 @@ impl Life {
         for image in &going {
             image.is_going.store(true, Ordering::SeqCst);
         }
+        let names = names_of(mount, &chain.volume_id);
         // Readers come for what is about to go.
         thread::sleep(Duration::from_millis(random.below(150)));
         let mut command = cinderfs();
@@ -204,6 +205,10 @@ impl Life {
             within(PATIENCE, "a deleted backup gone from the mount", || !path.exists());
             self.images.lock().unwrap().remove(&image.id);
             self.deeds.deleted.fetch_add(1, Ordering::Relaxed);
+        }
+        // The kernel remembers a name that nobody looks at until it needs the memory, and the mount with it.
+        for name in names {
+            let _ = fs::symlink_metadata(name);
         }
     }
 
@@ -241,6 +246,15 @@ impl Life {
         }
         chain
     }
+}
+
+/// The links that may go with a backup of a volume.
+fn names_of(mount: &Path, volume_id: &str) -> Vec<PathBuf> {
+    let folders = ["names".to_owned(), format!("volumes/{volume_id}")];
+    let entries = folders.iter().filter_map(|folder| fs::read_dir(mount.join(folder)).ok());
+    let mut names: Vec<_> = entries.flatten().map(|entry| entry.unwrap().path()).collect();
+    names.push(mount.join("volumes").join(volume_id));
+    names
 }
 
 /// The backups of one volume, each on the one before.

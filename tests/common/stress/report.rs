@@ -58,11 +58,11 @@ fn name_of(errno: i32) -> String {
 }
 
 /// Replaces the figures in the documentation.
-pub(crate) fn write(text: &str) {
+pub(crate) fn write(name: &str, text: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/RELIABILITY.md");
     let page = fs::read_to_string(&path).unwrap();
-    let (begin, end) = ("<!-- stress:begin -->\n", "<!-- stress:end -->");
-    let (before, rest) = page.split_once(begin).unwrap();
-    let (_, after) = rest.split_once(end).unwrap();
+    let (begin, end) = (format!("<!-- stress-{name}:begin -->\n"), format!("<!-- stress-{name}:end -->"));
+    let (before, rest) = page.split_once(&begin).unwrap();
+    let (_, after) = rest.split_once(&end).unwrap();
     fs::write(&path, format!("{before}{begin}{text}{end}{after}")).unwrap();
 }
