@@ -5,6 +5,7 @@
 
 #![cfg(feature = "fuse")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests; a panic is the report")]
+#![allow(clippy::print_stdout, reason = "the figures are what a long run is for")]
 #![allow(dead_code, reason = "each test uses its part of the kit")]
 
 #[path = "common/genuine.rs"]

@@ -169,11 +169,11 @@ fn threads_do_not_wait_one_after_the_other_for_a_lock_that_is_kept() {
     let large = record(1, 1 << 19);
     let append = || ring.opened().ring.append(&large.1).unwrap_err();
     let first = std::time::Instant::now();
-    assert_eq!(append().kind(), std::io::ErrorKind::WouldBlock);
+    assert_eq!(append().kind(), io::ErrorKind::WouldBlock);
     let waited = first.elapsed();
     let rest = std::time::Instant::now();
     for _ in 0..10 {
-        assert_eq!(append().kind(), std::io::ErrorKind::WouldBlock);
+        assert_eq!(append().kind(), io::ErrorKind::WouldBlock);
     }
     assert!(
         rest.elapsed() < waited * 5,

@@ -44,7 +44,7 @@ impl Inodes {
     }
 
     /// How many nodes the kernel knows, the root among them.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.nodes.len()
     }
 
