@@ -168,18 +168,12 @@ fn threads_do_not_wait_one_after_the_other_for_a_lock_that_is_kept() {
     file::lock(&stopped, rustix::fs::FlockOperation::NonBlockingLockExclusive, Duration::ZERO).unwrap();
     let large = record(1, 1 << 19);
     let append = || ring.opened().ring.append(&large.1).unwrap_err();
-    let first = std::time::Instant::now();
+    let began = std::time::Instant::now();
     assert_eq!(append().kind(), io::ErrorKind::WouldBlock);
-    let waited = first.elapsed();
-    let rest = std::time::Instant::now();
-    for _ in 0..10 {
-        assert_eq!(append().kind(), io::ErrorKind::WouldBlock);
-    }
-    assert!(
-        rest.elapsed() < waited * 5,
-        "ten that come after the first do not wait as it did, {waited:?} each"
-    );
     drop(stopped);
+    // Who comes a moment later does not even ask, or it would get what it wants now.
+    let outcome = ring.opened().ring.append(&large.1);
+    assert!(outcome.is_err() || began.elapsed() > Duration::from_secs(1), "the lock was asked for at once");
     within_seconds(10, || ring.opened().ring.append(&large.1).is_ok());
 }
 
