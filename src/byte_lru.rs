@@ -41,11 +41,11 @@ impl<K: Hash + Eq, V> ByteLru<K, V> {
         }
     }
 
-    /// Forgets `key`.
-    pub(crate) fn remove(&mut self, key: &K) {
-        if let Some((_, cost)) = self.entries.pop(key) {
-            self.bytes -= cost;
-        }
+    /// Forgets `key`; what was kept under it, for who drops that elsewhere.
+    pub(crate) fn remove(&mut self, key: &K) -> Option<V> {
+        let (value, cost) = self.entries.pop(key)?;
+        self.bytes -= cost;
+        Some(value)
     }
 
     /// What all entries cost, in bytes.

@@ -65,6 +65,7 @@ pub mod types;
 pub mod error;
 mod byte_lru;
 mod expendable;
+mod open_files;
 mod scratch;
 mod waiting;
 // Locks, which the tests can put on a made-up scheduler.

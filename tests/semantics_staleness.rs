@@ -60,6 +60,57 @@ fn backups_come_and_go_without_a_remount() {
     });
 }
 
+// > What was opened of a backup is closed when the store has it no more and nobody reads it, within 10 seconds while
+// > somebody looks at the mount and within 2 minutes else, so that its space becomes free.
+#[test]
+fn a_deleted_backup_that_was_read_gives_its_space_back() {
+    let folder = open_folder();
+    let backups = [("kept", 1), ("gone", 2)].map(|(id, seed)| Backup::new(id, id, noise(seed, 40 * BLOCK)));
+    for backup in &backups {
+        backup.put(folder.path());
+    }
+    let mount = Mount::new(folder.path());
+    let held = || {
+        let files = fs::read_dir(format!("/proc/{}/fd", mount.pid().as_raw_nonzero())).unwrap();
+        let files = files.filter_map(|file| fs::read_link(file.unwrap().path()).ok());
+        let mut names: Vec<_> = files.map(|file| file.to_str().unwrap().to_owned()).collect();
+        names.retain(|name| name.contains("_backup_"));
+        names.sort();
+        names
+    };
+    for backup in &backups {
+        assert!(fs::read(mount.image(&backup.id)).unwrap() == backup.image);
+    }
+    let before = held();
+    assert_eq!(before.len(), 4, "of each its object and its digests: {before:?}");
+    backups[1].remove(folder.path());
+    within(PATIENCE, "the closing of what was deleted", || {
+        names(&mount.path("backups")) == ["kept"] && held().iter().all(|file| !file.contains("_backup_gone"))
+    });
+    assert_eq!(held().len(), 2, "what is there stays open");
+}
+
+// > Any number of backups can be looked at and read, however few files the daemon may open.
+#[test]
+fn a_store_of_more_backups_than_files_may_be_open_is_read() {
+    let folder = open_folder();
+    let backup =
+        |n: u32| Backup::new(&format!("b{n:04}"), &format!("v{n}"), n.to_le_bytes().repeat(256)).block(512);
+    for n in 0..1300 {
+        backup(n).put(folder.path());
+    }
+    let mount = Setup::default().files_max(1024).mount(folder.path());
+    for _ in 0..2 {
+        for name in names(&mount.path("backups")) {
+            assert_eq!(fs::metadata(mount.image(&name)).unwrap().len(), 1024, "{name}");
+        }
+    }
+    for n in 0..1300 {
+        let backup = backup(n);
+        assert!(fs::read(mount.image(&backup.id)).unwrap() == backup.image, "{n}");
+    }
+}
+
 // > Names and attributes that were found are believed for up to 1 second; a name that was missing is looked
 // > up anew each time.
 #[test]

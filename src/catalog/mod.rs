@@ -9,6 +9,7 @@
 //! used (copies of one backup share an entry, and so do a readable backup and torn documents under its id); a backup in
 //! progress has no such document and is not there; what was known stays known when the store cannot be listed.
 
+mod closing;
 mod scan;
 
 use std::collections::HashMap;
@@ -29,6 +30,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::names::SHA256FILE_SUFFIX;
 use crate::image::{Copies, Engine, Image, LostBlock};
 use crate::object::indexing::Indexing;
+use crate::open_files;
 use crate::store::{ObjectStat, ObjectVersion, Store};
 use crate::types::{BackupId, ObjectName, VolumeId};
 use crate::workers::Workers;
@@ -194,6 +196,8 @@ struct Shared {
     is_scanning: AtomicBool,
     backups: Mutex<ByteLru<(ObjectName, ObjectVersion), Arc<Backup>>>,
     images: Mutex<ByteLru<BackupId, Opened>>,
+    /// What an image counts for at least.
+    image_bytes_min: u64,
 }
 
 struct Current {
@@ -233,6 +237,7 @@ impl Catalog {
             is_scanning: AtomicBool::new(false),
             backups: Mutex::new(ByteLru::new(BACKUP_BYTES_MAX)),
             images: Mutex::new(ByteLru::new(IMAGE_BYTES_MAX)),
+            image_bytes_min: IMAGE_BYTES_MAX / open_files::images_max(),
             engine,
         });
         let copies: Weak<dyn Copies> = Arc::downgrade(&(shared.clone() as Arc<dyn Copies>));
@@ -336,7 +341,13 @@ impl Shared {
         let scanned = scan.run(&**self.store());
         let mut current = lock(&self.current);
         match &scanned {
-            Ok(snapshot) => *current = Current::new(snapshot.clone(), started),
+            Ok(snapshot) => {
+                let before = std::mem::replace(&mut *current, Current::new(snapshot.clone(), started));
+                drop(current);
+                if !Arc::ptr_eq(&before.snapshot, snapshot) {
+                    self.forget_gone(&before.snapshot, snapshot);
+                }
+            }
             Err(error) => {
                 if current.failure.is_none() {
                     tracing::warn!("cannot list the store: {error}");
@@ -387,10 +398,14 @@ impl Shared {
             }
         }
         let image = self.open_image(&chain);
-        // One is always kept, or each question would open it anew.
-        let cost = image.as_ref().map_or(1024, |image| image.memory_bytes()).min(IMAGE_BYTES_MAX);
+        // Each has a file open, so there may be only so many, however small they are. One is always kept, or each question would open it anew.
+        let cost = image.as_ref().map_or(1024, |image| image.memory_bytes().max(self.image_bytes_min));
+        let cost = cost.min(IMAGE_BYTES_MAX);
         let opened = Opened { documents, image: image.clone(), at: Instant::now() };
         lock(&self.images).insert(entry.id.clone(), opened, cost);
+        for entry in chain {
+            self.forget_if_gone(entry);
+        }
         image
     }
 

@@ -48,12 +48,14 @@ pub use exit::Outcome;
 
 use crate::catalog::{Catalog, Snapshot};
 use crate::error::{Error, ErrorKind};
+use crate::open_files;
 use args::Verb;
 use exit::Failure;
 
 /// Runs the command that the process was called with, and returns its exit code.
 pub fn main() -> ExitCode {
     memory::tame_the_allocator();
+    open_files::ask_for_more();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(usage) => {

@@ -210,6 +210,9 @@ fn serve(args: &MountArgs, options: &MountOptions, child: Option<Child>) -> Resu
         mounted.end()?;
         return Err(error.into());
     }
+    if let Err(error) = catalog.close_deleted_regularly() {
+        tracing::warn!("deleted backups that were read will keep their space until the unmount: {error}");
+    }
     let ended = mounted.serve();
     catalog.keep_indexes();
     Ok(ended?)

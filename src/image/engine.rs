@@ -1,5 +1,6 @@
 //! What all images of a process share: the store, the opened objects, the caches and the decodes under way.
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
@@ -11,7 +12,7 @@ use crate::cache_dir::blocks::BlockRing;
 use crate::object::indexing::Indexing;
 use crate::object::pool::ObjectPool;
 use crate::store::Store;
-use crate::types::BlockHash;
+use crate::types::{BlockHash, ObjectName};
 use crate::workers::Workers;
 
 /// Shared by all images of a process.
@@ -113,6 +114,16 @@ impl Engine {
     /// Saves the restart points that were noted and not saved yet.
     pub fn keep_indexes(&self) {
         self.objects.keep_indexes();
+    }
+
+    /// The names of all opened objects.
+    pub fn opened_objects(&self) -> Vec<ObjectName> {
+        self.objects.opened()
+    }
+
+    /// Closes opened objects, each once nobody reads it.
+    pub fn close_objects(&self, names: &HashSet<ObjectName>) {
+        self.objects.close(names);
     }
 
     /// Bytes of restart points' states that are held in memory.

@@ -3,6 +3,7 @@
 //! Problem: a read of a chain touches objects all over the store, an incremental may have 100,000 of them, and a process
 //! may have 1,024 files open. Idea: the most recently used ones stay open.
 
+use std::collections::HashSet;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -78,6 +79,22 @@ impl ObjectPool {
     pub fn keep_indexes(&self) {
         let open: Vec<_> = self.lock().iter().map(|(_, reader)| reader.clone()).collect();
         open.iter().for_each(|reader| reader.keep_index());
+    }
+
+    /// The names of all opened objects.
+    pub fn opened(&self) -> Vec<ObjectName> {
+        self.lock().iter().map(|((name, ..), _)| name.clone()).collect()
+    }
+
+    /// Closes objects that are gone, each once nobody reads it.
+    pub fn close(&self, names: &HashSet<ObjectName>) {
+        let mut open = self.lock();
+        let keys: Vec<_> =
+            open.iter().map(|(key, _)| key).filter(|key| names.contains(&key.0)).cloned().collect();
+        let closed: Vec<_> = keys.iter().filter_map(|key| open.pop(key)).collect();
+        // Dropped without the lock: that may cost I/O.
+        drop(open);
+        drop(closed);
     }
 
     /// What is shared about restart points.

@@ -31,6 +31,7 @@ pub(crate) struct Setup {
     cache_dir: Option<PathBuf>,
     env: Vec<(String, PathBuf)>,
     by_nobody: bool,
+    files_max: Option<u32>,
 }
 
 /// A mounted store.
@@ -68,6 +69,12 @@ impl Setup {
         self
     }
 
+    /// How many files the daemon may have open.
+    pub(crate) fn files_max(mut self, files: u32) -> Self {
+        self.files_max = Some(files);
+        self
+    }
+
     /// Mounts as the user nobody, through fusermount3, in a mount namespace where /dev/fuse is open to all and `allow_other`
     /// is allowed to users, whatever this machine says.
     pub(crate) fn by_nobody(mut self) -> Self {
@@ -88,7 +95,11 @@ impl Setup {
         } else {
             // When the test is killed, its daemons unmount and end.
             let mut command = Command::new("setpriv");
-            command.args(["--pdeathsig", "TERM", "--", env!("CARGO_BIN_EXE_cinderfs")]);
+            command.args(["--pdeathsig", "TERM", "--"]);
+            if let Some(files) = self.files_max {
+                command.args(["prlimit", &format!("--nofile={files}:{files}"), "--"]);
+            }
+            command.arg(env!("CARGO_BIN_EXE_cinderfs"));
             command
         };
         command.args(["mount", "-f"]).args(&self.options).arg(store).arg(&root);

@@ -9,6 +9,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use super::file::RingFile;
 use super::layout::{GIVEN_AT, Layout, PAGE};
@@ -34,6 +35,10 @@ const AGAIN_SHARE: u64 = 16;
 /// Counts above this are damage. A petabyte a second would take a year to get here.
 const GIVEN_MAX: u64 = 1 << 62;
 
+/// How long nobody asks for the lock again after it was waited for in vain. Threads that queue up behind the one that waits come to know with it, and
+/// do not wait one after the other; the cache as a whole is left alone for longer (`health`).
+const LOCK_LEFT_ALONE: Duration = Duration::from_secs(1);
+
 #[derive(Debug)]
 pub(super) struct Ring {
     file: Arc<RingFile>,
@@ -53,6 +58,8 @@ pub(super) struct Ring {
 struct Stretch {
     next: u64,
     end: u64,
+    /// When another process was found to keep the lock.
+    refused: Option<Instant>,
 }
 
 impl Ring {
@@ -144,28 +151,39 @@ impl Ring {
         // Held while the folder is locked as well: its lock does not part the threads of one process.
         let mut stretch = self.stretch.lock().unwrap_or_else(PoisonError::into_inner);
         if len > most / 8 {
-            return Ok(self.give_contiguous(len.next_multiple_of(PAGE))?.next);
+            return Ok(self.ask(&mut stretch, len.next_multiple_of(PAGE))?.0);
         }
         let mut at = stretch.next.next_multiple_of(align);
         // What was given to us a whole ring ago belongs to others by now.
         let is_ours = self.age_as_seen(at).is_some();
         if at + len > stretch.end || !is_ours {
-            *stretch = self.give_contiguous(most)?;
-            at = stretch.next;
+            let end;
+            (at, end) = self.ask(&mut stretch, most)?;
+            stretch.end = end;
         }
         stretch.next = at + len;
         Ok(at)
     }
 
-    /// Gives away `len` bytes, a multiple of the page, that do not go over the ring's end.
-    fn give_contiguous(&self, len: u64) -> io::Result<Stretch> {
+    /// Asks for `len` bytes, unless that was in vain a moment ago.
+    fn ask(&self, stretch: &mut Stretch, len: u64) -> io::Result<(u64, u64)> {
+        if stretch.refused.is_some_and(|at| at.elapsed() < LOCK_LEFT_ALONE) {
+            return Err(io::Error::new(io::ErrorKind::WouldBlock, "another process holds its lock"));
+        }
+        let given = self.give_contiguous(len);
+        let is_refused = given.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
+        stretch.refused = is_refused.then(Instant::now);
+        given
+    }
+
+    /// Gives away `len` bytes, a multiple of the page, that do not go over the ring's end: from where to where.
+    fn give_contiguous(&self, len: u64) -> io::Result<(u64, u64)> {
         let ring = self.layout.data_bytes;
-        let (next, end) = self.give(|given| {
+        self.give(|given| {
             let left = ring - given % ring;
             let start = if left < len { given + left } else { given };
             (start, start + len)
-        })?;
-        Ok(Stretch { next, end })
+        })
     }
 
     /// Moves the count on under the lock.

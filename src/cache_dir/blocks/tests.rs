@@ -161,6 +161,31 @@ fn a_process_that_was_stopped_with_the_lock_stops_nobody() {
 }
 
 #[test]
+fn threads_do_not_wait_one_after_the_other_for_a_lock_that_is_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let ring = open(folder.path(), 2 << 20);
+    let stopped = File::open(folder.path().join(PART)).unwrap();
+    file::lock(&stopped, rustix::fs::FlockOperation::NonBlockingLockExclusive, Duration::ZERO).unwrap();
+    let large = record(1, 1 << 19);
+    let append = || ring.opened().ring.append(&large.1).unwrap_err();
+    let began = std::time::Instant::now();
+    assert_eq!(append().kind(), io::ErrorKind::WouldBlock);
+    drop(stopped);
+    // Who comes a moment later does not even ask, or it would get what it wants now.
+    let outcome = ring.opened().ring.append(&large.1);
+    assert!(outcome.is_err() || began.elapsed() > Duration::from_secs(1), "the lock was asked for at once");
+    within_seconds(10, || ring.opened().ring.append(&large.1).is_ok());
+}
+
+fn within_seconds(seconds: u64, mut holds: impl FnMut() -> bool) {
+    let started = std::time::Instant::now();
+    while !holds() {
+        assert!(started.elapsed() < Duration::from_secs(seconds), "not within {seconds} s");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
 fn a_file_that_is_cut_short_is_a_miss() {
     let folder = tempfile::tempdir().unwrap();
     let ring = open(folder.path(), 2 << 20);

@@ -43,6 +43,11 @@ impl Inodes {
         self.nodes.get(&ino).map(|slot| &slot.node)
     }
 
+    /// How many nodes the kernel knows, the root among them.
+    pub fn count(&self) -> usize {
+        self.nodes.len()
+    }
+
     /// The number of a node as a listing shows it, without a reference.
     pub fn number(&self, node: &Node) -> u64 {
         self.numbers.get(node).copied().unwrap_or_else(|| hash(node))
