@@ -4,7 +4,7 @@
 
 use std::cell::OnceCell;
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -20,7 +20,6 @@ use crate::cache_dir::CacheDir;
 use crate::catalog::{Catalog, CatalogOptions};
 use crate::error::ErrorKind;
 use crate::store::deadline::{self, DeadlineStore};
-use crate::store::posix::PosixStore;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -212,9 +211,26 @@ impl StoreArg {
         Ok(self.place.get_or_init(|| place))
     }
 
-    /// The directory that the word names, which exists.
-    pub(crate) fn path(&self) -> Result<PathBuf, Failure> {
-        Ok(self.place()?.path().to_owned())
+    /// The directory that the word names, which exists, for a verb that writes to the store.
+    pub(crate) fn directory_to_write(&self) -> Result<PathBuf, Failure> {
+        self.directory()?.ok_or_else(|| {
+            let message = format!("{}: cinderfs only reads object stores so far", self.location.display());
+            Failure::new(ErrorKind::Usage, message)
+                .hint("`restore`, `mount` and all other commands that only read work there")
+        })
+    }
+
+    /// The directory that the word names, which exists; `None` for a store that is in none.
+    pub(crate) fn directory(&self) -> Result<Option<PathBuf>, Failure> {
+        Ok(self.place()?.directory().map(Path::to_owned))
+    }
+
+    /// Fails when the cache directory lies inside the store.
+    pub(crate) fn refuse_cache_inside(&self, cache_dir: &Path) -> Result<(), Failure> {
+        match self.place()?.directory() {
+            Some(path) => cache::refuse_inside_store(cache_dir, path),
+            None => Ok(()),
+        }
     }
 
     #[cfg(feature = "fuse")]
@@ -232,7 +248,7 @@ impl StoreArg {
     /// The same with restart points of earlier runs, for a command that reads data.
     pub(crate) fn catalog_to_read(&self) -> Result<Catalog, Failure> {
         if let Some(cache_dir) = CacheDir::location() {
-            cache::refuse_inside_store(&cache_dir, &self.path()?)?;
+            self.refuse_cache_inside(&cache_dir)?;
         }
         self.catalog_with(CatalogOptions {
             cache_bytes_max: CACHE_BYTES_MAX,
@@ -243,10 +259,8 @@ impl StoreArg {
 
     /// The same with settings of the caller's.
     pub(crate) fn catalog_with(&self, options: CatalogOptions) -> Result<Catalog, Failure> {
-        let path = self.path()?;
-        let open = move || Ok::<_, Failure>(PosixStore::open(&path)?);
-        let store = deadline::in_time(Some(STORE_TIMEOUT), "its folder", open)?;
-        let store = DeadlineStore::cancelled_by(Arc::new(store), STORE_TIMEOUT, is_interrupted);
+        let opened = self.place()?.open(Some(STORE_TIMEOUT))?;
+        let store = DeadlineStore::cancelled_by(opened.store(), STORE_TIMEOUT, is_interrupted);
         store.arm();
         Ok(Catalog::open(Arc::new(store), options)?)
     }

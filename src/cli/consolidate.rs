@@ -79,7 +79,7 @@ pub(crate) struct ConsolidateArgs {
 /// Runs `consolidate`. `quiet` takes away the bar and the summary.
 pub(crate) fn run(args: &ConsolidateArgs, quiet: bool) -> Result<Outcome, Failure> {
     let output = args.made.choose()?;
-    let store = args.store.path()?;
+    let store = args.store.directory_to_write()?;
     let catalog = args.store.catalog_to_read()?;
     let snapshot = catalog.snapshot();
     let entries = select::newest_first(&snapshot);

@@ -66,7 +66,7 @@ const COLUMNS: [&str; 6] = ["Backup", "File", "Outcome", "Copied Blocks", "Lost 
 /// Runs `repair`. `quiet` takes away the summary.
 pub(crate) fn run(args: &RepairArgs, quiet: bool) -> Result<Outcome, Failure> {
     let chosen = args.output.choose(&COLUMNS)?;
-    let path = args.store.path()?;
+    let path = args.store.directory_to_write()?;
     let catalog = args.store.catalog()?;
     let snapshot = catalog.snapshot();
     let entries = select::newest_first(&snapshot);

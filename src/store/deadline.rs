@@ -15,6 +15,9 @@
 //! - an [expendable] thread reads by itself, and is left in the call by whoever gave it its work;
 //! - opening and listing always take the way, because what lies in a folder may be anybody's mount.
 //!
+//! A store that [has deadlines](Store::has_deadlines) of its own is the one to say whether it answers: a call that it gave up tells nothing but
+//! that. Its listing takes as long as pages come, and ends early only when the command is cancelled.
+//!
 //! What expendable threads have under way is [looked at](DeadlineStore::look) now and then. One that hangs while the store opens others fails
 //! the reads of its object only; else the store has stalled.
 //!
@@ -73,13 +76,16 @@ pub struct DeadlineStore {
 impl DeadlineStore {
     /// Gives each call to `inner` this much time, from [`arm`](Self::arm) on.
     pub fn new(inner: Arc<dyn Store>, timeout: Duration) -> Self {
-        Self { inner, calls: Arc::new(Calls::new(timeout)) }
+        let calls = Arc::new(Calls { judge: judge_of(&inner), ..Calls::new(timeout) });
+        Self { inner, calls }
     }
 
     /// The same, whose calls end early with [`ErrorKind::Interrupted`] once `is_cancelled` says so.
     #[must_use]
     pub fn cancelled_by(inner: Arc<dyn Store>, timeout: Duration, is_cancelled: fn() -> bool) -> Self {
-        Self { inner, calls: Arc::new(Calls { is_cancelled: Some(is_cancelled), ..Calls::new(timeout) }) }
+        let judge = judge_of(&inner);
+        let calls = Calls { is_cancelled: Some(is_cancelled), judge, ..Calls::new(timeout) };
+        Self { inner, calls: Arc::new(calls) }
     }
 
     /// How long a call may take.
@@ -100,7 +106,7 @@ impl DeadlineStore {
             return Err(Error::new(ErrorKind::StoreIo, "the store does not answer"));
         }
         threads.into_iter().for_each(|thread| drop(thread.join()));
-        Ok(())
+        self.inner.rest()
     }
 
     /// Looks at what is under way; to be called each [`LOOK_EVERY`] where expendable threads read.
@@ -168,6 +174,11 @@ fn ticks(time: Duration) -> u32 {
     u32::try_from(time.as_millis() / LOOK_EVERY.as_millis()).unwrap_or(u32::MAX)
 }
 
+/// The store, where it can tell itself whether it answers.
+fn judge_of(store: &Arc<dyn Store>) -> Option<Arc<dyn Store>> {
+    store.has_deadlines().then(|| store.clone())
+}
+
 impl fmt::Debug for DeadlineStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("DeadlineStore").field("location", &self.location()).finish_non_exhaustive()
@@ -181,7 +192,10 @@ impl Store for DeadlineStore {
 
     fn list(&self, suffix: &str) -> Result<Listing> {
         let (inner, suffix) = (self.inner.clone(), suffix.to_owned());
-        self.calls.run(&"the list of its objects", move || inner.list(&suffix))
+        let list = move || inner.list(&suffix);
+        // Pages come one after the other for as long as it takes, and the store notices when none does.
+        let patience = if self.calls.judge.is_some() { Duration::MAX } else { self.calls.timeout };
+        self.calls.run_within(patience, &"the list of its objects", list)
     }
 
     fn open(&self, name: &ObjectName) -> Result<Arc<dyn ObjectSource>> {
@@ -249,7 +263,9 @@ impl DeadlineObject {
             self.began.store(0, Ordering::Relaxed);
         }
         drop(under_way);
-        if calls.is_stalled.load(Ordering::Relaxed) {
+        if !calls.has_answered() {
+            calls.stall(calls.timeout);
+        } else if calls.is_stalled.load(Ordering::Relaxed) {
             calls.answers();
         }
         Ok(outcome)
@@ -284,7 +300,10 @@ impl ObjectSource for DeadlineObject {
     }
 
     fn will_need(&self, offset: u64, len: u64) {
-        // Only advice: nobody is sent for it.
+        // Only advice: nobody is sent for it. What has deadlines takes it at once.
+        if let (Some(source), true) = (&self.source, self.calls.judge.is_some()) {
+            return source.will_need(offset, len);
+        }
         let _ = self.here(|source| {
             source.will_need(offset, len);
             Ok(())
@@ -316,6 +335,8 @@ struct Calls {
     is_armed: AtomicBool,
     /// Whether the command that asks is to end.
     is_cancelled: Option<fn() -> bool>,
+    /// The store itself, where it is the one to say whether it answers.
+    judge: Option<Arc<dyn Store>>,
     /// Counts the looks.
     tick: AtomicU32,
     /// Whether [`State::stall`] is there.
@@ -362,6 +383,7 @@ impl Calls {
             timeout,
             is_armed: AtomicBool::new(false),
             is_cancelled: None,
+            judge: None,
             tick: AtomicU32::new(0),
             is_stalled: AtomicBool::new(false),
             reads: UnderWay::default(),
@@ -370,6 +392,11 @@ impl Calls {
             idle: Condvar::new(),
             buffers: Mutex::default(),
         }
+    }
+
+    /// Whether a call that has returned was answered.
+    fn has_answered(&self) -> bool {
+        self.judge.as_ref().is_none_or(|store| store.is_answering())
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -397,13 +424,16 @@ impl Calls {
         }
         let begun = Instant::now();
         let (thread, granted) = self.admit(what, begun)?;
-        let patience = patience.min(granted);
+        // Only a probe has less time than the store is given for an answer.
+        let is_limited = patience < Duration::MAX || granted < self.timeout;
+        let patience = if is_limited { patience.min(granted) } else { patience };
         let (sender, answer) = mpsc::sync_channel(1);
         let progress = Arc::new(Mutex::new(Progress::Running));
         let job = {
             let (calls, progress, thread) = (self.clone(), progress.clone(), thread.clone());
             Box::new(move || {
-                let under_way = calls.asks.begin(calls.tick.load(Ordering::Relaxed));
+                let begin = || calls.asks.begin(calls.tick.load(Ordering::Relaxed));
+                let under_way = is_limited.then(begin).flatten();
                 let outcome = catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|_| {
                     Err(Error::new(ErrorKind::StoreIo, "a bug stopped this call of the store"))
                 });
@@ -441,7 +471,10 @@ impl Calls {
 
     /// Notes that the store does not answer, since `waited` ago.
     fn stall(&self, waited: Duration) {
-        let mut state = self.lock();
+        self.begin_stall(&mut self.lock(), waited);
+    }
+
+    fn begin_stall(&self, state: &mut State, waited: Duration) {
         if state.stall.is_none() {
             let seconds = waited.as_secs();
             tracing::warn!("the store did not answer within {seconds} s; it is asked again now and then");
@@ -508,7 +541,11 @@ impl Calls {
         if before == Progress::GivenUp {
             state.stuck -= 1;
         }
-        self.end_stall(&mut state);
+        if self.has_answered() {
+            self.end_stall(&mut state);
+        } else {
+            self.begin_stall(&mut state, self.timeout);
+        }
         self.rests(&mut state, thread);
         drop(state);
         self.idle.notify_one();
