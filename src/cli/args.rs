@@ -225,6 +225,14 @@ impl StoreArg {
         Ok(self.place()?.directory().map(Path::to_owned))
     }
 
+    /// Adds to why the store could not be read what to do about it.
+    pub(crate) fn advise(&self, failure: Failure) -> Failure {
+        match self.place.get() {
+            Some(place) => place.advise(failure),
+            None => failure,
+        }
+    }
+
     /// Fails when the cache directory lies inside the store.
     pub(crate) fn refuse_cache_inside(&self, cache_dir: &Path) -> Result<(), Failure> {
         match self.place()?.directory() {
@@ -262,7 +270,7 @@ impl StoreArg {
         let opened = self.place()?.open(Some(STORE_TIMEOUT))?;
         let store = DeadlineStore::cancelled_by(opened.store(), STORE_TIMEOUT, is_interrupted);
         store.arm();
-        Ok(Catalog::open(Arc::new(store), options)?)
+        Catalog::open(Arc::new(store), options).map_err(|error| self.advise(error.into()))
     }
 }
 

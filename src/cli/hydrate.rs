@@ -169,7 +169,9 @@ fn one(
     let location = catalog.store().location();
     let origin = Origin {
         store: match is_directory {
-            true => std::path::absolute(location).ok().and_then(|path| path.into_os_string().into_string().ok()),
+            true => {
+                std::path::absolute(location).ok().and_then(|path| path.into_os_string().into_string().ok())
+            }
             false => Some(location.to_owned()),
         },
         volume_name: entry.volume_name.clone(),

@@ -182,7 +182,8 @@ fn serve(args: &MountArgs, options: &MountOptions, child: Option<Child>) -> Resu
             disk_cache_bytes_max: options.disk_cache_bytes_max,
             ..CatalogOptions::default()
         },
-    )?;
+    )
+    .map_err(|error| place.advise(error.into()))?;
     // The process has to have one thread until it is restricted, and nothing below asks the store before that.
     match &timed {
         Some(timed) => timed.disarm()?,

@@ -131,6 +131,32 @@ impl Place {
         }
     }
 
+    /// Adds to why the store could not be read what to do about it.
+    pub(super) fn advise(&self, failure: Failure) -> Failure {
+        #[cfg(feature = "remote")]
+        if let At::Remote(settings) = &self.at {
+            let (credentials, name) = match (settings, self.conf.is_some()) {
+                (_, true) => ("the credentials in the cinder.conf", "its bucket or container"),
+                (Settings::Swift(_), _) => (
+                    "OS_CLOUD, or OS_AUTH_URL, OS_USERNAME, OS_PASSWORD and OS_PROJECT_NAME",
+                    "the container",
+                ),
+                (Settings::S3(_), _) => {
+                    ("AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION", "the bucket")
+                }
+                (Settings::Gcs(_), _) => ("GOOGLE_APPLICATION_CREDENTIALS", "the bucket"),
+            };
+            return match failure.kind() {
+                ErrorKind::AccessDenied => failure.hint(format!("check {credentials}")),
+                ErrorKind::StoreNotFound => {
+                    failure.hint(format!("check the name of {name}, and the endpoint"))
+                }
+                _ => failure,
+            };
+        }
+        failure
+    }
+
     /// How a new backup is written here unless the call says otherwise.
     pub(super) fn defaults(&self) -> Result<Defaults, Failure> {
         let Some(conf) = &self.conf else {

@@ -477,7 +477,10 @@ impl Calls {
     fn begin_stall(&self, state: &mut State, waited: Duration) {
         if state.stall.is_none() {
             let seconds = waited.as_secs();
-            tracing::warn!("the store did not answer within {seconds} s; it is asked again now and then");
+            // A command tells why it fails.
+            if self.is_cancelled.is_none() {
+                tracing::warn!("the store did not answer within {seconds} s; it is asked again now and then");
+            }
             let now = Instant::now();
             state.stall = Some(Stall { since: now.checked_sub(waited).unwrap_or(now), tried: None });
             self.is_stalled.store(true, Ordering::Relaxed);

@@ -32,6 +32,9 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// How long threads may take to end: one may be looking up a name.
 const REST_WAIT_MAX: Duration = Duration::from_secs(10);
 
+/// How long a server is tried again that has never answered: its name or the endpoint is most likely wrong, and somebody waits.
+const FIRST_PATIENCE: Duration = Duration::from_secs(10);
+
 /// Longest pause.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 
@@ -63,12 +66,17 @@ pub(super) struct Tries {
     limits: Limits,
     /// The last request that came to an end was given up.
     is_silent: Arc<AtomicBool>,
+    /// There was an answer, ever.
+    is_known: Arc<AtomicBool>,
 }
 
 impl Engine {
     pub(super) fn new(limits: Limits) -> Self {
         let permits = Arc::new(Semaphore::new(limits.connections.clamp(1, Semaphore::MAX_PERMITS)));
-        Self { runtime: Mutex::default(), tries: Tries { permits, limits, is_silent: Arc::default() } }
+        Self {
+            runtime: Mutex::default(),
+            tries: Tries { permits, limits, is_silent: Arc::default(), is_known: Arc::default() },
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Arc<Runtime>>> {
@@ -160,22 +168,28 @@ impl Tries {
                     Err(_) => break None,
                 }
             };
-            if outcome.as_ref().is_some_and(|outcome| outcome.as_ref().err().is_none_or(|failed| !failed.is_passing)) {
-                self.is_silent.store(false, Ordering::Relaxed);
+            if outcome
+                .as_ref()
+                .is_some_and(|outcome| outcome.as_ref().err().is_none_or(|failed| !failed.is_passing))
+            {
+                self.note_answer();
             }
             match outcome {
                 Some(Ok(value)) => return Ok(value),
                 Some(Err(failed)) if !failed.is_passing => return Err(failed.error),
                 Some(Err(failed)) => last = Some(failed.error),
-                None => return Err(self.given_up(last)),
+                None => return Err(self.given_up(begun.elapsed(), last)),
             }
             if progress.take() {
-                self.is_silent.store(false, Ordering::Relaxed);
+                self.note_answer();
                 (begun, pause) = (Instant::now(), FIRST_PAUSE);
             }
             let pause_now = jittered(pause);
-            if begun.elapsed() + pause_now >= self.limits.deadline {
-                return Err(self.given_up(last));
+            let is_known = self.is_known.load(Ordering::Relaxed);
+            let patience =
+                if is_known { self.limits.deadline } else { self.limits.deadline.min(FIRST_PATIENCE) };
+            if begun.elapsed() + pause_now >= patience {
+                return Err(self.given_up(begun.elapsed(), last));
             }
             if let Some(error) = &last {
                 tracing::debug!("tried again after {} ms: {error}", pause_now.as_millis());
@@ -185,9 +199,14 @@ impl Tries {
         }
     }
 
-    fn given_up(&self, last: Option<Error>) -> Error {
+    fn note_answer(&self) {
+        self.is_silent.store(false, Ordering::Relaxed);
+        self.is_known.store(true, Ordering::Relaxed);
+    }
+
+    fn given_up(&self, waited: Duration, last: Option<Error>) -> Error {
         self.is_silent.store(true, Ordering::Relaxed);
-        let seconds = self.limits.deadline.as_secs_f32();
+        let seconds = waited.as_secs_f32();
         let message = format!("the store did not answer within {seconds:.0} s");
         match last {
             Some(last) => Error::caused_by(ErrorKind::StoreIo, message, last),

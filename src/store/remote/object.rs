@@ -107,8 +107,13 @@ impl RemoteObject {
             plan.windows.pop_first();
         }
         plan.windows.insert(start, window.clone());
-        let task =
-            fill(self.engine.tries().clone(), self.source.clone(), Filled(Arc::downgrade(&window)), start, len);
+        let task = fill(
+            self.engine.tries().clone(),
+            self.source.clone(),
+            Filled(Arc::downgrade(&window)),
+            start,
+            len,
+        );
         self.engine.start(task);
         Some(window)
     }
