@@ -52,4 +52,4 @@ for kind in s3 swift keystone gcs; do
     done <"$folder/$kind/env"
 done
 export TEST_KEYSTONE_TOKEN_SECONDS=20
-cargo test --locked --no-fail-fast --features remote --test remote_servers -- --ignored "$@"
+cargo test --locked --no-fail-fast --test remote_servers --test remote_commands -- --ignored "$@"

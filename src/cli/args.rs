@@ -57,7 +57,7 @@ Environment:
 
 /// Every OpenStack Cinder volume backup as a verified, read-only disk image
 ///
-/// Reads the backups that Cinder's POSIX, NFS and GlusterFS drivers wrote, full and incremental, without OpenStack.
+/// Reads the backups that Cinder's POSIX, NFS, GlusterFS, Swift, S3 and GCS drivers wrote, full and incremental, without OpenStack.
 /// Every block is compared with its digest before a byte of it is handed out. Reading never changes the store.
 #[derive(Parser, Debug)]
 #[command(name = "cinderfs", version, after_long_help = EXAMPLES)]
@@ -182,7 +182,8 @@ pub(crate) fn column(known: &[&str], word: &str) -> Result<usize, Failure> {
 #[group(skip)]
 pub(crate) struct StoreArg {
     /// Where the backups are: a directory (Cinder's `backup_posix_path`, a mounted share, a copy), its file:// URL, an NFS share as
-    /// HOST:/PATH, a GlusterFS volume as glusterfs://HOST/VOLUME, or the cinder.conf that says all this
+    /// HOST:/PATH, a GlusterFS volume as glusterfs://HOST/VOLUME, a bucket as s3://BUCKET?endpoint=URL, swift:CONTAINER (swift: for all of
+    /// them) or gs://BUCKET, or the cinder.conf that says all this
     #[arg(value_name = "STORE")]
     location: OsString,
     /// Found out once; holds the mount of a share.

@@ -30,6 +30,7 @@ pub(crate) struct Setup {
     filter: Option<String>,
     cache_dir: Option<PathBuf>,
     by_nobody: bool,
+    environment: Vec<(String, String)>,
 }
 
 /// A mounted store.
@@ -52,6 +53,12 @@ impl Setup {
     /// What `CINDERFS_LOG` says.
     pub(crate) fn log(mut self, filter: &str) -> Self {
         self.filter = Some(filter.to_owned());
+        self
+    }
+
+    /// More of the daemon's environment.
+    pub(crate) fn environment(mut self, words: &[(String, String)]) -> Self {
+        self.environment.extend_from_slice(words);
         self
     }
 
@@ -91,6 +98,7 @@ impl Setup {
             fs::DirBuilder::new().mode(0o700).create(&cache).unwrap();
             std::os::unix::fs::chown(&cache, Some(NOBODY), Some(NOBODY)).unwrap();
         }
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.env("CINDERFS_CACHE_DIR", self.cache_dir.as_ref().unwrap_or(&cache));
         command.env("CINDERFS_LOG", self.filter.as_deref().unwrap_or("info"));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&log).unwrap());

@@ -27,6 +27,7 @@ mod window;
 pub mod words;
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -99,7 +100,15 @@ pub fn gcs(settings: GcsSettings) -> Result<Arc<dyn Store>> {
         builder = builder.endpoint(endpoint);
     }
     if let Some(file) = &settings.credential_file {
-        builder = builder.credential_path(file);
+        // OpenDAL only says that there are no credentials.
+        let failed = |error| {
+            let what = format!("cannot read the credential file {file:?}");
+            Error::caused_by(ErrorKind::AccessDenied, what, error)
+        };
+        // It is read again later, in another working directory.
+        let file =
+            std::path::absolute(file).and_then(|path| File::open(&path).map(|_| path)).map_err(failed)?;
+        builder = builder.credential_path(&file.to_string_lossy());
     }
     if settings.is_anonymous {
         builder = builder.skip_signature();
