@@ -9,7 +9,7 @@
     clippy::panic,
     reason = "helpers of tests; a panic is the report"
 )]
-#![allow(dead_code, unused_macros, reason = "a part of each kit is used")]
+#![allow(dead_code, unused_imports, unused_macros, reason = "a part of each kit is used")]
 
 #[path = "common/conformance.rs"]
 mod conformance;
