@@ -66,6 +66,7 @@ pub mod error;
 mod byte_lru;
 mod expendable;
 mod scratch;
+mod waiting;
 // Locks, which the tests can put on a made-up scheduler.
 mod sync;
 // Threads for work that nobody waits for.

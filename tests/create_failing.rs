@@ -118,7 +118,7 @@ fn a_source_that_cannot_be_read_or_shrinks_ends_it_with_the_place() {
         let world = World::new();
         let image = fs::canonicalize(world.image()).unwrap();
         let long = world.source.len() as u64;
-        let shrink = || fs::OpenOptions::new().write(true).open(&image).unwrap().set_len(long / 3).unwrap();
+        let shrink = |_| fs::OpenOptions::new().write(true).open(&image).unwrap().set_len(long / 3).unwrap();
         let mut met = 0;
         // The first read looks at the format only. It may fail, and a source that is shorter from then on is a shorter volume.
         for at in 1.. {

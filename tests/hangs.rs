@@ -1,116 +1,23 @@
 //! What does a mount do while its store does not answer? The store lies behind bindfs, which is stopped.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests, where a panic is the report")]
-
 #[path = "common/mount.rs"]
 mod mount;
+#[path = "common/stalled.rs"]
+mod stalled;
 #[path = "common/store.rs"]
 mod store;
 
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::thread;
 
-use rustix::mount::{UnmountFlags, unmount};
-use rustix::process::{Pid, Signal, kill_process};
-use tempfile::TempDir;
-
 use mount::*;
+use rustix::process::{Pid, Signal, kill_process};
+use stalled::*;
 use store::*;
-
-const LEN: usize = 64 * BLOCK;
-
-/// A store of backups `a` and `b` behind a file system that can be stopped.
-struct World {
-    bindfs: Child,
-    store: PathBuf,
-    real: PathBuf,
-    backups: [Backup; 2],
-    _folder: TempDir,
-}
-
-impl World {
-    fn new() -> Self {
-        let folder = open_folder();
-        let [real, store] = ["real", "store"].map(|name| folder.path().join(name));
-        fs::create_dir(&store).unwrap();
-        let backups = [("a", 1), ("b", 2)].map(|(id, seed)| {
-            // An object for each 4 blocks: what is read of one says nothing of the next.
-            let extents: Vec<_> = (0..LEN).step_by(4 * BLOCK).map(|at| at..at + 4 * BLOCK).collect();
-            let backup = Backup::new(id, &format!("v{id}"), noise(seed, LEN)).extents(&extents);
-            backup.put(&real);
-            backup
-        });
-        let mut bindfs = Command::new("bindfs");
-        bindfs.arg("-f").arg(&real).arg(&store).stdin(Stdio::null()).stdout(Stdio::null());
-        // Missing, it fails the test: scripts/test.sh installs it.
-        let bindfs = bindfs.spawn().unwrap();
-        let world = Self { bindfs, store, real, backups, _folder: folder };
-        within(PATIENCE, "bindfs", || mount_line(&world.store).is_some());
-        world
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.bindfs), signal).unwrap();
-    }
-
-    fn mount(&self, options: &str) -> Mount {
-        Setup::default().options("store_timeout=1").options(options).mount(&self.store)
-    }
-}
-
-impl Drop for World {
-    fn drop(&mut self) {
-        let _ = kill_process(Pid::from_child(&self.bindfs), Signal::CONT);
-        let _ = unmount(&self.store, UnmountFlags::DETACH);
-        // Files that a test that failed holds open would keep it for ever.
-        let _ = self.bindfs.kill();
-        let _ = self.bindfs.wait();
-    }
-}
-
-/// Lets the store go on when a test takes too long, so that no test hangs with it: whoever waits in the kernel cannot be told to stop.
-struct Watchdog(Option<mpsc::Sender<()>>);
-
-impl Watchdog {
-    fn new(world: &World) -> Self {
-        let (sender, ended) = mpsc::channel();
-        let bindfs = Pid::from_child(&world.bindfs);
-        thread::spawn(move || {
-            if let Err(mpsc::RecvTimeoutError::Timeout) = ended.recv_timeout(3 * PATIENCE) {
-                let _ = kill_process(bindfs, Signal::CONT);
-            }
-        });
-        Self(Some(sender))
-    }
-}
-
-impl Drop for Watchdog {
-    fn drop(&mut self) {
-        self.0 = None;
-    }
-}
-
-/// Stops a store, and lets it go on also when the test fails.
-struct Stopped<'w>(&'w World, #[expect(dead_code, reason = "ends when this is dropped")] Watchdog);
-
-impl<'w> Stopped<'w> {
-    fn new(world: &'w World) -> Self {
-        let watchdog = Watchdog::new(world);
-        world.signal(Signal::STOP);
-        Self(world, watchdog)
-    }
-}
-
-impl Drop for Stopped<'_> {
-    fn drop(&mut self) {
-        self.0.signal(Signal::CONT);
-    }
-}
 
 /// One byte of a block, past the kernel's cache.
 fn byte(path: &Path, block: usize) -> io::Result<u8> {
@@ -141,14 +48,14 @@ fn a_stalled_store_fails_reads_and_recovers() {
         assert_eq!(byte(&a, block).unwrap(), at(0, block), "{}", mount.log());
     }
     assert_eq!(mount.document("b")["id"], "b");
-    let said = mount.log().matches("the store did not answer within 1 s").count();
+    let said = mount.log().matches("did not answer within 1 s").count();
     assert!(said >= 1, "{}", mount.log());
     drop(stopped);
     for block in [20, 40, 60] {
         within(PATIENCE, "the block", || byte(&b, block).is_ok());
         assert_eq!(byte(&b, block).unwrap(), at(1, block));
     }
-    assert!(mount.log().contains("the store answers again"), "{}", mount.log());
+    assert!(mount.log().contains("answers again"), "{}", mount.log());
     // And it is looked at again.
     Backup::new("c", "v", noise(3, BLOCK)).put(&world.real);
     within(PATIENCE, "the new backup", || mount.image("c").exists());
@@ -260,7 +167,7 @@ fn nothing_hangs_with_a_store_that_never_answered() {
     for words in [&["mount", "-f"][..], &["mount"]] {
         let output = run(cinderfs().args(words).args(["-o", "store_timeout=1"]).arg(&world.store).arg(&root));
         assert_eq!(output.status.code(), Some(1));
-        assert!(stderr(&output).contains("the store did not answer within 1 s"), "{}", stderr(&output));
+        assert!(stderr(&output).contains("did not answer within 1 s"), "{}", stderr(&output));
         assert!(mount_line(&root).is_none());
     }
     let started = ["list", "verify"].map(|word| {
@@ -288,6 +195,6 @@ fn commands_end_in_time() {
         within(2 * PATIENCE, "the command's end", || command.try_wait().unwrap().is_some());
         let output = command.wait_with_output().unwrap();
         assert_eq!(output.status.code(), Some(1));
-        assert!(stderr(&output).contains("the store did not answer within 30 s"), "{}", stderr(&output));
+        assert!(stderr(&output).contains("did not answer within 30 s"), "{}", stderr(&output));
     }
 }

@@ -30,7 +30,8 @@ fn cinderfs(words: &[&str], paths: &[&Path]) -> Output {
 /// Runs `repair`: its rows, and its exit code.
 fn run_repair(store: &Path, id: &str, words: &[&str]) -> (Vec<Value>, i32) {
     let output = cinderfs(&[&["repair", "-f", "json"], words].concat(), &[store, id.as_ref()]);
-    let rows = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    let rows = serde_json::from_slice(&output.stdout)
+        .unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&output.stderr)));
     (rows, output.status.code().unwrap())
 }
 
@@ -267,8 +268,13 @@ fn a_repair_that_fails_at_any_step_leaves_old_or_new() {
             false => Ok(()),
         };
         let cancel = AtomicBool::new(false);
-        let options =
-            RepairOptions { dry_run: false, threads: 2, cancel: &cancel, hook: Some(Arc::new(hook)) };
+        let options = RepairOptions {
+            dry_run: false,
+            threads: 2,
+            cancel: &cancel,
+            progress: &|_, _| {},
+            hook: Some(Arc::new(hook)),
+        };
         let result = repair(folder.path(), &id, &options);
         let mut after = files(folder.path());
         after.retain(|path, _| !path.to_string_lossy().contains("/.cinderfs-"));

@@ -6,6 +6,7 @@
     consolidate
             cinderfs makes full backups out of chains, and genuine Cinder does the same with them (consolidates.py)
     verify  genuine stores are damaged, and Cinder does with them what `cinderfs verify` says (verifies.py)
+    repair  genuine stores are damaged, and Cinder restores and chains onto what `cinderfs repair` mended (repairs.py)
 
 In the first, each backup is looked at in three ways, and each must give the volume as it was when the backup was made, to
 the byte and with its exact length:
@@ -33,6 +34,7 @@ import time
 import consolidates
 import creates
 import kit
+import repairs
 import verifies
 import volumes
 
@@ -80,7 +82,7 @@ def find_cinderfs():
     return path
 
 
-PARTS = ('read', 'create', 'consolidate', 'verify')
+PARTS = ('read', 'create', 'consolidate', 'verify', 'repair')
 
 
 def main():
@@ -90,7 +92,7 @@ def main():
     parser.add_argument('--volumes', type=int, default=24,
                         help='read: random volumes beside the fixed ones (%(default)s)')
     parser.add_argument('--rounds', type=int, default=1, help='create: so many times 4 volumes a codec, consolidate: 2 (%(default)s)')
-    parser.add_argument('--all', action='store_true', help='verify: each damage to each store, not each damage once')
+    parser.add_argument('--all', action='store_true', help='verify, repair: each damage to each store or codec, not each damage once')
     arguments = parser.parse_args()
     parts = arguments.part or PARTS
     if not set(parts) <= set(PARTS):
@@ -104,7 +106,7 @@ def main():
     print(f'seed {seed}', flush=True)
     runs = {'read': (run_read, arguments.volumes), 'create': (creates.run, arguments.rounds),
             'consolidate': (consolidates.run, arguments.rounds),
-            'verify': (verifies.run, arguments.all)}
+            'verify': (verifies.run, arguments.all), 'repair': (repairs.run, arguments.all)}
     try:
         for part in parts:
             function, count = runs[part]

@@ -6,18 +6,10 @@
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
-case ${1:-} in
-up) ;;
-down)
-    stop_all "${2:?which folder}"
-    rm -rf -- "$2"
-    exit
-    ;;
-*) die "up FOLDER [PORT], or down FOLDER" ;;
-esac
+begin "$@"
 
 need "python3 curl" "python3-venv curl"
-prepare "${2:?which folder}"
+prepare "$2"
 port=${3:-19100}
 need_free "$port"
 mkdir -p "$folder/objects"

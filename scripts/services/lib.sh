@@ -6,6 +6,19 @@ die() {
     exit 1
 }
 
+# begin "$@": a script's own arguments. `up FOLDER ...` goes on; `down FOLDER` stops what was started in it, removes it, and ends the script.
+begin() {
+    case "${1:-} ${2:+FOLDER}" in
+    "up FOLDER") ;;
+    "down FOLDER")
+        stop_all "$2"
+        rm -rf -- "$2"
+        exit
+        ;;
+    *) die "up FOLDER ..., or down FOLDER; the file's beginning says more" ;;
+    esac
+}
+
 # need "COMMAND ..." "PACKAGE ...": installs the packages where a command is missing.
 need() {
     local command missing=

@@ -8,19 +8,11 @@
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
-case ${1:-} in
-up) ;;
-down)
-    stop_all "${2:?which folder}"
-    rm -rf -- "$2"
-    exit
-    ;;
-*) die "up FOLDER [PORT], or down FOLDER" ;;
-esac
+begin "$@"
 
 need "ceph-mon ceph-osd ceph ceph-authtool monmaptool radosgw radosgw-admin curl" \
     "ceph-mon ceph-osd ceph-common radosgw curl"
-prepare "${2:?which folder}"
+prepare "$2"
 port=${3:-19000}
 monitor=$((port - 100))
 need_free "$port" "$monitor" $((monitor + 1))

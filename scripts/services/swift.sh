@@ -10,19 +10,11 @@
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
-case ${1:-} in
-up) ;;
-down)
-    stop_all "${2:?which folder}"
-    rm -rf -- "$2"
-    exit
-    ;;
-*) die "up FOLDER [PORT] [keystone], or down FOLDER" ;;
-esac
+begin "$@"
 
 need "swift-proxy-server swift-object-server swift-container-server swift-account-server swift-ring-builder memcached curl" \
     "swift-proxy swift-object swift-container swift-account swift memcached curl"
-prepare "${2:?which folder}"
+prepare "$2"
 port=${3:-18080}
 keystone=${4:-}
 life=${TOKEN_SECONDS:-3600}

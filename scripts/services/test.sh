@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Runs the tests that need real servers: starts Swift with tempauth and with Keystone, Ceph's S3 and an emulator of Google's, each in a folder of
-# its own below a temporary one, and stops them whatever happens.
+# Runs the tests that need real servers: starts Swift with tempauth and with Keystone, Ceph's S3, an emulator of Google's and GlusterFS, each in a
+# folder of its own below a temporary one, and stops them whatever happens.
 #
-#   scripts/services/test.sh [TEST ...]     the tests whose names hold one of these; all unless told
+#   scripts/services/test.sh [TEST ...]             the tests whose names hold one of these; all unless told
+#   scripts/services/test.sh --gluster [TEST ...]   with GlusterFS only
 #
 # Needs root on Debian or Ubuntu.
 set -uo pipefail
@@ -15,12 +16,30 @@ need "openssl socat" "openssl socat"
 
 stop() {
     stop_all "$folder/tls"
-    for each in s3:s3 swift:swift keystone:swift gcs:gcs; do
+    for each in s3:s3 swift:swift keystone:swift gcs:gcs gluster:gluster; do
         "$services/${each##*:}.sh" down "$folder/${each%%:*}"
     done
     rm -rf -- "$folder"
 }
 trap stop EXIT
+
+# tell KIND: what the server says of itself, for tests.
+tell() {
+    while IFS='=' read -r name value; do
+        export "TEST_${1^^}_$name=$value"
+    done <"$folder/$1/env"
+}
+
+gluster() {
+    "$services/gluster.sh" up "$folder/gluster" || return
+    tell gluster
+    cargo test --locked --no-fail-fast --test share_gluster -- --ignored "$@"
+}
+if [ "${1:-}" = --gluster ]; then
+    shift
+    gluster "$@"
+    exit
+fi
 
 # One after the other installs packages, all at once start.
 pids=()
@@ -46,10 +65,9 @@ tls() {
 (tls) 2>"$folder/tls.log" || { cat "$folder/tls.log" >&2; exit 1; }
 export TEST_S3_TLS_ENDPOINT=https://127.0.0.1:19443 TEST_S3_CA=$folder/tls/ca.pem
 
-for kind in s3 swift keystone gcs; do
-    while IFS='=' read -r name value; do
-        export "TEST_${kind^^}_$name=$value"
-    done <"$folder/$kind/env"
-done
+for kind in s3 swift keystone gcs; do tell "$kind"; done
 export TEST_KEYSTONE_TOKEN_SECONDS=20
-cargo test --locked --no-fail-fast --test remote_servers --test remote_commands -- --ignored "$@"
+status=0
+cargo test --locked --no-fail-fast --test remote_servers --test remote_commands -- --ignored "$@" || status=1
+gluster "$@" || status=1
+exit $status

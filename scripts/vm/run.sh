@@ -100,6 +100,7 @@ for name in bin sbin lib lib64; do ln -s "usr/$name" "$root/$name"; done
 cp -L "$(command -v busybox)" "$root/usr/bin/busybox"
 install -m 755 "$here/init" "$root/init"
 cp -rL "$payload" "$root/payload"
+cp "$here/checks.sh" "$root/payload/"
 
 # A module and what it depends on, from modules.dep: `kernel/…/NAME.ko: kernel/…/OTHER.ko …`.
 add_module() {
@@ -119,11 +120,12 @@ for module in "${modules[@]}"; do add_module "$module"; done
 cp "$place"/modules.{dep,builtin} "$root/lib/modules/$version/"
 printf '%s\n' "${modules[@]}" >"$root/etc/vm-modules"
 
-# The libraries of a program; a static one has none.
+# The libraries of a program; a static one has none. What was unpacked counts more than what is here.
 add_libraries() {
     local library
-    { ldd "$1" 2>/dev/null || true; } | sed -n 's/^[^/]*\(\/[^ ]*\).*/\1/p' | while read -r library; do
-        [ -e "$root$library" ] || install -D -m 755 "$(realpath -- "$library")" "$root$library"
+    { LD_LIBRARY_PATH=$root/usr/lib/$(uname -m)-linux-gnu ldd "$1" 2>/dev/null || true; } |
+        sed -n 's/^[^/]*\(\/[^ ]*\).*/\1/p' | while read -r library; do
+        [[ $library = "$root"/* ]] || [ -e "$root$library" ] || install -D -m 755 "$(realpath -- "$library")" "$root$library"
     done
 }
 # A program at the same place as here, its name perhaps a link, with its libraries.
@@ -134,14 +136,17 @@ add_program() { # PROGRAM [PLACE]
     [ -n "${2:-}" ] || [ "$real" = "$1" ] || [ -e "$root$1" ] || ln -s "$real" "$root$1"
     add_libraries "$real"
 }
-for program in "${programs[@]}"; do add_program "$(command -v "$program")"; done
-add_program "$cinderfs" /usr/bin/cinderfs
+unpacked_programs=()
 for package in "${unpacked[@]}"; do
     download "$package" >"$work/package.tar"
     tar -xf "$work/package.tar" -C "$root" --keep-directory-symlink
-    tar -tf "$work/package.tar" | sed -n 's/^\.\(.*\/s\?bin\/.*[^/]\)$/\1/p' |
-        while read -r program; do add_libraries "$root$program"; done
+    while read -r program; do unpacked_programs+=("$root$program"); done < <(
+        tar -tf "$work/package.tar" | sed -n 's/^\.\(.*\/s\?bin\/.*[^/]\)$/\1/p'
+    )
 done
+for program in "${unpacked_programs[@]}"; do add_libraries "$program"; done
+for program in "${programs[@]}"; do add_program "$(command -v "$program")"; done
+add_program "$cinderfs" /usr/bin/cinderfs
 for file in "${files[@]}"; do install -D -m 644 "$file" "$root$file"; done
 
 letters=(a b c d e f g h)
@@ -170,7 +175,7 @@ status=0
 timeout "$seconds_max" qemu-system-x86_64 -accel tcg,thread=multi -machine q35 -cpu max -smp 2 -m "$memory" \
     -display none -nodefaults -no-reboot -serial stdio -device virtio-rng-pci \
     -kernel "${image[0]}" -initrd "$work/initramfs" -append "console=ttyS0 quiet panic=-1 mitigations=off no_timer_check" \
-    "${drives[@]}" "${network[@]}" </dev/null 2>&1 | tr -d '\r' | tee "$work/console" || status=${PIPESTATUS[0]}
+    "${drives[@]}" "${network[@]}" </dev/null 2>&1 | sed -u 's|\r||g' | tee "$work/console" || status=${PIPESTATUS[0]}
 [ "$status" -ne 124 ] || { echo "vm: not done within $seconds_max s" >&2 && exit 124; }
 status=$(sed -n 's/^vm: the payload ended with //p' "$work/console" | tail -1)
 echo "vm: the machine ran for $((SECONDS - start)) s"

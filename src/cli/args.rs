@@ -19,7 +19,7 @@ use super::restore::is_interrupted;
 use crate::cache_dir::CacheDir;
 use crate::catalog::{Catalog, CatalogOptions};
 use crate::error::ErrorKind;
-use crate::store::deadline::{self, DeadlineStore};
+use crate::store::deadline::{self, DeadlineStore, TIMEOUT_SECONDS, TIMEOUT_SECONDS_MAX};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -177,15 +177,37 @@ pub(crate) fn column(known: &[&str], word: &str) -> Result<usize, Failure> {
     })
 }
 
-/// The store
-#[derive(Args, Debug)]
+/// The store's word
+#[derive(Args, Clone, Debug)]
 #[group(skip)]
-pub(crate) struct StoreArg {
+pub(crate) struct StoreWord {
     /// Where the backups are: a directory (Cinder's `backup_posix_path`, a mounted share, a copy), its file:// URL, an NFS share as
     /// HOST:/PATH, a GlusterFS volume as glusterfs://HOST/VOLUME, a bucket as s3://BUCKET?endpoint=URL, swift:CONTAINER (swift: for all of
     /// them) or gs://BUCKET, or the cinder.conf that says all this
     #[arg(value_name = "STORE")]
-    location: OsString,
+    pub(crate) location: OsString,
+}
+
+#[cfg(feature = "fuse")]
+impl StoreWord {
+    /// The word as another process in another working directory has to be given it.
+    pub(crate) fn for_child(&self, timeout: Option<Duration>) -> Result<OsString, Failure> {
+        let word = self.location.clone();
+        deadline::in_time(timeout, &self.location, "its place", move || {
+            Ok(super::place::absolute_word(&word))
+        })
+    }
+}
+
+/// The store
+#[derive(Args, Debug)]
+#[group(skip)]
+pub(crate) struct StoreArg {
+    #[command(flatten)]
+    word: StoreWord,
+    /// How long the store may take for an answer, 0 for ever; then reading fails, and writing tells what it waits for
+    #[arg(long, value_name = "SECONDS", default_value_t = TIMEOUT_SECONDS, value_parser = clap::value_parser!(u64).range(..=TIMEOUT_SECONDS_MAX))]
+    store_timeout: u64,
     /// Found out once; holds the mount of a share.
     #[arg(skip)]
     place: OnceCell<Place>,
@@ -194,12 +216,17 @@ pub(crate) struct StoreArg {
 impl StoreArg {
     /// The store that a word names, for a verb that can do without one.
     pub(crate) fn at(location: OsString) -> Self {
-        Self { location, place: OnceCell::new() }
+        Self { word: StoreWord { location }, store_timeout: TIMEOUT_SECONDS, place: OnceCell::new() }
+    }
+
+    /// How long the store may take for an answer; `None` for ever.
+    pub(crate) fn timeout(&self) -> Option<Duration> {
+        (self.store_timeout > 0).then(|| Duration::from_secs(self.store_timeout))
     }
 
     /// Where the word leads. A share that is not mounted is mounted for as long as this argument lives.
     pub(crate) fn place(&self) -> Result<&Place, Failure> {
-        self.place_in(Some(STORE_TIMEOUT))
+        self.place_in(self.timeout())
     }
 
     /// The same; fails when the store does not answer in that time.
@@ -207,15 +234,18 @@ impl StoreArg {
         if let Some(place) = self.place.get() {
             return Ok(place);
         }
-        let word = self.location.clone();
-        let place = deadline::in_time(timeout, "its place", move || Place::resolve(&word))?;
+        let word = self.word.location.clone();
+        let place = deadline::in_time(timeout, &self.word.location, "its place", move || {
+            Place::resolve(&word, timeout)
+        })?;
         Ok(self.place.get_or_init(|| place))
     }
 
     /// The directory that the word names, which exists, for a verb that writes to the store.
     pub(crate) fn directory_to_write(&self) -> Result<PathBuf, Failure> {
         self.directory()?.ok_or_else(|| {
-            let message = format!("{}: cinderfs only reads object stores so far", self.location.display());
+            let message =
+                format!("{}: cinderfs only reads object stores so far", self.word.location.display());
             Failure::new(ErrorKind::Usage, message)
                 .hint("`restore`, `mount` and all other commands that only read work there")
         })
@@ -242,37 +272,57 @@ impl StoreArg {
         }
     }
 
-    #[cfg(feature = "fuse")]
-    /// The word as another process in another working directory has to be given it.
-    pub(crate) fn word_for_child(&self, timeout: Option<Duration>) -> Result<OsString, Failure> {
-        let word = self.location.clone();
-        deadline::in_time(timeout, "its place", move || Ok(super::place::absolute_word(&word)))
-    }
-
     /// Opens the store and reads which backups it holds.
     pub(crate) fn catalog(&self) -> Result<Catalog, Failure> {
-        self.catalog_with(CatalogOptions { cache_bytes_max: CACHE_BYTES_MAX, ..CatalogOptions::default() })
+        self.catalog_with(options())
     }
 
     /// The same with restart points of earlier runs, for a command that reads data.
     pub(crate) fn catalog_to_read(&self) -> Result<Catalog, Failure> {
+        self.catalog_with(self.options_to_read()?)
+    }
+
+    /// A catalog for a command that writes to the store: once it is open, reading waits for the store as writing does.
+    pub(crate) fn catalog_to_write(&self) -> Result<Catalog, Failure> {
+        self.waiting_catalog(options())
+    }
+
+    /// The same with restart points of earlier runs.
+    pub(crate) fn catalog_to_read_and_write(&self) -> Result<Catalog, Failure> {
+        self.waiting_catalog(self.options_to_read()?)
+    }
+
+    fn options_to_read(&self) -> Result<CatalogOptions, Failure> {
         if let Some(cache_dir) = CacheDir::location() {
             self.refuse_cache_inside(&cache_dir)?;
         }
-        self.catalog_with(CatalogOptions {
-            cache_bytes_max: CACHE_BYTES_MAX,
-            seek_indexes: cache::seek_indexes_if_any(),
-            ..CatalogOptions::default()
-        })
+        Ok(CatalogOptions { seek_indexes: cache::seek_indexes_if_any(), ..options() })
+    }
+
+    fn waiting_catalog(&self, options: CatalogOptions) -> Result<Catalog, Failure> {
+        let store = self.store()?;
+        let catalog = Catalog::open(store.clone(), options).map_err(|error| self.advise(error.into()))?;
+        store.disarm()?;
+        Ok(catalog)
     }
 
     /// The same with settings of the caller's.
     pub(crate) fn catalog_with(&self, options: CatalogOptions) -> Result<Catalog, Failure> {
-        let opened = self.place()?.open(Some(STORE_TIMEOUT))?;
-        let store = DeadlineStore::cancelled_by(opened.store(), STORE_TIMEOUT, is_interrupted);
-        store.arm();
-        Catalog::open(Arc::new(store), options).map_err(|error| self.advise(error.into()))
+        Catalog::open(self.store()?, options).map_err(|error| self.advise(error.into()))
     }
+
+    fn store(&self) -> Result<Arc<DeadlineStore>, Failure> {
+        let opened = self.place()?.open(&self.word.location, self.timeout())?;
+        // So it still looks for a signal now and then.
+        let timeout = self.timeout().unwrap_or(FOR_EVER);
+        let store = DeadlineStore::cancelled_by(opened.store(), timeout, is_interrupted);
+        store.arm();
+        Ok(Arc::new(store))
+    }
+}
+
+fn options() -> CatalogOptions {
+    CatalogOptions { cache_bytes_max: CACHE_BYTES_MAX, ..CatalogOptions::default() }
 }
 
 /// How many threads to work on: as many as told, else one per processor.
@@ -283,8 +333,8 @@ pub(crate) fn threads(told: Option<u64>) -> usize {
     }
 }
 
-/// How long a call of the store may take before a command gives it up.
-const STORE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longer than anybody waits.
+const FOR_EVER: Duration = Duration::from_secs(1 << 32);
 
 /// Bound on the block cache of one command, in bytes. Each block is read once, so it only has to hold what threads
 /// decode for each other.

@@ -15,6 +15,7 @@ use super::exit::{Failure, Outcome, note};
 use super::made::MadeArgs;
 use super::progress::{Mode, Reporter};
 use super::restore::{Signals, THREADS_MAX, said};
+use super::watch::Watch;
 use super::{made, perhaps_unseen, select, sizes};
 use crate::catalog::Entry;
 use crate::types::ObjectName;
@@ -80,7 +81,8 @@ pub(crate) struct ConsolidateArgs {
 pub(crate) fn run(args: &ConsolidateArgs, quiet: bool) -> Result<Outcome, Failure> {
     let output = args.made.choose()?;
     let store = args.store.directory_to_write()?;
-    let catalog = args.store.catalog_to_read()?;
+    let catalog = args.store.catalog_to_read_and_write()?;
+    let _watch = Watch::start(&store, args.store.timeout());
     let snapshot = catalog.snapshot();
     let entries = select::newest_first(&snapshot);
     let usable = |entry: &Arc<Entry>| catalog.image(entry).is_ok();

@@ -16,6 +16,7 @@ use super::exit::{Failure, Outcome, note};
 use super::made::MadeArgs;
 use super::progress::{Mode, Reporter};
 use super::restore::{Signals, THREADS_MAX};
+use super::watch::Watch;
 use super::{made, perhaps_unseen, render, select, sizes};
 use crate::catalog::{Catalog, Entry};
 use crate::codec::Codec;
@@ -159,9 +160,10 @@ fn property(word: &str) -> Result<(String, String), String> {
 pub(crate) fn run(args: &CreateArgs, quiet: bool) -> Result<Outcome, Failure> {
     let output = args.made.choose()?;
     let store = store_to_fill(&args.store)?;
-    let catalog = args.store.catalog()?;
+    let catalog = args.store.catalog_to_write()?;
     // Before the snapshot, which a signal must not leave behind.
     let signals = Signals::watch()?;
+    let _watch = Watch::start(&store, args.store.timeout());
     let mut new = new_backup(args, &catalog)?;
     refuse_odd_source(args, &store)?;
     let prepared = snapshot::prepare(&args.source, args.snapshot.0, args.force)?;

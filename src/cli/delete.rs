@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use super::args::{OutputArgs, StoreArg};
 use super::exit::{Failure, Outcome, note};
 use super::restore::Signals;
+use super::watch::Watch;
 use super::{perhaps_unseen, print, render, select};
 use crate::catalog::Catalog;
 use crate::error::ErrorKind;
@@ -73,6 +74,7 @@ const KEPT_SHOWN_MAX: usize = 8;
 pub(crate) fn run(args: &DeleteArgs, quiet: bool) -> Result<Outcome, Failure> {
     let chosen = args.output.choose(&COLUMNS)?;
     let path = args.store.directory_to_write()?;
+    let _watch = Watch::start(&path, args.store.timeout());
     let leftovers = if args.dry_run { Leftovers::default() } else { engine::remove_leftovers(&path)? };
     let say = |text: String| {
         if !quiet {
@@ -90,7 +92,7 @@ pub(crate) fn run(args: &DeleteArgs, quiet: bool) -> Result<Outcome, Failure> {
         return Ok(Outcome::Done);
     }
     let signals = Signals::watch()?;
-    let catalog = args.store.catalog()?;
+    let catalog = args.store.catalog_to_write()?;
     let ids = choose(args, &catalog, &leftovers.deleted)?;
     if ids.is_empty() {
         return Ok(Outcome::Done);

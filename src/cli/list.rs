@@ -8,9 +8,9 @@ use serde_json::{Value, json};
 
 use super::args::{self, OutputArgs, StoreArg};
 use super::exit::{Failure, Outcome, note};
-use super::{print, render, select, store_note, unseen};
+use super::{print, render, require_answers, select, store_note, unseen};
 use crate::catalog::{Catalog, Entry};
-use crate::error::ErrorKind;
+use crate::error::{Error, ErrorKind};
 use crate::frontend::document::{self, STATUS_AVAILABLE, STATUS_ERROR};
 use crate::image::Image;
 
@@ -108,13 +108,17 @@ pub(crate) fn run(args: &ListArgs) -> Result<Outcome, Failure> {
     let snapshot = catalog.snapshot();
     let entries = select::newest_first(&snapshot);
     let volume = args.volume.as_deref().map(|words| select::volume(&entries, words)).transpose()?;
+    let mut fault = entries.iter().find_map(|entry| entry.problem.clone().filter(is_of_store));
     let mut rows: Vec<Vec<Value>> = entries
         .iter()
         .filter(|entry| volume.is_none() || entry.volume_id == volume)
         .filter(|entry| args.name.is_none() || entry.name == args.name)
         .map(|entry| {
             let wants_image = wants_status || wants_indexed || wants(SIZE) && entry.volume_size_gib.is_none();
-            let image = wants_image.then(|| open(&catalog, entry)).flatten();
+            let image = wants_image.then(|| open(&catalog, entry));
+            let image = image.and_then(|image| {
+                image.map_err(|error| fault = fault.take().or_else(|| Some(error).filter(is_of_store))).ok()
+            });
             let indexed = image.as_deref().filter(|_| wants_indexed).map(indexed_percent);
             row(entry, image.as_deref(), indexed)
         })
@@ -124,6 +128,7 @@ pub(crate) fn run(args: &ListArgs) -> Result<Outcome, Failure> {
             Some(Status::Error) => row[STATUS] == STATUS_ERROR,
         })
         .collect();
+    require_answers(&catalog, fault.as_ref())?;
     sort_rows(&mut rows, &sort, args.sort_descending);
 
     let titles: Vec<&str> = chosen.iter().map(|&column| COLUMNS[column]).collect();
@@ -135,17 +140,18 @@ pub(crate) fn run(args: &ListArgs) -> Result<Outcome, Failure> {
     Ok(if unseen(&snapshot).is_some() { Outcome::Damaged } else { Outcome::Done })
 }
 
-/// The image, or nothing and a word in the log.
-fn open(catalog: &Catalog, entry: &Arc<Entry>) -> Option<Arc<Image>> {
-    let error = match &entry.problem {
-        Some(problem) => problem.clone(),
-        None => match catalog.image(entry) {
-            Ok(image) => return Some(image),
-            Err(error) => error,
-        },
+/// The image, or why there is none, also in the log.
+fn open(catalog: &Catalog, entry: &Arc<Entry>) -> crate::Result<Arc<Image>> {
+    let opened = match &entry.problem {
+        Some(problem) => Err(problem.clone()),
+        None => catalog.image(entry),
     };
-    tracing::info!(backup = %entry.id, %error, "the backup is unusable");
-    None
+    opened.inspect_err(|error| tracing::info!(backup = %entry.id, %error, "the backup is unusable"))
+}
+
+/// Whether it was the store that failed, and not the backup.
+fn is_of_store(error: &Error) -> bool {
+    error.kind() == ErrorKind::StoreIo
 }
 
 /// How much of the image's large compressed objects can be entered at once, in percent.

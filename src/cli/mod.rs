@@ -36,6 +36,7 @@ mod spans;
 #[cfg(feature = "fuse")]
 mod umount;
 mod verify;
+mod watch;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -45,7 +46,7 @@ use clap::Parser;
 pub use args::Cli;
 pub use exit::Outcome;
 
-use crate::catalog::Snapshot;
+use crate::catalog::{Catalog, Snapshot};
 use crate::error::{Error, ErrorKind};
 use args::Verb;
 use exit::Failure;
@@ -93,6 +94,18 @@ fn run(cli: Cli) -> Result<Outcome, Failure> {
 fn unseen(snapshot: &Snapshot) -> Option<&Error> {
     let is_closed = |error: &&Error| matches!(error.kind(), ErrorKind::AccessDenied | ErrorKind::StoreIo);
     snapshot.unreadable().iter().map(|(_, error)| error).find(is_closed)
+}
+
+/// Fails when the store has stopped to answer, for then what was found of backups says nothing of them. `error` is what it came to.
+fn require_answers(catalog: &Catalog, error: Option<&Error>) -> Result<(), Failure> {
+    let store = catalog.store();
+    if store.is_answering() {
+        return Ok(());
+    }
+    let silent =
+        || Error::new(ErrorKind::StoreIo, format!("the store {:?} does not answer", store.location()));
+    let error = error.filter(|error| error.kind() == ErrorKind::StoreIo);
+    Err(error.cloned().unwrap_or_else(silent).into())
 }
 
 /// Why a backup was not found: perhaps because it lies where the store did not let us look.
@@ -145,7 +158,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::catalog::{Catalog, CatalogOptions};
+    use crate::catalog::CatalogOptions;
     use crate::store::fault::{Fault, FaultStore, Operation, Rule};
     use crate::store::memory::MemoryStore;
     use crate::types::ObjectName;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use clap::ValueEnum;
 
-use super::args::StoreArg;
+use super::args::{StoreArg, StoreWord};
 use super::cache;
 use super::exit::{Failure, Outcome, note};
 use super::place::{Opened, Place};
@@ -70,7 +70,7 @@ Options for -o:
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct MountArgs {
     #[command(flatten)]
-    store: StoreArg,
+    store: StoreWord,
 
     /// Empty directory to show them at
     #[arg(value_name = "MOUNTPOINT")]
@@ -130,17 +130,18 @@ pub(crate) fn run(args: &MountArgs, verbosity: i16) -> Result<Outcome, Failure> 
         serve(args, &options, None)?;
     } else {
         // Also this process must not wait for ever.
-        let store = args.store.word_for_child(options.store_timeout)?;
+        let store = args.store.for_child(options.store_timeout)?;
         return Ok(Outcome::Child(daemon::start(child_arguments(args, store, verbosity))?));
     }
     Ok(Outcome::Done)
 }
 
 fn serve(args: &MountArgs, options: &MountOptions, child: Option<Child>) -> Result<(), Failure> {
-    let place = args.store.place_in(options.store_timeout)?;
+    let store = StoreArg::at(args.store.location.clone());
+    let place = store.place_in(options.store_timeout)?;
     // A daemon that gave up its rights could not take the mount of a share away.
     let _keeper = place.hand_over(Keeper::start)?;
-    let opened = place.open(options.store_timeout)?;
+    let opened = place.open(&args.store.location, options.store_timeout)?;
     let store = opened.store();
     let location = store.location().to_owned();
     let path = place.directory().map(Path::to_owned);
@@ -330,7 +331,7 @@ mod tests {
                 .map(OsString::from)
                 .chain([cwd.join("src").into(), cwd.join("-mnt").into()])
                 .collect();
-        assert_eq!(child_arguments(&args, args.store.word_for_child(None).unwrap(), 2), expected);
+        assert_eq!(child_arguments(&args, args.store.for_child(None).unwrap(), 2), expected);
         let again = parse(&expected[2..].iter().map(|word| word.to_str().unwrap()).collect::<Vec<_>>());
         assert!(again.daemon && !again.foreground);
         assert_eq!(again.options, [&args.options[..], &["on_damage=zero".to_owned()]].concat());

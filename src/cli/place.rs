@@ -77,18 +77,18 @@ pub(super) struct Defaults {
 }
 
 impl Place {
-    /// Where `word` leads; mounts a share that is not mounted.
-    pub(super) fn resolve(word: &OsStr) -> Result<Self, Failure> {
+    /// Where `word` leads; mounts a share that is not mounted, if that is done within this time.
+    pub(super) fn resolve(word: &OsStr, within: Option<Duration>) -> Result<Self, Failure> {
         if let Some(files) = configuration_files(word) {
             let conf = CinderConf::read(&files).and_then(|conf| conf.backup()).map_err(|error| {
                 Failure::from(error).hint(
                     "STORE is a file, so it is read as a cinder.conf; give a directory for anything else",
                 )
             })?;
-            return Self::configured(word, conf);
+            return Self::configured(word, conf, within);
         }
         if let Some(share) = share_of(word)? {
-            return Self::shared(&share, None);
+            return Self::shared(&share, None, within);
         }
         if let Some(at) = remote_of(word)? {
             return Ok(Self { at, conf: None, share: RefCell::default() });
@@ -115,13 +115,13 @@ impl Place {
         }
     }
 
-    /// Opens the store. Fails when it does not answer in that time; one behind HTTP is not asked yet, and keeps to that time later.
-    pub(super) fn open(&self, timeout: Option<Duration>) -> Result<Opened, Failure> {
+    /// Opens the store that `word` names. Fails when it does not answer in that time; one behind HTTP is not asked yet, and keeps to that time later.
+    pub(super) fn open(&self, word: &OsStr, timeout: Option<Duration>) -> Result<Opened, Failure> {
         match &self.at {
             At::Directory(path) => {
                 let path = path.clone();
                 let open = move || Ok::<_, Failure>(Arc::new(PosixStore::open(&path)?));
-                Ok(Opened::Directory(deadline::in_time(timeout, "its folder", open)?))
+                Ok(Opened::Directory(deadline::in_time(timeout, word, "its folder", open)?))
             }
             #[cfg(feature = "remote")]
             At::Remote(settings) => {
@@ -189,7 +189,7 @@ impl Place {
         Ok(Some(keeper))
     }
 
-    fn configured(word: &OsStr, conf: BackupConf) -> Result<Self, Failure> {
+    fn configured(word: &OsStr, conf: BackupConf, within: Option<Duration>) -> Result<Self, Failure> {
         if !conf.ignored.is_empty() {
             let names = conf.ignored.join(", ");
             note(&format!(
@@ -209,8 +209,10 @@ impl Place {
                 })?;
                 Ok(Self { at: At::Directory(path), conf: Some(conf), share: RefCell::default() })
             }
-            Driver::Nfs(wanted) => Self::shared(&share(ShareKind::Nfs, wanted)?, Some(conf)),
-            Driver::Glusterfs(wanted) => Self::shared(&share(ShareKind::Glusterfs, wanted)?, Some(conf)),
+            Driver::Nfs(wanted) => Self::shared(&share(ShareKind::Nfs, wanted)?, Some(conf), within),
+            Driver::Glusterfs(wanted) => {
+                Self::shared(&share(ShareKind::Glusterfs, wanted)?, Some(conf), within)
+            }
             #[cfg(not(feature = "remote"))]
             driver @ (Driver::Swift(_) | Driver::S3(_) | Driver::Gcs(_)) => Err(without(driver.name())),
             #[cfg(feature = "remote")]
@@ -224,8 +226,9 @@ impl Place {
         }
     }
 
-    fn shared(share: &Share, conf: Option<BackupConf>) -> Result<Self, Failure> {
-        let attached = share.attach()?;
+    fn shared(share: &Share, conf: Option<BackupConf>, within: Option<Duration>) -> Result<Self, Failure> {
+        // What hangs is ended, and told, before the caller gives up.
+        let attached = share.attach(within.map(|within| within * 9 / 10))?;
         let at = At::Directory(attached.path().to_owned());
         Ok(Self { at, conf, share: RefCell::new(Some(attached)) })
     }
@@ -295,7 +298,8 @@ fn configuration_files(word: &OsStr) -> Option<Vec<PathBuf>> {
     (files.len() > 1 && files.iter().all(|file| is_file(file))).then_some(files)
 }
 
-/// The share that a word names: `nfs://HOST/PATH`, `glusterfs://HOST/VOLUME`, or `HOST:/PATH` where no such path exists.
+/// The share that a word names: `nfs://HOST/PATH`, `glusterfs://HOST/VOLUME`, or `HOST:/PATH` where no such path exists, which is of
+/// GlusterFS if it is mounted as that, else of NFS.
 fn share_of(word: &OsStr) -> Result<Option<Share>, Failure> {
     let Some(text) = word.to_str().filter(|_| fs::symlink_metadata(word).is_err()) else { return Ok(None) };
     for (start, kind) in [("nfs://", ShareKind::Nfs), ("glusterfs://", ShareKind::Glusterfs)] {
@@ -311,7 +315,11 @@ fn share_of(word: &OsStr) -> Result<Option<Share>, Failure> {
     }
     let is_share = scheme_of(word.as_bytes()).is_none()
         && text.rsplit_once(":/").is_some_and(|(host, _)| !host.is_empty() && !host.contains('/'));
-    if is_share { Ok(Some(Share::new(ShareKind::Nfs, text)?)) } else { Ok(None) }
+    if !is_share {
+        return Ok(None);
+    }
+    let glusterfs = Share::new(ShareKind::Glusterfs, text)?;
+    Ok(Some(if glusterfs.is_mounted()? { glusterfs } else { Share::new(ShareKind::Nfs, text)? }))
 }
 
 fn existing_directory(path: PathBuf) -> Result<PathBuf, Failure> {

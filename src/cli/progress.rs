@@ -9,7 +9,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle, WeakProgressBar};
 use serde_json::{Value, json};
 
 use super::exit::note;
@@ -47,6 +47,28 @@ const COLUMNS: u16 = 80;
 
 /// How much of the past the rate remembers, in seconds.
 const RATE_SECONDS: f64 = 8.0;
+
+/// The bar that is shown, for who has something to say meanwhile.
+static BAR_SHOWN: Mutex<Option<WeakProgressBar>> = Mutex::new(None);
+
+/// Writes a line to stderr, above the bar where one is shown.
+pub(super) fn tell(text: &str) {
+    match shown_bar() {
+        Some(bar) => bar.suspend(|| note(text)),
+        None => note(text),
+    }
+}
+
+/// Takes the bar away.
+pub(super) fn clear() {
+    if let Some(bar) = shown_bar() {
+        bar.finish_and_clear();
+    }
+}
+
+fn shown_bar() -> Option<ProgressBar> {
+    BAR_SHOWN.lock().unwrap_or_else(PoisonError::into_inner).as_ref()?.upgrade()
+}
 
 /// Shows the progress of one command. Dropping it takes the bar away.
 pub(crate) struct Reporter {
@@ -204,6 +226,7 @@ fn short_bytes(bytes: u64) -> String {
 fn draw(bar: &ProgressBar) {
     bar.set_draw_target(ProgressDrawTarget::stderr());
     bar.enable_steady_tick(BAR_INTERVAL);
+    *BAR_SHOWN.lock().unwrap_or_else(PoisonError::into_inner) = Some(bar.downgrade());
 }
 
 /// When a line is due and what it says; knows no clock.

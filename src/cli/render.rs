@@ -74,6 +74,31 @@ pub(crate) fn one(out: &mut dyn Write, format: Format, fields: &Map<String, Valu
     }
 }
 
+/// Width of a report: that of a terminal, and of a mail.
+const REPORT_COLUMNS: usize = 80;
+
+/// Text in lines of at most 80 columns, unless a word is longer than that.
+pub(crate) fn wrapped(first: &str, indent: &str, text: &str) -> String {
+    let mut all = first.to_owned();
+    let mut column = first.chars().count();
+    let mut is_first = true;
+    for word in text.split(' ') {
+        let len = word.chars().count();
+        if !is_first && column + 1 + len > REPORT_COLUMNS {
+            all.push('\n');
+            all.push_str(indent);
+            column = indent.chars().count();
+        } else if !is_first {
+            all.push(' ');
+            column += 1;
+        }
+        all.push_str(word);
+        column += len;
+        is_first = false;
+    }
+    all
+}
+
 /// The text with everything escaped that could move the cursor, ring, colour, hide or reorder what is on a terminal.
 pub(crate) fn visible(text: &str) -> Cow<'_, str> {
     if !text.contains(is_unsafe) {

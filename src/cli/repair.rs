@@ -2,6 +2,7 @@
 //!
 //! The engine is [`crate::writer::repair`]; here are the words, the order of a chain, the table and the exit code.
 
+use std::io::{self, Write};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -10,7 +11,10 @@ use serde_json::{Value, json};
 
 use super::args::{OutputArgs, StoreArg, threads};
 use super::exit::{Failure, Outcome, note};
+use super::progress::{Mode, Reporter};
+use super::render::Format;
 use super::restore::{RANGES_SHOWN_MAX, Signals, THREADS_MAX, said};
+use super::watch::Watch;
 use super::{perhaps_unseen, print, render, select};
 use crate::catalog::Entry;
 use crate::error::ResultExt;
@@ -30,7 +34,7 @@ killed leaves one or the other. A digest file is made anew out of objects whose
 md5 is right. Make sure first that the disk is sound, or work on a copy.
 
 Exit codes: 0 repaired, or nothing was wrong; 1 failed; 2 wrong usage; 3 some
-damage stays, of which the table tells the ranges; 10 store not found; 12 the
+damage stays, of which the report tells the ranges; 10 store not found; 12 the
 store may not be changed; 130, 143 interrupted.";
 
 /// Mend a damaged backup, and what it builds on, out of copies that the store holds elsewhere
@@ -56,6 +60,9 @@ pub(crate) struct RepairArgs {
     /// Look at so many objects at once; one per processor unless told
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=THREADS_MAX))]
     threads: Option<u64>,
+    /// How to show progress, on stderr
+    #[arg(long, value_enum, value_name = "HOW", default_value_t = Mode::Auto)]
+    progress: Mode,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -67,17 +74,20 @@ const COLUMNS: [&str; 6] = ["Backup", "File", "Outcome", "Copied Blocks", "Lost 
 pub(crate) fn run(args: &RepairArgs, quiet: bool) -> Result<Outcome, Failure> {
     let chosen = args.output.choose(&COLUMNS)?;
     let path = args.store.directory_to_write()?;
-    let catalog = args.store.catalog()?;
+    let catalog = args.store.catalog_to_write()?;
+    let _watch = Watch::start(&path, args.store.timeout());
     let snapshot = catalog.snapshot();
     let entries = select::newest_first(&snapshot);
     let usable = |entry: &Arc<Entry>| catalog.image(entry).is_ok();
     let entry = select::backup(&entries, &args.backup, args.volume.as_deref(), &usable)
         .map_err(|failure| perhaps_unseen(failure, &snapshot))?;
     let signals = Signals::watch()?;
+    let reporter = Reporter::new(args.progress, quiet, 0);
     let options = RepairOptions {
         dry_run: args.dry_run,
         threads: threads(args.threads),
         cancel: &signals.cancel,
+        progress: &|done, total| reporter.update(done, total),
         hook: None,
     };
     let chain: Vec<BackupId> = match args.only {
@@ -95,7 +105,14 @@ pub(crate) fn run(args: &RepairArgs, quiet: bool) -> Result<Outcome, Failure> {
         found.extend(findings.into_iter().map(|finding| (id.clone(), finding)));
     }
     let staying = found.iter().filter(|(_, finding)| !finding.outcome.is_good()).count();
-    if !found.is_empty() {
+    reporter.finish(|| json!({ "damaged_files": found.len(), "repaired_files": found.len() - staying, "dry_run": args.dry_run }));
+    if args.output.format == Format::Table && !args.output.names_columns() {
+        print(|out| {
+            text(out, &found, &|id| {
+                snapshot.get(id.as_str()).map_or_else(|| id.to_string(), |entry| said(entry))
+            })
+        })?;
+    } else if !found.is_empty() || args.output.format != Format::Table {
         let titles: Vec<&str> = chosen.iter().map(|&column| COLUMNS[column]).collect();
         let rows: Vec<Vec<Value>> = found
             .iter()
@@ -121,14 +138,48 @@ fn summary(found: usize, staying: usize, dry_run: bool) -> String {
     }
 }
 
-fn row(id: &BackupId, finding: &Finding) -> Vec<Value> {
+/// What was found, for people: under each backup its files.
+fn text(
+    out: &mut dyn Write,
+    found: &[(BackupId, Finding)],
+    backup: &dyn Fn(&BackupId) -> String,
+) -> io::Result<()> {
+    let mut last = None;
+    for (id, finding) in found {
+        if last.replace(id) != Some(id) {
+            writeln!(out, "{}", backup(id))?;
+        }
+        let [_, _, outcome, _, lost, fault] = row(id, finding);
+        let words = |cell: &Value| cell.as_str().map(str::to_owned).unwrap_or_default();
+        writeln!(out, "  {}", render::visible(&finding.file))?;
+        let mut told = words(&outcome);
+        if finding.copied_blocks > 0 {
+            told.push_str(&format!(
+                ", {} block(s) of it had from elsewhere in the store",
+                finding.copied_blocks
+            ));
+        }
+        writeln!(out, "{}", render::wrapped("    ", "      ", &told))?;
+        if lost.is_string() {
+            writeln!(
+                out,
+                "{}",
+                render::wrapped("    ", "      ", &format!("volume bytes {}", words(&lost)))
+            )?;
+        }
+        writeln!(out, "{}", render::wrapped("    ", "      ", &render::visible(&words(&fault))))?;
+    }
+    Ok(())
+}
+
+fn row(id: &BackupId, finding: &Finding) -> [Value; COLUMNS.len()] {
     let (outcome, lost, fault) = match &finding.outcome {
         Became::Repaired => ("repaired", None, finding.fault.to_string()),
         Became::Repairable => ("repairable", None, finding.fault.to_string()),
         Became::Lost(ranges) => ("lost", Some(shown(ranges)), finding.fault.to_string()),
         Became::Refused(error) => ("refused", None, error.to_string()),
     };
-    vec![
+    [
         json!(id.as_str()),
         // The whole name holds the backup's id once or twice, and is too wide for a table.
         json!(finding.file.rsplit_once(id.as_str()).map_or(&*finding.file, |(_, suffix)| suffix)),

@@ -175,21 +175,28 @@ pub(super) fn refuse_inside_store(what: &str, target: &Path, store: &Path) -> Re
 /// Set by a signal that asks for an end; calls of the store that hang look at it too.
 static CANCEL: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 
+/// The last signal, 0 for none.
+static SIGNAL: LazyLock<Arc<AtomicUsize>> = LazyLock::new(Arc::default);
+
 /// Whether a signal has asked for an end.
 pub(super) fn is_interrupted() -> bool {
     CANCEL.load(Ordering::Relaxed)
 }
 
+/// The signal that has asked for an end; that of the keyboard where it is not known.
+pub(super) fn last_signal() -> u8 {
+    let number = u8::try_from(SIGNAL.load(Ordering::Relaxed)).unwrap_or(0);
+    if number == 0 { SIGINT as u8 } else { number }
+}
+
 /// SIGINT and SIGTERM as a flag: the first asks for an orderly end, the second ends the process at once.
 pub(super) struct Signals {
     pub(super) cancel: Arc<AtomicBool>,
-    /// The last signal, 0 for none.
-    number: Arc<AtomicUsize>,
 }
 
 impl Signals {
     pub(super) fn watch() -> Result<Self, Failure> {
-        let signals = Self { cancel: CANCEL.clone(), number: Arc::default() };
+        let signals = Self { cancel: CANCEL.clone() };
         for signal in [SIGINT, SIGTERM] {
             signals.register(signal).map_err(|error| {
                 Error::caused_by(ErrorKind::Target, format!("cannot watch for signal {signal}"), error)
@@ -201,14 +208,14 @@ impl Signals {
     fn register(&self, signal: i32) -> io::Result<()> {
         // In this order: the first action sees the flag as it was before this signal.
         signal_hook::flag::register_conditional_default(signal, self.cancel.clone())?;
-        signal_hook::flag::register_usize(signal, self.number.clone(), usize::try_from(signal).unwrap_or(0))?;
+        signal_hook::flag::register_usize(signal, SIGNAL.clone(), usize::try_from(signal).unwrap_or(0))?;
         signal_hook::flag::register(signal, self.cancel.clone())?;
         Ok(())
     }
 
     /// Notes the signal on a failure that it caused.
     pub(super) fn blame(&self, failure: Failure) -> Failure {
-        match (failure.kind(), u8::try_from(self.number.load(Ordering::Relaxed))) {
+        match (failure.kind(), u8::try_from(SIGNAL.load(Ordering::Relaxed))) {
             (ErrorKind::Interrupted, Ok(signal @ 1..)) => failure.by_signal(signal),
             _ => failure,
         }

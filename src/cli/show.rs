@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use super::args::{OutputArgs, StoreArg};
 use super::exit::{Failure, Outcome};
-use super::{print, render, select};
+use super::{print, render, require_answers, select};
 use crate::catalog::Entry;
 use crate::frontend::document;
 
@@ -46,6 +46,7 @@ pub(crate) fn run(args: &ShowArgs) -> Result<Outcome, Failure> {
     if let Ok(image) = &image {
         image.count_data(); // a mount counts in the background; here there is nothing to do meanwhile
     }
+    require_answers(&catalog, image.as_ref().err())?;
     let document = document::backup_document(&entry, image.as_ref());
 
     let known: Vec<&str> = document.keys().map(String::as_str).collect();

@@ -39,8 +39,8 @@ pub(crate) enum Fate<'a> {
     Fails(i32),
     /// It and all that follow do nothing, and return this error.
     FailsFromThenOn(i32),
-    /// It takes place after this.
-    ComesAfter(&'a dyn Fn()),
+    /// It takes place after this, which is told whose call it is.
+    ComesAfter(&'a dyn Fn(Pid)),
 }
 
 /// A run that came to its end.
@@ -50,6 +50,7 @@ pub(crate) struct Traced {
     pub(crate) calls: Vec<&'static str>,
     /// `None` where it was killed.
     pub(crate) code: Option<i32>,
+    #[allow(dead_code, reason = "not all look at it")]
     pub(crate) stdout: String,
     pub(crate) stderr: String,
 }
@@ -207,7 +208,7 @@ fn watch(leader: Pid, counted: Calls<'_>, at: u64, fate: Fate<'_>) -> (Vec<&'sta
                     calls.push(name);
                     match fate {
                         Fate::Killed if number == at => kill(leader, Signal::SIGKILL).unwrap(),
-                        Fate::ComesAfter(that) if number == at => that(),
+                        Fate::ComesAfter(that) if number == at => that(leader),
                         Fate::Killed | Fate::ComesAfter(_) => {}
                         Fate::Fails(_) if number != at => {}
                         Fate::FailsFromThenOn(_) if number < at => {}

@@ -6,16 +6,13 @@ use std::sync::Arc;
 
 use indicatif::BinaryBytes;
 
-use super::super::render::visible;
+use super::super::render::{visible, wrapped};
 use super::super::restore::said as backup_said;
 use super::super::spans;
 use crate::catalog::Entry;
 use crate::frontend::verify::Report;
 use crate::frontend::verify::findings::{BackupReport, Cinder, Finding, Severity, Verdict};
 use crate::types::BackupId;
-
-/// Width of the report: that of a terminal, and of a mail.
-const COLUMNS: usize = 80;
 
 /// Ranges of a finding that are shown; `-f json` has more.
 const RANGES_SHOWN_MAX: usize = 3;
@@ -67,28 +64,6 @@ fn advice(out: &mut dyn Write, report: &Report) -> io::Result<()> {
         writeln!(out, "what to do")?;
     }
     all.into_iter().try_for_each(|advice| writeln!(out, "{}", wrapped("  - ", "    ", advice)))
-}
-
-/// Text in lines of at most 80 columns, unless a word is longer than that.
-fn wrapped(first: &str, indent: &str, text: &str) -> String {
-    let mut all = first.to_owned();
-    let mut column = first.chars().count();
-    let mut is_first = true;
-    for word in text.split(' ') {
-        let len = word.chars().count();
-        if !is_first && column + 1 + len > COLUMNS {
-            all.push('\n');
-            all.push_str(indent);
-            column = indent.chars().count();
-        } else if !is_first {
-            all.push(' ');
-            column += 1;
-        }
-        all.push_str(word);
-        column += len;
-        is_first = false;
-    }
-    all
 }
 
 fn verdict(backup: &BackupReport) -> String {

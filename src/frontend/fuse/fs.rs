@@ -5,23 +5,21 @@
 
 use std::cell::RefCell;
 use std::ffi::OsStr;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
-    Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr,
-    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl,
-    ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
+    InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
+    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use super::attr::Attr;
 use super::desk::{Desk, Held, Refuse, Wants};
 use super::errno::Errno;
-use super::namespace::Kind;
+use super::replies::{IO_BYTES, answer, answer_held, file_attr, file_type, guarded, send_xattr};
 use super::tree::{Answer, Source, Tree};
 
 /// How long the kernel may believe a name and its attributes. Names that are missing are not believed at all, so that a
@@ -36,10 +34,6 @@ const REQUEST_BYTES_MAX: u32 = 1 << 20;
 
 /// Read-ahead requests in flight. The kernel's default of 12 stops growing a sequential reader before the threads are busy.
 const BACKGROUND_REQUESTS_MAX: u16 = 64;
-
-/// `f_bsize` and `st_blksize`. Programs such as cp and dd size their buffers by it; a page would cost many calls, and a
-/// block of the image (32 KiB) is fetched whole anyway.
-const IO_BYTES: u32 = 128 << 10;
 
 /// Unit of `statfs`, in bytes.
 const STATFS_UNIT_BYTES: u32 = 4096;
@@ -114,84 +108,9 @@ impl Served {
     }
 }
 
-/// Runs what a request asks for; a panic in it becomes EIO, and is logged by the panic hook and here.
-fn guarded<T>(request: &'static str, work: impl FnOnce() -> Answer<T>) -> Result<T, fuser::Errno> {
-    // Unwind safety: the tree's tables are changed by single calls, and its locks outlive a panic.
-    match catch_unwind(AssertUnwindSafe(work)) {
-        Ok(Ok(value)) => Ok(value),
-        Ok(Err(Errno(errno))) => Err(fuser::Errno::from_i32(errno)),
-        Err(_) => {
-            tracing::error!(request, "a bug stopped this request; it is answered with EIO");
-            Err(fuser::Errno::EIO)
-        }
-    }
-}
-
-/// Sends what `guarded` returned, one way or the other, unless the request was given up meanwhile.
-macro_rules! answer_held {
-    ($held:ident, $request:literal, $work:expr, |$reply:ident, $value:pat_param| $send:expr, else |$undo:pat_param| $undoing:expr) => {
-        match (guarded($request, || $work), $held.take()) {
-            (Ok($value), Some($reply)) => $send,
-            (Err(errno), Some(reply)) => reply.error(errno),
-            (Ok($undo), None) => $undoing,
-            (Err(_), None) => {}
-        }
-    };
-}
-
-macro_rules! refuses {
-    ($($reply:ty),*) => {
-        $(impl Refuse for $reply {
-            fn refuse(self) {
-                self.error(fuser::Errno::EIO);
-            }
-        })*
-    };
-}
-
-refuses!(ReplyAttr, ReplyData, ReplyDirectoryPlus, ReplyEntry, ReplyLseek, ReplyOpen, ReplyXattr);
-
 /// Nothing is at hand that has to be looked for.
 fn never(_: &Tree) -> bool {
     false
-}
-
-/// Sends what `guarded` returned, one way or the other.
-macro_rules! answer {
-    ($reply:ident, $request:literal, $work:expr, |$value:pat_param| $send:expr) => {
-        match guarded($request, || $work) {
-            Ok($value) => $send,
-            Err(errno) => $reply.error(errno),
-        }
-    };
-}
-
-fn file_type(kind: Kind) -> FileType {
-    match kind {
-        Kind::Directory => FileType::Directory,
-        Kind::File => FileType::RegularFile,
-        Kind::Link => FileType::Symlink,
-    }
-}
-
-fn file_attr(attr: &Attr) -> FileAttr {
-    FileAttr {
-        ino: INodeNo(attr.ino),
-        size: attr.size_bytes,
-        blocks: attr.blocks_512,
-        atime: attr.time,
-        mtime: attr.time,
-        ctime: attr.time,
-        crtime: attr.time,
-        kind: file_type(attr.kind),
-        perm: attr.mode,
-        nlink: attr.nlink,
-        uid: attr.uid,
-        gid: attr.gid,
-        rdev: 0,
-        blksize: IO_BYTES,
-        flags: 0,
-    }
 }
 
 /// A name that is not UTF-8 is nowhere in the tree.
@@ -569,32 +488,5 @@ impl Filesystem for CinderFs {
         reply: ReplyWrite,
     ) {
         reply.error(fuser::Errno::EROFS);
-    }
-}
-
-/// The protocol of xattr calls: size 0 asks for the length, and what does not fit is ERANGE.
-fn send_xattr(reply: ReplyXattr, size: u32, value: Result<Vec<u8>, fuser::Errno>) {
-    match value {
-        Ok(value) if size == 0 => reply.size(u32::try_from(value.len()).unwrap_or(u32::MAX)),
-        Ok(value) if value.len() > size as usize => reply.error(fuser::Errno::ERANGE),
-        Ok(value) => reply.data(&value),
-        Err(errno) => reply.error(errno),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    // > A bug that stops one request answers it with EIO, and the mount goes on.
-    #[test]
-    fn a_panic_becomes_eio() {
-        let quiet = std::panic::take_hook();
-        std::panic::set_hook(Box::new(|_| {}));
-        let outcome: Result<(), _> = guarded("test", || panic!("bug"));
-        std::panic::set_hook(quiet);
-        assert_eq!(outcome.map_err(|errno| errno.code()), Err(libc::EIO));
-        let outcome: Result<(), _> = guarded("test", || Err(Errno(libc::ESTALE)));
-        assert_eq!(outcome.map_err(|errno| errno.code()), Err(libc::ESTALE));
     }
 }

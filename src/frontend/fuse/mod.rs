@@ -1,7 +1,7 @@
 //! The mount: every backup of a store as a read-only file, through FUSE.
 //!
 //! ```text
-//!   kernel -> fs        requests and replies, panics caught; thin
+//!   kernel -> fs        requests and `replies`, panics caught; thin
 //!               tree    what a request means: catalog and images on one side, names and inodes on the other
 //!               |  \
 //!    namespace names inodes attr    pure: which names stand where, which number a node has, what stat shows
@@ -10,6 +10,7 @@
 //!   mount       the options given to the kernel, signals, the end
 //!   mountpoint  where a mount may stand        unmount  taking it away, alive or dead
 //!   daemon      the background process         unmounter  who does that when the daemon may not
+//!   companion   what the unmounter, and the keeper of a share's mount, have in common
 //!   options     -o
 //! ```
 //!
@@ -19,6 +20,8 @@
 
 // What `stat` shows.
 pub mod attr;
+// This program once more, beside a daemon.
+mod companion;
 // The process that serves a mount in the background.
 pub mod daemon;
 mod desk;
@@ -42,6 +45,8 @@ pub mod names;
 pub mod namespace;
 // `-o`.
 pub mod options;
+// Their answers.
+mod replies;
 // What requests mean.
 pub mod tree;
 // Taking mounts away.

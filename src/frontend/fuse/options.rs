@@ -9,6 +9,7 @@ use std::time::Duration;
 use crate::cache_dir::blocks;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::OnDamage;
+use crate::store::deadline::{TIMEOUT_SECONDS, TIMEOUT_SECONDS_MAX};
 
 /// Default bound on the block cache, in bytes.
 pub const CACHE_BYTES_DEFAULT: u64 = 256 << 20;
@@ -22,13 +23,6 @@ const THREADS_MAX: usize = 64;
 /// Threads without `threads=`: one per core within these bounds. One alone would let a slow read hold up a listing, and more
 /// than 16 readers wait for one another in the store.
 const THREADS_DEFAULT: std::ops::RangeInclusive<usize> = 2..=16;
-
-/// How long a store may take for one call: longer than a disk that spins up or a server that fails over within NFS's first
-/// retries, shorter than what waits for the reader.
-const STORE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
-
-/// Longest that may be asked for, in seconds.
-const STORE_TIMEOUT_SECONDS_MAX: u64 = 3600;
 
 /// Accepted and ignored. `exec`, `suid` and `dev` too: the mount stays `nosuid,nodev` whatever fstab's defaults say.
 const IGNORED: [&str; 38] = [
@@ -118,7 +112,7 @@ impl Default for MountOptions {
             log: None,
             passthrough: true,
             seek_index: true,
-            store_timeout: Some(STORE_TIMEOUT_DEFAULT),
+            store_timeout: Some(Duration::from_secs(TIMEOUT_SECONDS)),
             sandbox: true,
             on_damage: OnDamage::Error,
             nonempty: false,
@@ -180,7 +174,7 @@ impl MountOptions {
                 self.threads = Some(count.ok_or_else(|| bad("a number from 1 to 64"))?);
             }
             ("store_timeout", Some(seconds)) => {
-                let seconds = seconds.parse().ok().filter(|n| *n <= STORE_TIMEOUT_SECONDS_MAX);
+                let seconds = seconds.parse().ok().filter(|n| *n <= TIMEOUT_SECONDS_MAX);
                 let seconds = seconds.ok_or_else(|| bad("seconds from 1 to 3600, or 0 to wait for ever"))?;
                 self.store_timeout = (seconds > 0).then(|| Duration::from_secs(seconds));
             }

@@ -10,32 +10,29 @@
 //!
 //! Locks are leaves: none is held while the catalog or an image works.
 
+mod failures;
+mod handles;
+mod view;
+
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
 
-use fuser::BackingId;
-
+use self::failures::Failures;
+use self::handles::{Handle, Handles};
+pub use self::handles::{Opened, Source};
+use self::view::View;
 use super::attr::{Attr, OwnerOverride, strictest, time_of};
 use super::errno::{self, Errno};
-use super::hydrated::{Backing, Hydrated, Register};
+use super::hydrated::{Hydrated, Register};
 use super::inodes::Inodes;
 use super::names::{NAME_BYTES_MAX, timestamp};
-use super::namespace::{Kind, Namespace, Node, Opens, Row};
+use super::namespace::{Kind, Node, Opens};
 use crate::catalog::{Catalog, Entry, Snapshot};
-use crate::error::{Error, ErrorKind};
+use crate::error::Error;
 use crate::frontend::document::mounted_document;
 use crate::image::{Image, OnDamage};
-use crate::store::{ObjectVersion, Ownership};
+use crate::store::Ownership;
 use crate::types::BackupId;
-
-/// How long it is believed that an image does not open. A listing, the lookups after it and the stats after those ask
-/// about one image many times in a row.
-const FAILURE_KEPT: Duration = Duration::from_secs(2);
-
-/// Most failures remembered; a store with more broken backups is asked again.
-const FAILURES_MAX: usize = 4096;
 
 /// Most bytes served in one read; the kernel asks for at most 1 MiB.
 const READ_BYTES_MAX: usize = 16 << 20;
@@ -68,56 +65,14 @@ pub struct Totals {
     pub files: u64,
 }
 
-/// One scan of the store and its tree.
-struct View {
-    snapshot: Arc<Snapshot>,
-    namespace: Arc<Namespace>,
-    /// When the mount first saw this tree.
-    changed_at: SystemTime,
-}
-
-/// An open file or folder.
-enum Handle {
-    Image { node: Node, entry: Arc<Entry>, image: Arc<Image>, backing: Backing },
-    Document { node: Node, text: Vec<u8> },
-    Folder { node: Node, children: Vec<(String, Node)> },
-}
-
-/// An opened file, to be closed with [`Tree::release`].
-pub struct Opened {
-    /// Names this opening.
-    pub number: u64,
-    handle: Arc<Handle>,
-}
-
-/// Where the bytes of an opened file come from.
-pub enum Source<'o> {
-    /// From us; the kernel may keep its pages for good.
-    Cached,
-    /// The same; what the kernel has kept of it so far is to be forgotten.
-    CachedAnew,
-    /// From us; they were made for this one opening.
-    Uncached,
-    /// From a file that the kernel reads.
-    Passthrough(&'o BackingId),
-}
-
-/// One failure to open an image.
-struct Failure {
-    version: ObjectVersion,
-    error: Error,
-    at: Instant,
-}
-
 /// The mounted tree.
 pub struct Tree {
     catalog: Arc<Catalog>,
     owner: OwnerOverride,
     view: Mutex<Arc<View>>,
     inodes: Mutex<Inodes>,
-    handles: Mutex<HashMap<u64, Arc<Handle>>>,
-    next_handle: AtomicU64,
-    failures: Mutex<HashMap<BackupId, Failure>>,
+    handles: Handles,
+    failures: Failures,
     hydrated: Option<Hydrated>,
     on_damage: OnDamage,
 }
@@ -131,9 +86,8 @@ impl Tree {
             owner,
             view: Mutex::new(Arc::new(view)),
             inodes: Mutex::default(),
-            handles: Mutex::default(),
-            next_handle: AtomicU64::new(1),
-            failures: Mutex::default(),
+            handles: Handles::default(),
+            failures: Failures::default(),
             hydrated: None,
             on_damage: OnDamage::Error,
         }
@@ -180,7 +134,7 @@ impl Tree {
     pub fn getattr(&self, ino: u64, handle: Option<u64>) -> Answer<Attr> {
         let node = self.node(ino)?;
         let view = self.view();
-        let attr = match handle.and_then(|handle| self.handle(handle).ok()) {
+        let attr = match handle.and_then(|handle| self.handles.get(handle).ok()) {
             Some(handle) if handle.node() == &node => self.handle_attr(&view, &handle),
             _ => self.attr(&view, &node),
         };
@@ -199,7 +153,7 @@ impl Tree {
         match &node {
             Node::Image(id, _) => {
                 // A handle of the same node serves the same bytes, also when the store has lost them by now.
-                let handle = match self.opened(&node) {
+                let handle = match self.handles.opened(&node) {
                     Some(handle) => handle,
                     None => {
                         let entry = view.entry_of(&node, id)?;
@@ -210,7 +164,7 @@ impl Tree {
                         Arc::new(Handle::Image { node, entry, image, backing })
                     }
                 };
-                let (opened, is_first) = self.keep(handle);
+                let (opened, is_first) = self.handles.keep(handle);
                 if let (Some(hydrated), Handle::Image { image, backing, .. }) =
                     (&self.hydrated, &*opened.handle)
                 {
@@ -220,7 +174,7 @@ impl Tree {
             }
             Node::Document(id) => {
                 let text = self.document(&view.entry_of(&node, id)?).into_bytes();
-                Ok(self.keep(Arc::new(Handle::Document { node, text })).0)
+                Ok(self.handles.keep(Arc::new(Handle::Document { node, text })).0)
             }
             _ => Err(Errno(if node.kind() == Kind::Directory { libc::EISDIR } else { libc::ELOOP })),
         }
@@ -229,7 +183,7 @@ impl Tree {
     /// Reads at `offset` into `buf`, which is cut to what was read: less than `len` only at the end.
     pub fn read(&self, handle: u64, offset: u64, len: usize, buf: &mut Vec<u8>) -> Answer<()> {
         let len = len.min(READ_BYTES_MAX);
-        match &*self.handle(handle)? {
+        match &*self.handles.get(handle)? {
             Handle::Image { image, .. } => {
                 image.read_ahead(offset..offset.saturating_add(len as u64));
                 buf.resize(len, 0);
@@ -248,7 +202,7 @@ impl Tree {
 
     /// Whether [`read`](Self::read) would answer without asking the store.
     pub fn is_at_hand(&self, handle: u64, offset: u64, len: usize) -> bool {
-        match self.handle(handle).as_deref() {
+        match self.handles.get(handle).as_deref() {
             Ok(Handle::Image { image, .. }) => image.is_at_hand(offset..offset.saturating_add(len as u64)),
             _ => true,
         }
@@ -258,7 +212,7 @@ impl Tree {
     pub fn seek(&self, handle: u64, offset: i64, data: bool) -> Answer<u64> {
         let none = Errno(libc::ENXIO);
         let offset = u64::try_from(offset).map_err(|_| none)?;
-        match &*self.handle(handle)? {
+        match &*self.handles.get(handle)? {
             Handle::Image { image, .. } if offset < image.len_bytes() => {
                 if data {
                     image.seek_data(offset)?.ok_or(none)
@@ -285,12 +239,12 @@ impl Tree {
             .namespace
             .children(&node, &|id| self.opens(&view, id))
             .ok_or(Errno(if view.namespace.contains(&node) { libc::ENOTDIR } else { libc::ESTALE }))?;
-        Ok(self.keep(Arc::new(Handle::Folder { node, children })).0.number)
+        Ok(self.handles.keep(Arc::new(Handle::Folder { node, children })).0.number)
     }
 
     /// The `index`th entry of an open folder, `.` and `..` first: its number, kind and name.
     pub fn entry(&self, handle: u64, index: u64) -> Answer<Option<(u64, Kind, String)>> {
-        let handle = self.handle(handle)?;
+        let handle = self.handles.get(handle)?;
         let Handle::Folder { node, children } = &*handle else { return Err(Errno(libc::ENOTDIR)) };
         let number = |node: &Node| lock(&self.inodes).number(node);
         Ok(match index {
@@ -307,7 +261,7 @@ impl Tree {
     pub fn entry_attr(&self, handle: u64, index: u64) -> Answer<Option<Listed>> {
         let Some((ino, kind, name)) = self.entry(handle, index)? else { return Ok(None) };
         let unknown = Attr::unknown(ino, kind);
-        let handle = self.handle(handle)?;
+        let handle = self.handles.get(handle)?;
         let Handle::Folder { children, .. } = &*handle else { return Err(Errno(libc::ENOTDIR)) };
         if index < 2 {
             return Ok(Some(Listed { name, attr: unknown, known: false, counted: false }));
@@ -320,9 +274,7 @@ impl Tree {
 
     /// Closes a file or folder.
     pub fn release(&self, handle: u64) -> Answer<()> {
-        // Dropped outside the lock: closing an image may cost I/O.
-        let closed = lock(&self.handles).remove(&handle);
-        closed.map(drop).ok_or(Errno(libc::EBADF))
+        self.handles.close(handle)
     }
 
     /// What `statfs` shows.
@@ -346,7 +298,7 @@ impl Tree {
         let (Node::Backup(id) | Node::Image(id, _) | Node::Document(id)) = &node else {
             return Ok(Vec::new());
         };
-        let entry = match self.opened(&node).as_deref() {
+        let entry = match self.handles.opened(&node).as_deref() {
             Some(Handle::Image { entry, .. }) => Arc::clone(entry),
             _ => self.view().entry_of(&node, id)?,
         };
@@ -366,34 +318,6 @@ impl Tree {
     fn node(&self, ino: u64) -> Answer<Node> {
         // The kernel only asks by numbers it holds; anything else is a file handle from before a remount.
         lock(&self.inodes).node(ino).cloned().ok_or(Errno(libc::ESTALE))
-    }
-
-    /// Gives a handle a number. All opens of an image share one handle, that of the first, because the kernel wants them
-    /// to have one source. Whether this is the first.
-    fn keep(&self, handle: Arc<Handle>) -> (Opened, bool) {
-        let number = self.next_handle.fetch_add(1, Ordering::Relaxed);
-        let mut handles = lock(&self.handles);
-        let first = match &*handle {
-            Handle::Image { node, .. } => find(&handles, node),
-            Handle::Document { .. } | Handle::Folder { .. } => None,
-        };
-        let is_first = first.is_none();
-        let handle = first.unwrap_or(handle);
-        handles.insert(number, handle.clone());
-        (Opened { number, handle }, is_first)
-    }
-
-    fn handle(&self, handle: u64) -> Answer<Arc<Handle>> {
-        lock(&self.handles).get(&handle).cloned().ok_or(Errno(libc::EBADF))
-    }
-
-    /// An open handle of an image, if there is one. There are as many handles as open files, so looking through them is
-    /// cheap next to a request.
-    fn opened(&self, node: &Node) -> Option<Arc<Handle>> {
-        if !matches!(node, Node::Image(..)) {
-            return None;
-        }
-        find(&lock(&self.handles), node)
     }
 
     /// The tree as of the catalog's last scan.
@@ -429,39 +353,8 @@ impl Tree {
         }
     }
 
-    /// The image of a backup, or why it has none; failures are remembered for a moment.
     fn image(&self, entry: &Arc<Entry>) -> Result<Arc<Image>, Error> {
-        if let Some(problem) = &entry.problem {
-            return Err(problem.clone());
-        }
-        let version = &entry.metadata_stat.version;
-        if let Some(failure) = lock(&self.failures).get(&entry.id)
-            && failure.version == *version
-            && failure.at.elapsed() < FAILURE_KEPT
-        {
-            return Err(failure.error.clone());
-        }
-        let opened = self.catalog.image(entry);
-        let mut failures = lock(&self.failures);
-        match &opened {
-            Ok(_) => {
-                failures.remove(&entry.id);
-            }
-            Err(error) => {
-                if failures.len() >= FAILURES_MAX {
-                    failures.clear();
-                }
-                let failure = Failure { version: version.clone(), error: error.clone(), at: Instant::now() };
-                // Said once: the next tries of the same version meet the same failure.
-                let known =
-                    failures.insert(entry.id.clone(), failure).is_some_and(|old| old.version == *version);
-                drop(failures);
-                if !known {
-                    tracing::warn!(backup = %entry.id, "the backup has no image: {error}");
-                }
-            }
-        }
-        opened
+        self.failures.image(&self.catalog, entry)
     }
 
     fn document(&self, entry: &Arc<Entry>) -> String {
@@ -511,7 +404,7 @@ impl Tree {
             }
             Node::Image(id, _) => {
                 // An open image keeps its attributes, also when the store has lost it by now.
-                if let Some(Handle::Image { entry, image, .. }) = self.opened(node).as_deref() {
+                if let Some(Handle::Image { entry, image, .. }) = self.handles.opened(node).as_deref() {
                     return Ok(self.owner.image(entry, image));
                 }
                 let entry = view.entry_of(node, id)?;
@@ -532,58 +425,6 @@ impl Tree {
             }
         }
     }
-}
-
-impl View {
-    fn new(snapshot: Arc<Snapshot>, last: Option<&View>) -> Self {
-        let namespace = Namespace::new(snapshot.entries().map(|entry| Row {
-            id: entry.id.clone(),
-            volume_id: entry.volume_id.clone(),
-            volume_name: entry.volume_name.clone(),
-            created_at: entry.created_at,
-            version: entry.metadata_stat.version.clone(),
-            usable: entry.problem.is_none(),
-        }));
-        match last {
-            Some(last) if *last.namespace == namespace => {
-                Self { snapshot, namespace: Arc::clone(&last.namespace), changed_at: last.changed_at }
-            }
-            _ => Self { snapshot, namespace: Arc::new(namespace), changed_at: SystemTime::now() },
-        }
-    }
-
-    /// The entry of a backup that `node` belongs to, if the tree still holds the node.
-    fn entry_of(&self, node: &Node, id: &BackupId) -> Answer<Arc<Entry>> {
-        let entry = self.snapshot.get(id.as_str()).filter(|_| self.namespace.contains(node));
-        entry.cloned().ok_or(Errno::of(ErrorKind::BackupNotFound))
-    }
-}
-
-impl Opened {
-    /// Where its bytes come from; the same for all that have the same node open at a time.
-    pub fn source(&self) -> Source<'_> {
-        match &*self.handle {
-            Handle::Image { backing, image, .. } => match backing.id() {
-                Some(id) => Source::Passthrough(id),
-                // Whoever opens it anew gets what was repaired meanwhile, and not the zeros of before.
-                None if image.take_stand_ins() => Source::CachedAnew,
-                None => Source::Cached,
-            },
-            Handle::Document { .. } | Handle::Folder { .. } => Source::Uncached,
-        }
-    }
-}
-
-impl Handle {
-    fn node(&self) -> &Node {
-        match self {
-            Handle::Image { node, .. } | Handle::Document { node, .. } | Handle::Folder { node, .. } => node,
-        }
-    }
-}
-
-fn find(handles: &HashMap<u64, Arc<Handle>>, node: &Node) -> Option<Arc<Handle>> {
-    handles.values().find(|handle| handle.node() == node).cloned()
 }
 
 /// Where a listing's `index`th entry stands among the children, `.` and `..` left out.

@@ -1,8 +1,8 @@
 //! Who takes the mount away when the daemon may not.
 //!
 //! Problem: a daemon that gave up its rights may neither unmount nor start `fusermount3`, and still must not leave a dead mount
-//! behind. Idea: before that it starts this same program anew as the *unmounter*, a process that can do this one thing to this one
-//! mountpoint, and sleeps until it is asked:
+//! behind. Idea: before that it starts a [companion](super::companion), the *unmounter*, a process that can do this one thing to this
+//! one mountpoint, and sleeps until it is asked:
 //!
 //! ```text
 //!   daemon                              unmounter
@@ -15,28 +15,17 @@
 //! ```
 //!
 //! Invariants: whoever speaks through the pipe can have a cinderfs mount taken from that mountpoint, and nothing else. The
-//! unmounter holds nothing of the mount, so a daemon that is killed leaves a dead mount as it ever did. Signals
-//! that are meant for the daemon and reach its whole group (Ctrl-C, systemd) do not end it early.
+//! unmounter holds nothing of the mount, so a daemon that is killed leaves a dead mount as it ever did.
 
-use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::unix::process::CommandExt;
+use std::io::{self, BufRead, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-
-use super::daemon::this_program;
+use super::companion::{self, Companion, line};
 use super::unmount::{self, Taken};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sandbox::{self, CapabilitySet};
 
-/// Longest line in either direction, in bytes: a message with a path in it.
-const LINE_BYTES_MAX: u64 = 16 << 10;
-
 /// The words between daemon and unmounter.
-const READY: &str = "ready";
 const GONE: &str = "gone";
 const HIDDEN: &str = "hidden ";
 const FAILED: &str = "failed ";
@@ -47,15 +36,7 @@ const NOW: &str = "now ";
 #[derive(Debug)]
 pub(super) struct Unmounter {
     mountpoint: PathBuf,
-    process: Option<Process>,
-}
-
-#[derive(Debug)]
-struct Process {
-    child: Child,
-    /// `None` once it was told to end.
-    requests: Option<ChildStdin>,
-    answers: BufReader<ChildStdout>,
+    process: Option<Companion>,
 }
 
 impl Unmounter {
@@ -66,28 +47,10 @@ impl Unmounter {
 
     /// Another process will do it. It is there when this returns.
     pub(super) fn start(mountpoint: &Path) -> Result<Self> {
-        let failed = |error: io::Error| {
-            Error::caused_by(ErrorKind::Target, "cannot start the process that unmounts at the end", error)
-        };
-        let mut child = this_program()
-            .args(["umount", "--on-request", "--"])
-            .arg(mountpoint)
-            .current_dir("/")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            // Whoever waits for the daemon's output must not wait for this process; what fails it tells the daemon.
-            .stderr(Stdio::null())
-            .process_group(0)
-            .spawn()
-            .map_err(failed)?;
-        let (Some(requests), Some(answers)) = (child.stdin.take(), child.stdout.take()) else {
-            return Err(failed(io::Error::other("it has no pipes")));
-        };
-        let mut process = Process { child, requests: Some(requests), answers: BufReader::new(answers) };
-        match line(&mut process.answers).map_err(failed)?.as_deref() {
-            Some(READY) => Ok(Self { mountpoint: mountpoint.to_owned(), process: Some(process) }),
-            said => Err(failed(io::Error::other(format!("it said {said:?}")))),
-        }
+        let message = "cannot start the process that unmounts at the end";
+        let process = Companion::start("--on-request", mountpoint)
+            .map_err(|error| Error::caused_by(ErrorKind::Target, message, error))?;
+        Ok(Self { mountpoint: mountpoint.to_owned(), process: Some(process) })
     }
 
     /// Takes the file system `device` away from the mountpoint if it stands there on top, `lazy` also when it is in use.
@@ -99,7 +62,7 @@ impl Unmounter {
             let message = format!("cannot unmount {:?}: {why}", self.mountpoint);
             Err(Error::new(ErrorKind::Target, message))
         };
-        match process.ask(&format!("{}{device}\n", if lazy { LAZY } else { NOW })) {
+        match process.ask(&format!("{}{device}", if lazy { LAZY } else { NOW })) {
             Ok(Some(answer)) if answer == GONE => Ok(Taken::Gone),
             Ok(Some(answer)) => match (answer.strip_prefix(HIDDEN), answer.strip_prefix(FAILED)) {
                 (Some(kind), _) => Ok(Taken::Hidden(kind.to_owned())),
@@ -112,35 +75,10 @@ impl Unmounter {
     }
 }
 
-impl Process {
-    fn ask(&mut self, request: &str) -> io::Result<Option<String>> {
-        let Some(requests) = &mut self.requests else { return Ok(None) };
-        requests.write_all(request.as_bytes())?;
-        line(&mut self.answers)
-    }
-}
-
-impl Drop for Process {
-    /// Lets it end, so that it is not seen any more when the daemon is gone.
-    fn drop(&mut self) {
-        self.requests = None;
-        let _ = self.child.wait();
-    }
-}
-
-/// One line without its end; `None` at the end of the stream.
-fn line(stream: &mut impl BufRead) -> io::Result<Option<String>> {
-    let mut line = String::new();
-    stream.take(LINE_BYTES_MAX).read_line(&mut line)?;
-    Ok(line.strip_suffix('\n').map(str::to_owned))
-}
-
 /// Is the unmounter of `mountpoint`: answers requests on stdin until it is closed.
 pub fn serve(mountpoint: &Path) -> Result<()> {
     let failed = |error: io::Error| Error::caused_by(ErrorKind::Target, "the unmounter failed", error);
-    for signal in [SIGHUP, SIGINT, SIGTERM] {
-        signal_hook::flag::register(signal, Arc::new(AtomicBool::new(false))).map_err(failed)?;
-    }
+    companion::begin().map_err(failed)?;
     // Others have to start `fusermount3`, which gets the rights that it needs from its file.
     if rustix::process::geteuid().is_root() {
         let _ = sandbox::keep(CapabilitySet::SYS_ADMIN | CapabilitySet::DAC_READ_SEARCH);
@@ -156,13 +94,7 @@ fn answer(
     mut answers: impl Write,
     mut take_away: impl FnMut(&str, bool) -> Result<Taken>,
 ) -> io::Result<()> {
-    let mut say = |words: &str| {
-        // One line each, whatever stands in a path.
-        let words = words.replace('\n', " ");
-        answers.write_all(format!("{words}\n").as_bytes())?;
-        answers.flush()
-    };
-    say(READY)?;
+    companion::say_ready(&mut answers)?;
     while let Some(request) = line(&mut requests)? {
         let taken = match (request.strip_prefix(LAZY), request.strip_prefix(NOW)) {
             (Some(device), _) => take_away(device, true),
@@ -170,9 +102,9 @@ fn answer(
             _ => Err(Error::new(ErrorKind::Usage, "unknown request")),
         };
         match taken {
-            Ok(Taken::Gone) => say(GONE)?,
-            Ok(Taken::Hidden(kind)) => say(&format!("{HIDDEN}{kind}"))?,
-            Err(error) => say(&format!("{FAILED}{error}"))?,
+            Ok(Taken::Gone) => companion::say(&mut answers, GONE)?,
+            Ok(Taken::Hidden(kind)) => companion::say(&mut answers, &format!("{HIDDEN}{kind}"))?,
+            Err(error) => companion::say(&mut answers, &format!("{FAILED}{error}"))?,
         }
     }
     Ok(())
@@ -198,10 +130,5 @@ mod tests {
         let said = "ready\nfailed in use\ngone\nfailed unknown request\nhidden ext4\n";
         assert_eq!(String::from_utf8(answers).unwrap(), said);
         assert_eq!(asked.len(), 3, "{asked:?}");
-    }
-
-    #[test]
-    fn a_line_without_end_is_not_read_for_ever() {
-        assert_eq!(line(&mut BufReader::new(io::repeat(b'x'))).unwrap(), None);
     }
 }

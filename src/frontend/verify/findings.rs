@@ -115,11 +115,12 @@ impl Kind {
             | Self::ObjectWrong
             | Self::ObjectTooShort
             | Self::ObjectTooLong => Some(
-                "object_*: put the object back from a copy of the store; without one, mount the store and save what can be read, and make a \
-                 new full backup while the volume still exists",
+                "object_*: `cinderfs repair` mends what other backups of the store still hold; for the rest put the object back from a copy of \
+                 the store, or save what can be read with `restore --on-damage zero`, and make a new full backup while the volume still exists",
             ),
             Self::DigestWrong | Self::DigestDamaged | Self::DigestsTorn | Self::DigestsMissing => Some(
-                "digest*: the data may be whole; put the _sha256file back from a copy, or make the next backup a full one",
+                "digest*: the data may be whole; `cinderfs repair` makes the _sha256file anew where objects' md5 prove it; else put it back from \
+                 a copy, or make the next backup a full one",
             ),
             Self::NoData | Self::ChainInconsistent => Some(
                 "no_data, chain_inconsistent: an ancestor is not the one that the backup was made on; look for another copy of it",

@@ -1,8 +1,11 @@
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex};
+use std::time::Instant;
 
+use super::calls::{PROBE_EVERY, STUCK_MAX, THREADS_MAX};
 use super::*;
-use crate::store::ObjectVersion;
-use crate::store::Ownership;
+use crate::expendable;
+use crate::store::{ObjectStat, Ownership};
 
 const SHORT: Duration = Duration::from_millis(30);
 

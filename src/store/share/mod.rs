@@ -6,9 +6,11 @@
 //! of our processes is done with it.
 //!
 //! Invariants: nothing is mounted over what another program uses; a mount of ours is in use while anybody holds a shared lock on the
-//! file `.used` beside its mountpoint, and taken away by who finds himself the last, so a killed process leaves a mount that
-//! the next one uses and takes away; nothing is executed from a share (`nosuid,nodev,noexec`).
+//! file `.used` beside its mountpoint, and taken away by who finds himself the last; what a killed process left the next one takes away
+//! and mounts anew, since its server, its export or its options may have changed; nothing is executed from a share
+//! (`nosuid,nodev,noexec`); mount(8) is given up in time, and then mounts nothing any more ([`program`]).
 
+mod program;
 mod table;
 
 use std::fmt;
@@ -16,13 +18,17 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
+use std::time::{Duration, Instant};
 
 use md5::{Digest, Md5};
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, Mode, OFlags, flock};
+use rustix::io::Errno;
+use rustix::mount::{UnmountFlags, unmount};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::types;
+use program::Outcome;
 use table::Table;
 
 /// Where shares are mounted by us. Root's, gone after a reboot, as the mounts are.
@@ -31,8 +37,8 @@ const FOLDER: &str = "/run/cinderfs/shares";
 /// Options of every mount of ours: a share holds data, whatever its files claim to be.
 const SAFE_OPTIONS: &str = "nosuid,nodev,noexec";
 
-/// Most characters of mount(8)'s own message that are repeated.
-const MESSAGE_CHARS_MAX: usize = 1000;
+/// How many mounts may lie over each other where one of ours was left.
+const LAYERS_MAX: usize = 8;
 
 /// What kind of server a share is on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -115,16 +121,23 @@ impl Share {
         Self { attempts: attempts.max(1), ..self }
     }
 
-    /// The share's directory: where it is mounted already, else a mount of ours. [`ErrorKind::AccessDenied`] when this user may
-    /// not mount, with the command that root would run; [`ErrorKind::StoreNotFound`] when mount(8) does not succeed.
-    pub fn attach(&self) -> Result<Attached> {
-        self.attach_in(Path::new(FOLDER), "mount".as_ref())
+    /// Whether it is mounted anywhere.
+    pub fn is_mounted(&self) -> Result<bool> {
+        Ok(!self.mounted()?.is_empty())
     }
 
-    fn attach_in(&self, folder: &Path, program: &Path) -> Result<Attached> {
-        let own = folder.join(types::Md5(Md5::digest(self.source.as_bytes()).into()).to_string());
+    /// The share's directory: where it is mounted already, else a mount of ours, for which there is this much time.
+    /// [`ErrorKind::AccessDenied`] when this user may not mount, with the command that root would run; [`ErrorKind::StoreNotFound`] when
+    /// mount(8) does not succeed; [`ErrorKind::StoreIo`] when it takes too long.
+    pub fn attach(&self, within: Option<Duration>) -> Result<Attached> {
+        self.attach_in(Path::new(FOLDER), "mount".as_ref(), within)
+    }
+
+    fn attach_in(&self, folder: &Path, program: &Path, within: Option<Duration>) -> Result<Attached> {
+        let deadline = within.map(|within| Instant::now() + within);
+        let own = folder.join(types::Md5(Md5::digest(self.key().as_bytes()).into()).to_string());
         // A mount of ours is shared with others of us, not taken for somebody else's.
-        if let Some(path) = self.mounted()?.into_iter().find(|path| *path != own) {
+        if let Some(path) = self.mounted()?.into_iter().find(|path| *path != own && !is_dead(path)) {
             return Ok(Attached { path, ours: None });
         }
         if !rustix::process::geteuid().is_root() {
@@ -138,12 +151,21 @@ impl Share {
         }
         prepare(folder)?;
         let gate = Gate::close(&own)?;
-        if !self.mounted()?.contains(&own) {
-            self.mount(&own, program)?;
+        if !is_used(&own)? {
+            self.take_away(&own)?;
+            self.mount(&own, program, deadline)?;
         }
         let ours = Ours::use_of(own.clone())?;
         drop(gate);
         Ok(Attached { path: own, ours: Some(ours) })
+    }
+
+    /// The same for all words that name this share.
+    fn key(&self) -> String {
+        match parts(self.kind, &self.source) {
+            Some((host, path)) => format!("{} {host}:{path}", self.kind.name()),
+            None => self.source.clone(),
+        }
     }
 
     /// Where it is mounted.
@@ -152,38 +174,54 @@ impl Share {
         Ok(table.mountpoints(self.shown_as, |source| same_source(self.kind, source, &self.source)))
     }
 
-    fn mount(&self, mountpoint: &Path, program: &Path) -> Result<()> {
+    /// Takes away what is mounted at a mountpoint of ours that nobody uses.
+    fn take_away(&self, own: &PathBuf) -> Result<()> {
+        for _ in 0..LAYERS_MAX {
+            if !self.mounted()?.contains(own) {
+                break;
+            }
+            unmount(own, UnmountFlags::DETACH).map_err(|errno| cannot(own, "unmount", errno.into()))?;
+        }
+        Ok(())
+    }
+
+    fn mount(&self, mountpoint: &PathBuf, program: &Path, deadline: Option<Instant>) -> Result<()> {
         match DirBuilder::new().mode(0o700).create(mountpoint) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                 return Err(cannot(mountpoint, "make", error));
             }
             _ => {}
         }
-        let mut last = String::new();
+        let began = Instant::now();
+        let mut said = String::new();
         for _ in 0..self.attempts {
-            let output = Command::new(program)
-                .args(["-t", self.kind.name(), "-o", &self.all_options(), "--", &self.source])
-                .arg(mountpoint)
-                .stdin(Stdio::null())
-                .output()
+            let mut command = Command::new(program);
+            command.args(["-t", self.kind.name(), "-o", &self.all_options(), "--", &self.source]);
+            let outcome = program::run(command.arg(mountpoint), mountpoint, deadline)
                 .map_err(|error| Error::caused_by(ErrorKind::StoreIo, "cannot run mount(8)", error))?;
-            if output.status.success() {
-                return Ok(());
+            match outcome {
+                Outcome::Mounted => return Ok(()),
+                Outcome::Refused(message) => said = message,
+                Outcome::Late => {
+                    self.take_away(mountpoint)?;
+                    let _ = fs::remove_dir(mountpoint);
+                    let seconds = began.elapsed().as_secs();
+                    let message = format!(
+                        "cannot mount the share {self}: its server did not answer mount(8) within {seconds} s"
+                    );
+                    return Err(Error::new(ErrorKind::StoreIo, message));
+                }
             }
-            let message = String::from_utf8_lossy(&output.stderr);
-            // The rest points to dmesg(1) and manuals.
-            last =
-                message.trim().lines().next().unwrap_or_default().chars().take(MESSAGE_CHARS_MAX).collect();
         }
         let _ = fs::remove_dir(mountpoint);
-        let hint = if last.contains("helper program") || last.contains("unknown filesystem type") {
+        let hint = if said.contains("helper program") || said.contains("unknown filesystem type") {
             format!("; install {}", self.kind.packages())
         } else {
             String::new()
         };
         Err(Error::new(
             ErrorKind::StoreNotFound,
-            format!("cannot mount the share {self}: mount(8) says {last:?}{hint}"),
+            format!("cannot mount the share {self}: mount(8) says {said:?}{hint}"),
         ))
     }
 
@@ -271,7 +309,7 @@ impl Drop for Ours {
             return;
         }
         // Detached: a descriptor that is still being closed must not keep it.
-        match rustix::mount::unmount(&self.mountpoint, rustix::mount::UnmountFlags::DETACH) {
+        match unmount(&self.mountpoint, UnmountFlags::DETACH) {
             Ok(()) => {
                 let _ = fs::remove_dir(&self.mountpoint);
             }
@@ -325,18 +363,37 @@ fn cannot(path: &Path, what: &str, error: io::Error) -> Error {
     Error::caused_by(ErrorKind::StoreIo, format!("cannot {what} {path:?}"), error)
 }
 
-/// Whether two words name the same share: slashes at the end do not count, and for GlusterFS the one behind the colon.
-fn same_source(kind: ShareKind, one: &str, other: &str) -> bool {
-    fn parts(kind: ShareKind, source: &str) -> Option<(String, &str)> {
-        let (host, path) = source.rsplit_once(':')?;
-        let path = match kind {
-            ShareKind::Nfs if path.trim_end_matches('/').is_empty() => "/",
-            ShareKind::Nfs => path.trim_end_matches('/'),
-            ShareKind::Glusterfs => path.trim_matches('/'),
-        };
-        Some((host.trim_matches(['[', ']']).to_lowercase(), path))
+/// Whether nothing can be read there any more: the client is gone, or the export.
+fn is_dead(path: &Path) -> bool {
+    // What stat(2) tells may be remembered from before.
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    matches!(rustix::fs::open(path, flags, Mode::empty()), Err(Errno::NOTCONN | Errno::STALE))
+}
+
+/// Whether somebody uses a mount of ours. To be asked behind the gate, where nobody begins to.
+fn is_used(mountpoint: &Path) -> Result<bool> {
+    let used = open_lock(&mountpoint.with_extension("used"))?;
+    match flock(&used, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(false),
+        Err(Errno::WOULDBLOCK) => Ok(true),
+        Err(errno) => Err(cannot(mountpoint, "lock", errno.into())),
     }
+}
+
+/// Whether two words name the same share.
+fn same_source(kind: ShareKind, one: &str, other: &str) -> bool {
     parts(kind, one).is_some_and(|one| Some(one) == parts(kind, other))
+}
+
+/// Host and path: slashes at the end do not count, and for GlusterFS the one behind the colon.
+fn parts(kind: ShareKind, source: &str) -> Option<(String, &str)> {
+    let (host, path) = source.rsplit_once(':')?;
+    let path = match kind {
+        ShareKind::Nfs if path.trim_end_matches('/').is_empty() => "/",
+        ShareKind::Nfs => path.trim_end_matches('/'),
+        ShareKind::Glusterfs => path.trim_matches('/'),
+    };
+    Some((host.trim_matches(['[', ']']).to_lowercase(), path))
 }
 
 #[cfg(test)]

@@ -30,7 +30,7 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         for entry in fs::read_dir(self.folder()).into_iter().flatten().flatten() {
-            let _ = rustix::mount::unmount(entry.path(), rustix::mount::UnmountFlags::DETACH);
+            let _ = unmount(entry.path(), UnmountFlags::DETACH);
         }
     }
 }
@@ -62,7 +62,7 @@ fn a_failed_mount_says_what_mount_says_and_leaves_nothing() {
     let program =
         place.program("echo \"mount: $6: bad option; you might need a helper program\" >&2; exit 32");
     let share = Share::new(ShareKind::Nfs, "h:/x").unwrap().with_attempts(3);
-    let error = share.attach_in(&place.folder(), &program).unwrap_err();
+    let error = share.attach_in(&place.folder(), &program, None).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::StoreNotFound);
     let text = error.to_string();
     assert!(
@@ -70,7 +70,8 @@ fn a_failed_mount_says_what_mount_says_and_leaves_nothing() {
         "{text}"
     );
     let left: Vec<_> = fs::read_dir(place.folder()).unwrap().map(|e| e.unwrap().file_name()).collect();
-    assert!(left.iter().all(|name| name.to_string_lossy().ends_with(".lock")), "{left:?}");
+    let is_lock = |name: &str| name.ends_with(".lock") || name.ends_with(".used");
+    assert!(left.iter().all(|name| is_lock(&name.to_string_lossy())), "{left:?}");
 }
 
 /// A share whose mounts are memory.
@@ -85,8 +86,8 @@ fn a_share_is_mounted_once_for_all_and_taken_away_by_the_last() {
     let place = Place::new();
     let program = place.program(MOUNTS_MEMORY);
     let share = in_memory(&format!("h:/{}", std::process::id()));
-    let first = share.attach_in(&place.folder(), &program).unwrap();
-    let second = share.attach_in(&place.folder(), &program).unwrap();
+    let first = share.attach_in(&place.folder(), &program, None).unwrap();
+    let second = share.attach_in(&place.folder(), &program, None).unwrap();
     assert!(first.is_ours() && second.is_ours());
     assert_eq!(first.path(), second.path());
     assert_eq!(share.mounted().unwrap(), [first.path()]);
@@ -108,27 +109,76 @@ fn a_mount_that_exists_is_used_and_left_alone() {
     fs::create_dir(&elsewhere).unwrap();
     let status = Command::new("mount").args(["-t", "tmpfs", &share.source]).arg(&elsewhere).status().unwrap();
     assert!(status.success());
-    let attached = share.attach_in(&place.folder(), Path::new("/bin/false")).unwrap();
+    let attached = share.attach_in(&place.folder(), Path::new("/bin/false"), None).unwrap();
     assert!(!attached.is_ours());
     assert_eq!(attached.path(), elsewhere);
     drop(attached);
     assert_eq!(share.mounted().unwrap(), [elsewhere]);
 }
 
+/// As when the process that uses it is killed: the lock goes, the mount stays.
+fn abandon(attached: Attached) {
+    let Some(Ours { used, .. }) = &attached.ours else { panic!("not ours") };
+    flock(used, FlockOperation::Unlock).unwrap();
+    std::mem::forget(attached);
+}
+
 #[test]
-fn what_a_killed_process_left_is_used_and_taken_away() {
+fn what_a_killed_process_left_is_mounted_anew_and_taken_away() {
     let place = Place::new();
     let program = place.program(MOUNTS_MEMORY);
     let share = in_memory(&format!("h:/left-{}", std::process::id()));
-    let left = share.attach_in(&place.folder(), &program).unwrap();
-    // As when its process is killed: the lock goes, the mount stays.
-    let Some(Ours { used, .. }) = &left.ours else { panic!("not ours") };
-    flock(used, FlockOperation::Unlock).unwrap();
-    std::mem::forget(left);
-    let next = share.attach_in(&place.folder(), Path::new("/bin/false")).unwrap();
+    let left = share.attach_in(&place.folder(), &program, None).unwrap();
+    fs::write(left.path().join("old"), "").unwrap();
+    abandon(left);
+    let next = share.attach_in(&place.folder(), &program, None).unwrap();
     assert!(next.is_ours());
-    drop(next);
+    assert_eq!(share.mounted().unwrap(), [next.path()]);
+    assert!(!next.path().join("old").exists(), "its server may be another one now");
+    // One that somebody uses stays as it is.
+    fs::write(next.path().join("new"), "").unwrap();
+    let third = share.attach_in(&place.folder(), Path::new("/bin/false"), None).unwrap();
+    assert!(third.path().join("new").exists());
+    drop((next, third));
     assert!(share.mounted().unwrap().is_empty());
+}
+
+#[test]
+fn other_words_for_a_share_lead_to_the_same_mount() {
+    let place = Place::new();
+    let program = place.program(MOUNTS_MEMORY);
+    let id = std::process::id();
+    let first = in_memory(&format!("h:/words-{id}")).attach_in(&place.folder(), &program, None).unwrap();
+    let second = in_memory(&format!("H:/words-{id}/"))
+        .attach_in(&place.folder(), Path::new("/bin/false"), None)
+        .unwrap();
+    assert!(second.is_ours(), "it must not be taken away by the first one");
+    assert_eq!(first.path(), second.path());
+}
+
+#[test]
+fn a_mount_that_takes_too_long_is_given_up_with_all_that_it_started() {
+    let place = Place::new();
+    // One helper waits, another leaves its parent and its session, as glusterfs does; both would mount after a while.
+    let program = place.program(
+        "case $1 in -t) setsid \"$0\" helper \"$6\" \"$7\" & \"$0\" helper \"$6\" \"$7\";; \
+         *) sleep 3; mount -t tmpfs \"$2\" \"$3\";; esac",
+    );
+    let share = in_memory(&format!("h:/late-{}", std::process::id()));
+    let error = share.attach_in(&place.folder(), &program, Some(Duration::from_millis(300))).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::StoreIo);
+    assert!(error.to_string().contains("did not answer mount(8)"), "{error}");
+    let folder = place.folder();
+    let is_ours = |line: &[u8]| String::from_utf8_lossy(line).contains(folder.to_str().unwrap());
+    let left = fs::read_dir("/proc").unwrap().flatten();
+    let left: Vec<_> = left
+        .filter(|entry| fs::read(entry.path().join("cmdline")).is_ok_and(|line| is_ours(&line)))
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
+    assert!(share.mounted().unwrap().is_empty());
+    // The next one is not held up by it.
+    let next = share.attach_in(&place.folder(), &place.program(MOUNTS_MEMORY), None).unwrap();
+    assert!(next.is_ours());
 }
 
 #[test]
@@ -136,7 +186,7 @@ fn a_second_process_can_take_the_mount_over() {
     let place = Place::new();
     let program = place.program(MOUNTS_MEMORY);
     let share = in_memory(&format!("h:/joined-{}", std::process::id()));
-    let first = share.attach_in(&place.folder(), &program).unwrap();
+    let first = share.attach_in(&place.folder(), &program, None).unwrap();
     let keeper = join_in(&place.folder(), first.path()).unwrap();
     drop(first);
     assert_eq!(share.mounted().unwrap(), [keeper.path()]);

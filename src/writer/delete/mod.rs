@@ -28,6 +28,7 @@ use crate::catalog::{Catalog, CatalogOptions, Entry, Snapshot};
 use crate::error::{Error, ErrorKind, Result, ResultExt};
 use crate::format::names::{METADATA_SUFFIX, Place, SHA256FILE_SUFFIX};
 use crate::store::Store;
+use crate::store::deadline::DeadlineStore;
 use crate::store::posix::PosixStore;
 use crate::types::{BackupId, ObjectName};
 
@@ -332,7 +333,8 @@ pub fn delete(
     for shown in plan.backups.chunks(LOCKED_MAX) {
         let ids: Vec<BackupId> = shown.iter().map(|backup| backup.entry.id.clone()).collect();
         let mut locks = ids.iter().map(|id| remover.lock(id)).collect::<Result<Vec<_>>>()?;
-        let catalog = Catalog::open(Arc::new(PosixStore::open(store_root)?), CatalogOptions::default())?;
+        let store = DeadlineStore::unlimited(Arc::new(PosixStore::open(store_root)?));
+        let catalog = Catalog::open(Arc::new(store), CatalogOptions::default())?;
         // All that build on these were before them in the plan; whatever came since is refused here.
         let now = DeleteOptions { cascade: false, ..options.clone() };
         let now = plan_with(&catalog, &remover, &ids, &now)?;

@@ -3,10 +3,13 @@
 //! Its plain bytes are read once, in order, and compared with the md5 of the whole and with the sha256 of each block that lies in
 //! it. The two tell apart who is wrong: where the md5 is right and a digest is not, it is the digest's file that is damaged.
 
+use std::cell::Cell;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use md5::{Digest, Md5 as Md5Hasher};
 
+use super::RepairOptions;
 use crate::backup::{Backup, BlockHashTable, DataObject};
 use crate::block::hash_of;
 use crate::codec::decoder;
@@ -39,6 +42,7 @@ pub(super) fn object(
     object: &DataObject,
     table: Option<&BlockHashTable>,
     image_bytes: u64,
+    passed: &dyn Fn(u64),
 ) -> Result<State> {
     let damaged = |error: Error| match error.kind().is_damage() {
         true => Ok(State::Damaged(error)),
@@ -67,6 +71,7 @@ pub(super) fn object(
         if filled == 0 || total > object.len_bytes {
             break;
         }
+        passed(filled as u64);
         md5.update(&buffer[..filled]);
         blocks.pass(&buffer[..filled])?;
     }
@@ -169,16 +174,19 @@ impl<'a> Blocks<'a> {
     }
 }
 
-/// All objects of a backup, in its order, looked at by `threads`; `None` where nothing is wrong.
+/// All objects of a backup, in its order, looked at by as many threads as the options say; those that are not good. Their progress is told
+/// in plain bytes; what ends early counts whole.
 pub(super) fn all(
     store: &Arc<dyn Store>,
     backup: &Backup,
     table: Option<&BlockHashTable>,
     image_bytes: u64,
-    threads: usize,
+    options: &RepairOptions<'_>,
     stop: &(dyn Fn() -> Result<()> + Sync),
 ) -> Result<Vec<(usize, State)>> {
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    let total: u64 = backup.objects.iter().map(|object| object.len_bytes).fold(0, u64::saturating_add);
+    let done = AtomicU64::new(0);
+    let tell = |done| (options.progress)(done, total);
     let next = AtomicUsize::new(0);
     let run = || -> Result<Vec<(usize, State)>> {
         let mut found = Vec::new();
@@ -186,15 +194,22 @@ pub(super) fn all(
             stop()?;
             let index = next.fetch_add(1, Ordering::Relaxed);
             let Some(data) = backup.objects.get(index) else { return Ok(found) };
-            match object(&**store, backup, data, table, image_bytes)? {
+            let own = Cell::new(0);
+            let passed = |bytes: u64| {
+                let bytes = bytes.min(data.len_bytes - own.get());
+                own.set(own.get() + bytes);
+                tell(done.fetch_add(bytes, Ordering::Relaxed) + bytes);
+            };
+            match object(&**store, backup, data, table, image_bytes, &passed)? {
                 State::Good => {}
                 state => found.push((index, state)),
             }
+            passed(data.len_bytes);
         }
     };
     let mut found = std::thread::scope(|scope| {
         let threads: Vec<_> =
-            (0..threads.clamp(1, backup.objects.len().max(1))).map(|_| scope.spawn(run)).collect();
+            (0..options.threads.clamp(1, backup.objects.len().max(1))).map(|_| scope.spawn(run)).collect();
         let mut found = Vec::new();
         for thread in threads {
             let bug = || Error::new(ErrorKind::Interrupted, "a bug stopped the check of an object");

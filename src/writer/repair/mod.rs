@@ -37,6 +37,7 @@ use crate::format::write::{Sha256FileHead, created_at_text};
 use crate::image::Image;
 use crate::object::proof::PROOF_BLOCK_BYTES;
 use crate::store::Store;
+use crate::store::deadline::DeadlineStore;
 use crate::store::posix::PosixStore;
 use crate::store::read_exact_at;
 use crate::types::{BackupId, BlockHash, ObjectName};
@@ -50,6 +51,8 @@ pub struct RepairOptions<'a> {
     pub threads: usize,
     /// Once this is true it ends with [`ErrorKind::Interrupted`], between two objects.
     pub cancel: &'a AtomicBool,
+    /// Is told how many plain bytes of how many of the backup were looked at, from any thread; cheap, for it is called for each block.
+    pub progress: &'a (dyn Fn(u64, u64) + Sync),
     /// Is told each step that changes the store. For tests.
     pub hook: Option<Hook>,
 }
@@ -98,7 +101,8 @@ pub fn repair(store_root: &Path, id: &BackupId, options: &RepairOptions<'_>) -> 
         false => Some(Replacing::begin(store_root, id, options.hook.clone())?),
     };
     // Its own: others' may hold objects open that were replaced since.
-    let catalog = Catalog::open(Arc::new(PosixStore::open(store_root)?), CatalogOptions::default())?;
+    let store = DeadlineStore::unlimited(Arc::new(PosixStore::open(store_root)?));
+    let catalog = Catalog::open(Arc::new(store), CatalogOptions::default())?;
     let gone = || Error::new(ErrorKind::BackupNotFound, format!("the backup {id} is not in the store"));
     let entry = catalog.snapshot().get(id.as_str()).cloned().ok_or_else(gone)?;
     if let Some(problem) = &entry.problem {
@@ -142,8 +146,8 @@ impl Run<'_> {
         metadata_name: &ObjectName,
     ) -> Result<Vec<Finding>> {
         let stop = || self.stop();
-        let (store, threads, len_bytes) = (&self.store, self.options.threads, self.image.len_bytes());
-        let states = check::all(store, self.backup, self.table, len_bytes, threads, &stop)?;
+        let len_bytes = self.image.len_bytes();
+        let states = check::all(&self.store, self.backup, self.table, len_bytes, self.options, &stop)?;
         let mut damaged: Vec<(&DataObject, Error)> = Vec::new();
         let mut wrong_digests = BTreeMap::new();
         let has_overlaps = have_overlaps(&self.backup.objects);

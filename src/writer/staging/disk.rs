@@ -14,6 +14,7 @@ use rustix::io::Errno;
 
 use crate::error::{Error, ErrorKind};
 use crate::store::posix::errno_kind;
+use crate::waiting::Waiting;
 
 /// A call that changes the store.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -46,6 +47,24 @@ pub enum Step {
     RemoveFolder,
 }
 
+impl Step {
+    /// What it is, in words that its name follows.
+    fn words(self) -> &'static str {
+        match self {
+            Self::MakeFolder => "the making of folder",
+            Self::MakeFile => "the making of file",
+            Self::SetMode => "the permissions of",
+            Self::Lock => "the lock of",
+            Self::Write => "the writing of",
+            Self::SyncFile | Self::SyncFolder => "the durability of",
+            Self::SyncAll => "the durability of all with",
+            Self::MoveFile | Self::LinkFile | Self::MoveFolder => "the name",
+            Self::RemoveFile => "the removal of file",
+            Self::RemoveFolder => "the removal of folder",
+        }
+    }
+}
+
 /// Is told each step before it is taken, and the name that it is about (the new name of what is moved). An error is
 /// taken for the step's own, and the step is not taken. For tests.
 pub type Hook = Arc<dyn Fn(Step, &str) -> io::Result<()> + Send + Sync>;
@@ -67,22 +86,23 @@ impl Disk {
         Self { hook }
     }
 
-    fn step(&self, step: Step, name: &str) -> Result<(), Errno> {
-        match &self.hook {
-            None => Ok(()),
-            Some(hook) => hook(step, name).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO)),
+    /// Begins a step, which is under way as long as what this returns lives.
+    fn step(&self, step: Step, name: &str) -> Result<Waiting, Errno> {
+        if let Some(hook) = &self.hook {
+            hook(step, name).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
         }
+        Ok(Waiting::begin(format_args!("{} {name:?}", step.words())))
     }
 
     /// `EXIST` when the name is taken. The umask applies.
     pub(super) fn make_folder(&self, at: impl AsFd, name: &str, mode: u32) -> Result<(), Errno> {
-        self.step(Step::MakeFolder, name)?;
+        let _waiting = self.step(Step::MakeFolder, name)?;
         rustix::fs::mkdirat(at, name, Mode::from_raw_mode(mode))
     }
 
     /// A new file with exactly these permissions. `EXIST` when the name is taken, be it by a link that leads nowhere.
     pub(super) fn make_file(&self, at: impl AsFd, name: &str, mode: u32) -> Result<OwnedFd, Errno> {
-        self.step(Step::MakeFile, name)?;
+        let _waiting = self.step(Step::MakeFile, name)?;
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let made = rustix::io::retry_on_intr(|| {
             rustix::fs::openat(at.as_fd(), name, flags, Mode::RUSR | Mode::WUSR)
@@ -96,13 +116,13 @@ impl Disk {
     }
 
     pub(super) fn set_mode(&self, file: impl AsFd, name: &str, mode: u32) -> Result<(), Errno> {
-        self.step(Step::SetMode, name)?;
+        let _waiting = self.step(Step::SetMode, name)?;
         rustix::fs::fchmod(file, Mode::from_raw_mode(mode))
     }
 
     /// `WOULDBLOCK` when another has it.
     pub(super) fn lock(&self, file: impl AsFd, name: &str) -> Result<(), Errno> {
-        self.step(Step::Lock, name)?;
+        let _waiting = self.step(Step::Lock, name)?;
         let operation = rustix::fs::FlockOperation::NonBlockingLockExclusive;
         rustix::io::retry_on_intr(|| rustix::fs::flock(file.as_fd(), operation))
     }
@@ -115,7 +135,7 @@ impl Disk {
         mut offset: u64,
     ) -> Result<(), Errno> {
         while !bytes.is_empty() {
-            self.step(Step::Write, name)?;
+            let _waiting = self.step(Step::Write, name)?;
             match rustix::io::retry_on_intr(|| rustix::io::pwrite(file.as_fd(), bytes, offset))? {
                 0 => return Err(Errno::IO),
                 n => {
@@ -128,12 +148,12 @@ impl Disk {
     }
 
     pub(super) fn sync_file(&self, file: impl AsFd, name: &str) -> Result<(), Errno> {
-        self.step(Step::SyncFile, name)?;
+        let _waiting = self.step(Step::SyncFile, name)?;
         rustix::io::retry_on_intr(|| rustix::fs::fsync(file.as_fd()))
     }
 
     pub(super) fn sync_folder(&self, folder: impl AsFd, name: &str) -> Result<(), Errno> {
-        self.step(Step::SyncFolder, name)?;
+        let _waiting = self.step(Step::SyncFolder, name)?;
         match rustix::io::retry_on_intr(|| rustix::fs::fsync(folder.as_fd())) {
             // Some file systems in user space cannot, and make names durable as they are made.
             Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => Ok(()),
@@ -143,7 +163,7 @@ impl Disk {
 
     #[cfg(target_os = "linux")]
     pub(super) fn sync_all(&self, anything: impl AsFd, name: &str) -> Result<(), Errno> {
-        self.step(Step::SyncAll, name)?;
+        let _waiting = self.step(Step::SyncAll, name)?;
         rustix::io::retry_on_intr(|| rustix::fs::syncfs(anything.as_fd()))
     }
 
@@ -156,7 +176,7 @@ impl Disk {
         to: &str,
     ) -> Result<(), Errno> {
         let renamed =
-            self.step(Step::MoveFile, to).and_then(|()| rename_noreplace(&from_at, from, &to_at, to));
+            self.step(Step::MoveFile, to).and_then(|_waiting| rename_noreplace(&from_at, from, &to_at, to));
         match renamed {
             Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => {}
             other => return other,
@@ -165,7 +185,7 @@ impl Disk {
         // has both names, and the journal knows it by its number.
         let linked = self
             .step(Step::LinkFile, to)
-            .and_then(|()| rustix::fs::linkat(&from_at, from, &to_at, to, AtFlags::empty()));
+            .and_then(|_waiting| rustix::fs::linkat(&from_at, from, &to_at, to, AtFlags::empty()));
         match linked {
             Ok(()) => return self.remove_file(from_at, from),
             Err(Errno::PERM | Errno::NOTSUP | Errno::NOSYS | Errno::MLINK) => {}
@@ -173,7 +193,10 @@ impl Disk {
         }
         // Neither do file systems without links. The name holds the backup's id, so nobody else makes it in between.
         match look_at(&to_at, to)? {
-            None => rustix::fs::renameat(from_at, from, to_at, to),
+            None => {
+                let _waiting = Waiting::begin(format_args!("the name {to:?}"));
+                rustix::fs::renameat(from_at, from, to_at, to)
+            }
             Some(_) => Err(Errno::EXIST),
         }
     }
@@ -188,9 +211,10 @@ impl Disk {
         to: &str,
     ) -> Result<(), Errno> {
         let renamed =
-            self.step(Step::MoveFolder, to).and_then(|()| rename_noreplace(&from_at, from, &to_at, to));
+            self.step(Step::MoveFolder, to).and_then(|_waiting| rename_noreplace(&from_at, from, &to_at, to));
         match renamed {
             Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => {
+                let _waiting = Waiting::begin(format_args!("the name {to:?}"));
                 rustix::fs::renameat(from_at, from, to_at, to)
             }
             other => other,
@@ -199,7 +223,7 @@ impl Disk {
 
     /// Gives a file one more name in its folder. `EXIST` when the name is taken.
     pub(super) fn link_file(&self, at: impl AsFd, from: &str, to: &str) -> Result<(), Errno> {
-        self.step(Step::LinkFile, to)?;
+        let _waiting = self.step(Step::LinkFile, to)?;
         rustix::fs::linkat(&at, from, &at, to, AtFlags::empty())
     }
 
@@ -211,17 +235,17 @@ impl Disk {
         to_at: impl AsFd,
         to: &str,
     ) -> Result<(), Errno> {
-        self.step(Step::MoveFile, to)?;
+        let _waiting = self.step(Step::MoveFile, to)?;
         rustix::fs::renameat(from_at, from, to_at, to)
     }
 
     pub(super) fn remove_file(&self, at: impl AsFd, name: &str) -> Result<(), Errno> {
-        self.step(Step::RemoveFile, name)?;
+        let _waiting = self.step(Step::RemoveFile, name)?;
         rustix::fs::unlinkat(at, name, AtFlags::empty())
     }
 
     pub(super) fn remove_folder(&self, at: impl AsFd, name: &str) -> Result<(), Errno> {
-        self.step(Step::RemoveFolder, name)?;
+        let _waiting = self.step(Step::RemoveFolder, name)?;
         rustix::fs::unlinkat(at, name, AtFlags::REMOVEDIR)
     }
 }
@@ -239,11 +263,13 @@ fn rename_noreplace(_: impl AsFd, _: &str, _: impl AsFd, _: &str) -> Result<(), 
 /// Opens the folder `name`, one component, of `at` for reading its entries and making it durable.
 pub(super) fn open_folder(at: impl AsFd, name: &str) -> Result<OwnedFd, Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let _waiting = Waiting::begin(format_args!("folder {name:?}"));
     rustix::io::retry_on_intr(|| rustix::fs::openat(at.as_fd(), name, flags, Mode::empty()))
 }
 
 /// What a name of `at` is; no link is followed. `None` when there is nothing.
 pub(super) fn look_at(at: impl AsFd, name: &str) -> Result<Option<Stat>, Errno> {
+    let _waiting = Waiting::begin(format_args!("what {name:?} is"));
     match rustix::fs::statat(at, name, AtFlags::SYMLINK_NOFOLLOW) {
         Ok(stat) => Ok(Some(stat)),
         Err(Errno::NOENT) => Ok(None),

@@ -15,6 +15,7 @@ use super::FileName;
 use super::disk::{Disk, failed};
 use super::hidden::gone_is_fine;
 use crate::error::{Error, ErrorKind, Result};
+use crate::waiting::Waiting;
 
 /// A file this long is made durable by itself, in bytes: that takes as long as writing it.
 const SYNC_ALONE_BYTES: u64 = 1 << 20;
@@ -225,6 +226,7 @@ impl StagedFile {
 
     /// Reads back at `offset`; returns how many bytes were read, 0 only at or past the end (or for an empty `buf`).
     pub fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
+        let _waiting = Waiting::begin(format_args!("the reading of {:?}", self.name.suffix()));
         rustix::io::retry_on_intr(|| rustix::io::pread(&self.file, &mut *buf, offset)).map_err(|errno| {
             let message = format!("cannot read {} again at byte {offset}", self.name.kind());
             Error::caused_by(ErrorKind::StoreIo, message, errno)

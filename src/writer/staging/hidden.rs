@@ -20,6 +20,9 @@
 //! was killed at the very end. It is empty, and removing an empty folder harms nobody: a run that lives finds its folder
 //! gone, and makes it anew. So whoever has locked a file looks again whether that file still has its name.
 //!
+//! A file that is removed while it is open is only renamed in its folder by NFS, and by some file systems in user space; it goes when it is
+//! closed. So the lock is closed before its folder goes.
+//!
 //! Invariants: only what this program puts there is removed, so a folder that holds anything else stays, with its lock; the
 //! lock goes last.
 
@@ -34,6 +37,7 @@ use super::{journal, removal, store::StoreRoot};
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::posix::HIDDEN_FOLDER_PREFIX;
 use crate::types::BackupId;
+use crate::waiting::Waiting;
 
 const LOCK: &str = "lock";
 pub(super) const PARTS: &str = "parts";
@@ -60,7 +64,8 @@ const NESTING_MAX: u32 = 64;
 pub(super) struct Hidden {
     name: String,
     folder: OwnedFd,
-    lock: OwnedFd,
+    /// `None` once it was removed.
+    lock: Option<OwnedFd>,
 }
 
 impl Hidden {
@@ -113,7 +118,17 @@ impl Hidden {
             Err(Errno::NOENT | Errno::EXIST) => return Ok(None),
             other => other?,
         };
-        let locked = match disk.lock(&lock, LOCK) {
+        // Who has it only looks whether its run is dead, and removes it or lets it go. Left to itself it would count as that of a living run
+        // where locks prove nothing.
+        let mut locked = disk.lock(&lock, LOCK);
+        for _ in 1..ATTEMPTS_MAX {
+            if locked != Err(Errno::WOULDBLOCK) || !has_its_name(store, name, &folder, &lock)? {
+                break;
+            }
+            std::thread::sleep(ATTEMPT_EVERY);
+            locked = disk.lock(&lock, LOCK);
+        }
+        let locked = match locked {
             Err(Errno::WOULDBLOCK) => return Ok(None),
             Err(errno) => Err(errno),
             Ok(()) => has_its_name(store, name, &folder, &lock),
@@ -123,7 +138,7 @@ impl Hidden {
             other => other,
         };
         match locked {
-            Ok(true) => Ok(Some(Self { name: name.to_owned(), folder, lock })),
+            Ok(true) => Ok(Some(Self { name: name.to_owned(), folder, lock: Some(lock) })),
             Ok(false) => Ok(None),
             Err(errno) => {
                 let _ = disk.remove_file(&folder, LOCK);
@@ -168,7 +183,7 @@ impl Hidden {
         if !store.has_sure_locks && !is_of_this_boot(&lock)? && !is_idle(&folder)? {
             return Ok(Claim::Living);
         }
-        Ok(Claim::Dead(Self { name: name.to_owned(), folder, lock }))
+        Ok(Claim::Dead(Self { name: name.to_owned(), folder, lock: Some(lock) }))
     }
 
     pub(super) fn name(&self) -> &str {
@@ -184,7 +199,7 @@ impl Hidden {
     }
 
     /// Takes back what a dead run had given its name, or goes on with what it removed, and removes the folder.
-    pub(super) fn clean_up(self, store: &StoreRoot, disk: &Disk) -> Result<()> {
+    pub(super) fn clean_up(mut self, store: &StoreRoot, disk: &Disk) -> Result<()> {
         journal::roll_back(store, disk, &self.folder)
             .and_then(|()| removal::finish(store, disk, &self.folder, self.id()))
             .map_err(|error| error.context(format!("cannot clean up {:?} after a killed run", self.name)))?;
@@ -192,7 +207,7 @@ impl Hidden {
     }
 
     /// Removes the folder. What the journal tells must have been settled.
-    pub(super) fn remove(&self, store: &StoreRoot, disk: &Disk) -> Result<(), Errno> {
+    pub(super) fn remove(&mut self, store: &StoreRoot, disk: &Disk) -> Result<(), Errno> {
         for name in [PARTS, TREE] {
             remove_below(disk, &self.folder, name, NESTING_MAX)?;
         }
@@ -205,14 +220,21 @@ impl Hidden {
             }
         }
         gone_is_fine(disk.remove_file(&self.folder, LOCK))?;
+        self.unlock();
         gone_is_fine(disk.remove_folder(store.root(), &self.name))
+    }
+
+    fn unlock(&mut self) {
+        if let Some(lock) = self.lock.take() {
+            // Closing alone would leave it locked as long as a process that is just being started has a copy.
+            let _ = rustix::fs::flock(lock, rustix::fs::FlockOperation::Unlock);
+        }
     }
 }
 
 impl Drop for Hidden {
     fn drop(&mut self) {
-        // Closing alone would leave it locked as long as a process that is just being started has a copy.
-        let _ = rustix::fs::flock(&self.lock, rustix::fs::FlockOperation::Unlock);
+        self.unlock();
     }
 }
 
@@ -232,6 +254,7 @@ pub(super) enum Claim {
 pub(super) fn remove_dead(store: &StoreRoot, disk: &Disk) -> Result<u64> {
     let read = |errno| failed(format!("cannot read the store {:?}", store.location()), errno);
     let mut found = Vec::new();
+    let waiting = Waiting::begin("the names in its folder");
     for entry in Dir::read_from(store.root()).map_err(read)? {
         let entry = entry.map_err(read)?;
         // An id is what its run had, so other names are not of ours.
@@ -240,6 +263,7 @@ pub(super) fn remove_dead(store: &StoreRoot, disk: &Disk) -> Result<u64> {
             found.extend(entry.file_name().to_str().map(str::to_owned));
         }
     }
+    drop(waiting);
     let mut removed = 0;
     for name in found {
         let outcome = match Hidden::claim(store, disk, &name) {
@@ -344,7 +368,34 @@ pub(super) fn gone_is_fine(result: Result<(), Errno>) -> Result<(), Errno> {
 mod tests {
     use std::fs::{self, File, FileTimes};
 
+    use super::super::disk::Step;
     use super::*;
+
+    /// As when another run looks for dead ones between the making of a lock and its locking.
+    #[test]
+    fn a_new_folder_that_another_run_looks_at_is_not_given_up() {
+        for has_sure_locks in [true, false] {
+            let folder = tempfile::tempdir().unwrap();
+            let lock = folder.path().join(".cinderfs-x").join(LOCK);
+            let looks = std::sync::atomic::AtomicU32::new(0);
+            let hook = move |step, _: &str| {
+                if step == Step::Lock && looks.fetch_add(1, std::sync::atomic::Ordering::Relaxed) == 0 {
+                    let looker = File::open(&lock).unwrap();
+                    rustix::fs::flock(&looker, rustix::fs::FlockOperation::LockExclusive).unwrap();
+                    std::thread::spawn(move || {
+                        std::thread::sleep(2 * ATTEMPT_EVERY);
+                        drop(looker);
+                    });
+                }
+                Ok(())
+            };
+            let disk = Disk::with(Some(std::sync::Arc::new(hook)));
+            let mut store = StoreRoot::open(folder.path()).unwrap();
+            store.has_sure_locks = has_sure_locks;
+            let id = BackupId::parse("x").unwrap();
+            Hidden::create(&store, &disk, &id).unwrap();
+        }
+    }
 
     #[test]
     fn a_lock_that_other_hosts_cannot_see_proves_nothing_of_their_runs() {

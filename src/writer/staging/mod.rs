@@ -155,7 +155,7 @@ impl Staging {
                 format!("container {container:?} lies on another file system than the store's root");
             return Err(Error::new(ErrorKind::Target, message));
         }
-        let hidden = Hidden::create(&store, &disk, id)?;
+        let mut hidden = Hidden::create(&store, &disk, id)?;
         let made = disk
             .make_folder(hidden.folder(), PARTS, 0o700)
             .and_then(|()| open_folder(hidden.folder(), PARTS))
@@ -163,7 +163,7 @@ impl Staging {
         let parts = match made {
             Ok(parts) => parts,
             Err(errno) => {
-                remove(&hidden, &store, &disk);
+                remove(&mut hidden, &store, &disk);
                 let what = format!("cannot make a folder in the store {:?}", store.location());
                 return Err(failed(what, errno));
             }
@@ -232,13 +232,13 @@ impl Staging {
 impl Drop for Staging {
     fn drop(&mut self) {
         if !self.is_left {
-            remove(&self.hidden, &self.store, &self.disk);
+            remove(&mut self.hidden, &self.store, &self.disk);
         }
     }
 }
 
 /// Removes the hidden folder, or leaves that to the next run.
-fn remove(hidden: &Hidden, store: &StoreRoot, disk: &Disk) {
+fn remove(hidden: &mut Hidden, store: &StoreRoot, disk: &Disk) {
     if let Err(errno) = hidden.remove(store, disk) {
         tracing::warn!(folder = hidden.name(), %errno, "the hidden folder stays until the next run");
     }

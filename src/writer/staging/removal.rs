@@ -33,6 +33,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::write;
 use crate::store::posix::HIDDEN_FOLDER_PREFIX;
 use crate::types::{BackupId, ObjectName};
+use crate::waiting::Waiting;
 
 const FIRST_LINE: &str = "cinderfs deletion 1";
 const LAST_LINE: &str = "end";
@@ -144,6 +145,7 @@ impl Remover {
         let read = |errno| failed(format!("cannot read container {folder:?}"), errno);
         let opened = open_below(&self.store, folder).map_err(read)?;
         let mut found = Vec::new();
+        let _waiting = Waiting::begin(format_args!("the names in container {folder:?}"));
         for entry in Dir::read_from(&opened).map_err(read)? {
             let entry = entry.map_err(read)?;
             let Some(suffix) = entry.file_name().to_bytes().strip_prefix(prefix.as_bytes()) else { continue };

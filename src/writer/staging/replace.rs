@@ -39,7 +39,7 @@ impl Replacing {
         let disk = Disk::with(hook);
         let store = StoreRoot::open(store_root)?;
         hidden::remove_dead(&store, &disk)?;
-        let hidden = Hidden::create(&store, &disk, id)?;
+        let mut hidden = Hidden::create(&store, &disk, id)?;
         let made = disk
             .make_folder(hidden.folder(), PARTS, 0o700)
             .and_then(|()| open_folder(hidden.folder(), PARTS))
@@ -50,7 +50,7 @@ impl Replacing {
                 Ok(Self { store, disk, hidden, parts })
             }
             Err(errno) => {
-                remove(&hidden, &store, &disk);
+                remove(&mut hidden, &store, &disk);
                 Err(failed(format!("cannot make a folder in the store {:?}", store.location()), errno))
             }
         }
@@ -106,7 +106,7 @@ impl Replacing {
 
 impl Drop for Replacing {
     fn drop(&mut self) {
-        remove(&self.hidden, &self.store, &self.disk);
+        remove(&mut self.hidden, &self.store, &self.disk);
     }
 }
 

@@ -12,6 +12,7 @@ use crate::format::names::{METADATA_SUFFIX, SHA256FILE_SUFFIX};
 use crate::store::posix::beneath::{Beneath, Resolution};
 use crate::store::posix::{HIDDEN_FOLDER_PREFIX, errno_kind};
 use crate::types::{BackupId, ObjectName};
+use crate::waiting::Waiting;
 
 /// Longest prefix accepted, in bytes: what a file's name holds, less the longest that follows a prefix.
 const PREFIX_BYTES_MAX: usize = 255 - 32;
@@ -38,6 +39,7 @@ impl StoreRoot {
             };
             Error::caused_by(kind, format!("cannot open the store {path:?}"), errno)
         };
+        let _waiting = Waiting::begin("its folder");
         let beneath = Beneath::open(path, Resolution::detect()).map_err(failed)?;
         let root = beneath.read_root().map_err(failed)?;
         let has_sure_locks = is_local(&root);
@@ -77,6 +79,7 @@ impl StoreRoot {
 
     /// Opens a folder by its checked name for reading its entries and making it durable.
     pub(super) fn open_folder(&self, name: &str) -> Result<OwnedFd, Errno> {
+        let _waiting = Waiting::begin(format_args!("folder {name:?}"));
         self.beneath.open_file(Path::new(name), OFlags::RDONLY | OFlags::DIRECTORY)
     }
 }
@@ -138,6 +141,7 @@ pub(super) fn check_clash(
     let read = |errno| failed(format!("cannot read container {container:?}"), errno);
     let by_id = format!("_backup_{id}");
     let is_own_folder = container.as_str().rsplit('/').next() == Some(id.as_str());
+    let _waiting = Waiting::begin(format_args!("the names in container {container:?}"));
     for entry in Dir::read_from(folder).map_err(read)? {
         let entry = entry.map_err(read)?;
         let name = entry.file_name().to_string_lossy();

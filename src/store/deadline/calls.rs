@@ -1,0 +1,437 @@
+//! Calls on threads of their own, which are left behind when they take too long, and what is known of the store by them.
+//!
+//! Invariants: those of [`deadline`](super) on the number of threads, and of those that are stuck.
+
+use std::fmt::Display;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use super::under_way::UnderWay;
+use super::{LOOK_EVERY, Look, SLOW};
+use crate::error::{Error, ErrorKind, Result};
+use crate::store::Store;
+use crate::waiting::Waiting;
+
+/// Threads for calls, at most: what a busy mount has under way, and as many that are stuck.
+pub(super) const THREADS_MAX: usize = 64;
+
+/// Calls that may be stuck. Those under way when a store stalls all get stuck; after that, one with each probe.
+pub(super) const STUCK_MAX: usize = 32;
+
+/// How long after a call got stuck the next one is tried.
+pub(super) const PROBE_EVERY: Duration = Duration::from_secs(5);
+
+/// How long a probe may take: whoever asks for something meanwhile waits for it.
+const PROBE_PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long a cancelled command waits on for a call.
+const CANCEL_EVERY: Duration = Duration::from_millis(100);
+
+/// Buffers kept for the next reads.
+const BUFFERS_MAX: usize = 16;
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// The threads, and what is known of the store.
+pub(super) struct Calls {
+    /// What the store is called.
+    location: Box<str>,
+    timeout: Duration,
+    is_armed: AtomicBool,
+    /// Whether the command that asks is to end.
+    is_cancelled: Option<fn() -> bool>,
+    /// The store itself, where it is the one to say whether it answers.
+    judge: Option<Arc<dyn Store>>,
+    /// Counts the looks.
+    tick: AtomicU32,
+    /// Whether [`State::stall`] is there.
+    is_stalled: AtomicBool,
+    /// What expendable threads do.
+    pub(super) reads: UnderWay,
+    /// What our own threads do.
+    asks: UnderWay,
+    state: Mutex<State>,
+    /// A thread became idle.
+    idle: Condvar,
+    buffers: Mutex<Vec<Vec<u8>>>,
+}
+
+#[derive(Default)]
+pub(super) struct State {
+    pub(super) idle: Vec<Sender<Job>>,
+    pub(super) threads: usize,
+    pub(super) stuck: usize,
+    pub(super) stall: Option<Stall>,
+    /// All that were started.
+    pub(super) joined: Vec<JoinHandle<()>>,
+}
+
+/// Since when the store does not answer.
+#[derive(Clone, Copy)]
+pub(super) struct Stall {
+    pub(super) since: Instant,
+    /// Not yet after a call of an expendable thread hung: that may have been the fault of its object.
+    pub(super) tried: Option<Instant>,
+}
+
+/// What became of one call. Changed under the lock of [`State`].
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Progress {
+    Running,
+    Done,
+    GivenUp,
+}
+
+impl Calls {
+    pub(super) fn new(store: &Arc<dyn Store>, timeout: Duration) -> Self {
+        Self {
+            location: store.location().into(),
+            timeout,
+            is_armed: AtomicBool::new(false),
+            is_cancelled: None,
+            judge: store.has_deadlines().then(|| store.clone()),
+            tick: AtomicU32::new(0),
+            is_stalled: AtomicBool::new(false),
+            reads: UnderWay::default(),
+            asks: UnderWay::default(),
+            state: Mutex::default(),
+            idle: Condvar::new(),
+            buffers: Mutex::default(),
+        }
+    }
+
+    /// The same, whose calls end early once `is_cancelled` says so.
+    pub(super) fn cancelled_by(
+        store: &Arc<dyn Store>,
+        timeout: Duration,
+        is_cancelled: fn() -> bool,
+    ) -> Self {
+        Self { is_cancelled: Some(is_cancelled), ..Self::new(store, timeout) }
+    }
+
+    pub(super) fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    /// See [`DeadlineStore::arm`](super::DeadlineStore::arm).
+    pub(super) fn arm(&self) {
+        self.is_armed.store(true, Ordering::Release);
+    }
+
+    /// See [`DeadlineStore::disarm`](super::DeadlineStore::disarm).
+    pub(super) fn disarm(&self) -> Result<()> {
+        self.is_armed.store(false, Ordering::Release);
+        let mut state = self.lock();
+        state.idle.clear();
+        let threads = std::mem::take(&mut state.joined);
+        let stuck = state.stuck;
+        state.threads = 0;
+        drop(state);
+        if stuck > 0 {
+            return Err(Error::new(
+                ErrorKind::StoreIo,
+                format!("the store {:?} does not answer", self.location),
+            ));
+        }
+        threads.into_iter().for_each(|thread| drop(thread.join()));
+        Ok(())
+    }
+
+    /// See [`DeadlineStore::look`](super::DeadlineStore::look).
+    pub(super) fn look(&self) -> Look {
+        let tick = self.tick.fetch_add(1, Ordering::Relaxed) + 1;
+        let reads = self.reads.oldest(tick);
+        let oldest = reads.max(self.asks.oldest(tick)) * LOOK_EVERY;
+        let has_answered = self.asks.answered_within(tick, ticks(2 * SLOW));
+        if reads * LOOK_EVERY > self.timeout && !has_answered {
+            self.stall(oldest);
+        }
+        let is_stalled = self.is_stalled();
+        Look { is_slow: is_stalled || oldest >= SLOW, is_hung: oldest > self.timeout, is_stalled }
+    }
+
+    /// The number of the last look.
+    pub(super) fn tick(&self) -> u32 {
+        self.tick.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn is_stalled(&self) -> bool {
+        self.is_stalled.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn is_answering(&self) -> bool {
+        !self.is_stalled() && self.asks.oldest(self.tick()) * LOOK_EVERY < SLOW
+    }
+
+    /// Whether the store ends calls by itself.
+    pub(super) fn has_judge(&self) -> bool {
+        self.judge.is_some()
+    }
+
+    /// Whether a call that has returned was answered.
+    fn has_answered(&self) -> bool {
+        self.judge.as_ref().is_none_or(|store| store.is_answering())
+    }
+
+    /// A call of an expendable thread has returned.
+    pub(super) fn returned_here(&self) {
+        if !self.has_answered() {
+            self.stall(self.timeout);
+        } else if self.is_stalled() {
+            self.end_stall(&mut self.lock());
+        }
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What `call` returns, or [`ErrorKind::StoreIo`] when it does not in time. `what` is for the message.
+    pub(super) fn run<T: Send + 'static>(
+        self: &Arc<Self>,
+        what: &dyn Display,
+        call: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        self.run_within(Some(self.timeout), what, call)
+    }
+
+    /// As [`run`](Self::run), with other patience; with none told, as long as it takes, which then is not what the store is judged by.
+    pub(super) fn run_within<T: Send + 'static>(
+        self: &Arc<Self>,
+        patience: Option<Duration>,
+        what: &dyn Display,
+        call: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        if !self.is_armed.load(Ordering::Acquire) {
+            let _waiting = Waiting::begin(what);
+            return call();
+        }
+        let begun = Instant::now();
+        let (thread, granted) = self.admit(what, begun)?;
+        // A probe has less time than the store is given for an answer.
+        let is_probe = granted < self.timeout;
+        let is_judged = patience.is_some() || is_probe;
+        let patience = if is_judged { patience.unwrap_or(granted).min(granted) } else { Duration::MAX };
+        let (sender, answer) = mpsc::sync_channel(1);
+        let progress = Arc::new(Mutex::new(Progress::Running));
+        let job = {
+            let (calls, progress, thread) = (self.clone(), progress.clone(), thread.clone());
+            Box::new(move || {
+                let under_way = is_judged.then(|| calls.asks.begin(calls.tick())).flatten();
+                let outcome = catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|_| {
+                    Err(Error::new(ErrorKind::StoreIo, "a bug stopped this call of the store"))
+                });
+                drop(under_way);
+                calls.returned(&progress, thread);
+                // Nobody listens when it was given up.
+                let _ = sender.send(outcome);
+            })
+        };
+        if thread.send(job).is_err() {
+            return Err(Error::new(ErrorKind::StoreIo, "a thread for calls of the store has ended"));
+        }
+        loop {
+            let left = patience.saturating_sub(begun.elapsed());
+            let wait = if self.is_cancelled.is_some() { left.min(CANCEL_EVERY) } else { left };
+            match answer.recv_timeout(wait) {
+                Ok(outcome) => return outcome,
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(Error::new(ErrorKind::StoreIo, "a call of the store was lost"));
+                }
+                Err(RecvTimeoutError::Timeout) if left.is_zero() => {
+                    return self.give_up(what, begun, &progress, &answer, patience >= granted);
+                }
+                Err(RecvTimeoutError::Timeout) if self.is_cancelled.is_some_and(|is| is()) => {
+                    let _ = self.give_up(what, begun, &progress, &answer, false);
+                    return Err(Error::new(
+                        ErrorKind::Interrupted,
+                        format!("interrupted while the store {:?} did not answer", self.location),
+                    ));
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+        }
+    }
+
+    /// Notes that the store does not answer, since `waited` ago.
+    fn stall(&self, waited: Duration) {
+        self.begin_stall(&mut self.lock(), waited);
+    }
+
+    fn begin_stall(&self, state: &mut State, waited: Duration) {
+        if state.stall.is_none() {
+            let seconds = waited.as_secs();
+            // A command tells why it fails.
+            if self.is_cancelled.is_none() {
+                tracing::warn!(
+                    "the store {:?} did not answer within {seconds} s; it is asked again now and then",
+                    self.location
+                );
+            }
+            let now = Instant::now();
+            state.stall = Some(Stall { since: now.checked_sub(waited).unwrap_or(now), tried: None });
+            self.is_stalled.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Notes that it does.
+    fn end_stall(&self, state: &mut State) {
+        if let Some(stall) = state.stall.take() {
+            self.is_stalled.store(false, Ordering::Relaxed);
+            let seconds = stall.since.elapsed().as_secs();
+            tracing::warn!("the store {:?} answers again, after {seconds} s", self.location);
+        }
+    }
+
+    /// A thread for a call and how long to wait for it, or why there is none.
+    fn admit(&self, what: &dyn Display, begun: Instant) -> Result<(Sender<Job>, Duration)> {
+        let mut patience = self.timeout;
+        let mut state = self.lock();
+        loop {
+            let now = Instant::now();
+            let may_probe = state.stuck < STUCK_MAX;
+            if let Some(stall) = &mut state.stall {
+                let is_soon = stall.tried.is_some_and(|tried| now.duration_since(tried) < PROBE_EVERY);
+                if !may_probe || is_soon {
+                    let seconds = stall.since.elapsed().as_secs();
+                    let message = format!(
+                        "the store {:?} has not answered for {seconds} s, so {what} is not asked for",
+                        self.location
+                    );
+                    return Err(Error::new(ErrorKind::StoreIo, message));
+                }
+                stall.tried = Some(now);
+                patience = self.timeout.min(PROBE_PATIENCE);
+            }
+            if let Some(thread) = state.idle.pop() {
+                return Ok((thread, patience));
+            }
+            if state.threads < THREADS_MAX {
+                let (thread, joined) = start_thread()?;
+                state.threads += 1;
+                state.joined.push(joined);
+                return Ok((thread, patience));
+            }
+            let Some(left) = self.timeout.checked_sub(begun.elapsed()).filter(|left| !left.is_zero()) else {
+                let message =
+                    format!("{THREADS_MAX} calls of the store are under way, no time is left for {what}");
+                return Err(Error::new(ErrorKind::StoreIo, message));
+            };
+            state = self.idle.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Notes that the call on `thread` has returned, in time or not.
+    fn returned(&self, progress: &Mutex<Progress>, thread: Sender<Job>) {
+        let mut state = self.lock();
+        let before =
+            std::mem::replace(&mut *progress.lock().unwrap_or_else(PoisonError::into_inner), Progress::Done);
+        if before == Progress::GivenUp {
+            state.stuck -= 1;
+        }
+        if self.has_answered() {
+            self.end_stall(&mut state);
+        } else {
+            self.begin_stall(&mut state, self.timeout);
+        }
+        self.rests(&mut state, thread);
+        drop(state);
+        self.idle.notify_one();
+    }
+
+    /// Keeps a thread for the next call, unless [`disarm`](Self::disarm) waits for its end.
+    fn rests(&self, state: &mut State, thread: Sender<Job>) {
+        if self.is_armed.load(Ordering::Acquire) {
+            state.idle.push(thread);
+        }
+    }
+
+    /// Leaves a call behind, unless it has just returned. It `says_all` when it had all the time that the store has for an answer.
+    fn give_up<T>(
+        &self,
+        what: &dyn Display,
+        begun: Instant,
+        progress: &Mutex<Progress>,
+        answer: &Receiver<Result<T>>,
+        says_all: bool,
+    ) -> Result<T> {
+        let mut state = self.lock();
+        let mut progress = progress.lock().unwrap_or_else(PoisonError::into_inner);
+        if *progress == Progress::Done {
+            drop((progress, state));
+            // On its way.
+            let lost = |_| Error::new(ErrorKind::StoreIo, "a call of the store was lost");
+            return answer.recv().map_err(lost)?;
+        }
+        *progress = Progress::GivenUp;
+        state.stuck += 1;
+        let seconds = begun.elapsed().as_secs_f32();
+        let message = format!(
+            "the store {:?} did not answer within {seconds:.0} s when asked for {what}",
+            self.location
+        );
+        if says_all && state.stall.is_none() {
+            tracing::warn!("{message}; it is asked again now and then");
+            state.stall = Some(Stall { since: begun, tried: Some(Instant::now()) });
+            self.is_stalled.store(true, Ordering::Relaxed);
+        }
+        Err(Error::new(ErrorKind::StoreIo, message))
+    }
+
+    /// Does something that nobody waits for; here, where no thread can be had for it.
+    pub(super) fn start_and_forget(self: &Arc<Self>, act: impl FnOnce() + Send + 'static) {
+        if !self.is_armed.load(Ordering::Acquire) {
+            return act();
+        }
+        let mut state = self.lock();
+        let thread = state.idle.pop().or_else(|| {
+            let (thread, joined) = (state.threads < THREADS_MAX).then(start_thread)?.ok()?;
+            state.threads += 1;
+            state.joined.push(joined);
+            Some(thread)
+        });
+        drop(state);
+        let Some(thread) = thread else { return act() };
+        let (calls, again) = (self.clone(), thread.clone());
+        let job = Box::new(move || {
+            let _ = catch_unwind(AssertUnwindSafe(act));
+            calls.rests(&mut calls.lock(), again);
+            calls.idle.notify_one();
+        });
+        // Where it cannot be sent it is dropped, which does no harm.
+        let _ = thread.send(job);
+    }
+
+    pub(super) fn buffer(&self) -> Vec<u8> {
+        self.buffers.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
+    }
+
+    pub(super) fn keep_buffer(&self, buffer: Vec<u8>) {
+        let mut buffers = self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
+        if buffers.len() < BUFFERS_MAX {
+            buffers.push(buffer);
+        }
+    }
+}
+
+fn ticks(time: Duration) -> u32 {
+    u32::try_from(time.as_millis() / LOOK_EVERY.as_millis()).unwrap_or(u32::MAX)
+}
+
+/// A thread that does what it is sent until nobody can send any more.
+fn start_thread() -> Result<(Sender<Job>, JoinHandle<()>)> {
+    let (sender, jobs) = mpsc::channel::<Job>();
+    let work = move || {
+        for job in jobs {
+            job();
+        }
+    };
+    let joined = thread::Builder::new().name("store".to_owned()).spawn(work).map_err(|error| {
+        Error::caused_by(ErrorKind::StoreIo, "cannot start a thread for a call of the store", error)
+    })?;
+    Ok((sender, joined))
+}

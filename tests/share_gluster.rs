@@ -1,0 +1,348 @@
+//! Is a GlusterFS volume a store like any other? With the real server and its real client, which `scripts/services/test.sh` starts.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests; a panic is the report")]
+
+#[path = "common/genuine.rs"]
+#[allow(dead_code, reason = "each test file uses a part of it")]
+mod genuine;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use md5::{Digest, Md5};
+use rustix::process::{Pid, Signal, kill_process};
+
+/// For what comes by itself.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Where `cinderfs` mounts shares.
+const OURS: &str = "/run/cinderfs/shares/";
+
+#[track_caller]
+fn told(name: &str) -> String {
+    std::env::var(format!("TEST_GLUSTER_{name}"))
+        .unwrap_or_else(|_| panic!("no TEST_GLUSTER_{name}; run scripts/services/test.sh"))
+}
+
+/// The volume, empty, and for one test at a time, since mounts are everybody's.
+struct World {
+    folder: tempfile::TempDir,
+    _alone: MutexGuard<'static, ()>,
+}
+
+impl World {
+    fn new() -> Self {
+        static ALONE: Mutex<()> = Mutex::new(());
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let folder = tempfile::tempdir().unwrap();
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let world = Self { folder, _alone: alone };
+        fs::create_dir(world.path("mnt")).unwrap();
+        let mounted = world.mount_as_cinder();
+        for entry in fs::read_dir(&mounted.0).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() { fs::remove_dir_all(path).unwrap() } else { fs::remove_file(path).unwrap() }
+        }
+        drop(mounted);
+        world
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn text(&self, name: &str) -> String {
+        self.path(name).into_os_string().into_string().unwrap()
+    }
+
+    /// As cinder-backup has it: beneath its folder for mounts, called by the share's MD5.
+    fn mount_as_cinder(&self) -> Mounted {
+        let share = told("SHARE");
+        let name: String = Md5::digest(&share).iter().map(|byte| format!("{byte:02x}")).collect();
+        let path = self.path("backup_mount").join(name);
+        fs::create_dir_all(&path).unwrap();
+        let status = inside("mount").args(["-t", "glusterfs", &share]).arg(&path).status().unwrap();
+        assert!(status.success());
+        Mounted(path)
+    }
+
+    fn conf(&self) -> String {
+        let text = format!(
+            "[DEFAULT]\nbackup_driver = cinder.backup.drivers.glusterfs.GlusterfsBackupDriver\nglusterfs_backup_share = {}\n",
+            told("SHARE")
+        );
+        fs::write(self.path("cinder.conf"), text).unwrap();
+        self.text("cinder.conf")
+    }
+
+    fn mount(&self, words: &[&str]) -> Mounted {
+        let (conf, mountpoint) = (self.conf(), self.text("mnt"));
+        ends(&[&["mount"], words, &[&conf, &mountpoint]].concat(), 0);
+        Mounted(mountpoint.into())
+    }
+}
+
+/// A mount of any kind, gone at the end whatever happens.
+struct Mounted(PathBuf);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH);
+    }
+}
+
+/// A process that was stopped, and goes on at the end whatever happens.
+struct Stopped(Vec<Pid>);
+
+impl Stopped {
+    fn new(pids: Vec<Pid>) -> Self {
+        pids.iter().for_each(|&pid| kill_process(pid, Signal::STOP).unwrap());
+        Self(pids)
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|&pid| {
+            let _ = kill_process(pid, Signal::CONT);
+        });
+    }
+}
+
+/// In the network that the servers are in.
+fn inside(program: &str) -> Command {
+    let mut command = Command::new("nsenter");
+    command.arg(format!("--net={}", told("NETWORK"))).arg(program).stdin(Stdio::null());
+    command
+}
+
+fn cinderfs() -> Command {
+    let mut command = inside(env!("CARGO_BIN_EXE_cinderfs"));
+    command.env_remove("CINDERFS_LOG").env("CINDERFS_CACHE_DIR", "/nonexistent/cache");
+    command
+}
+
+/// What it prints on stdout and stderr.
+#[track_caller]
+fn ends(words: &[&str], code: i32) -> (String, String) {
+    let Output { status, stdout, stderr } = cinderfs().args(words).output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    let (stdout, stderr) = (text(stdout), text(stderr));
+    assert_eq!(status.code(), Some(code), "{words:?}: {stderr}");
+    (stdout.trim().to_owned(), stderr)
+}
+
+#[track_caller]
+fn count_backups(store: &str) -> usize {
+    ends(&["list", store, "-f", "value", "-c", "ID"], 0).0.lines().count()
+}
+
+fn is_mounted_by_us() -> bool {
+    fs::read_to_string("/proc/self/mountinfo").unwrap().contains(&format!(" {OURS}"))
+}
+
+/// Processes whose command line has both words.
+fn processes(one: &str, other: &str) -> Vec<Pid> {
+    let has = |line: &[u8]| {
+        let line = String::from_utf8_lossy(line);
+        line.contains(one) && line.contains(other)
+    };
+    let entries = fs::read_dir("/proc").unwrap().flatten();
+    entries
+        .filter(|entry| fs::read(entry.path().join("cmdline")).is_ok_and(|line| has(&line)))
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok().and_then(Pid::from_raw))
+        .collect()
+}
+
+#[track_caller]
+fn soon(what: &str, mut is: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !is() {
+        assert!(began.elapsed() < PATIENCE, "not {what}");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+#[ignore = "needs a server; scripts/services/test.sh"]
+fn genuine_backups_are_their_volumes() {
+    let world = World::new();
+    let share = told("SHARE");
+    let cinders = world.mount_as_cinder();
+    for entry in fs::read_dir(genuine::root()).unwrap().map(|entry| entry.unwrap().path()) {
+        if entry.is_dir() {
+            let status = Command::new("cp").arg("-a").arg(entry.join(".")).arg(&cinders.0).status();
+            assert!(status.unwrap().success());
+        }
+    }
+    // What is mounted is used, and left; HOST:/VOLUME is enough to find it.
+    let url = format!("glusterfs://{}", share.replace(":/", "/"));
+    for word in [&share, &url] {
+        assert_eq!(count_backups(word), genuine::BACKUPS, "{word}");
+        assert!(!is_mounted_by_us());
+        assert!(fs::read_dir(&cinders.0).unwrap().count() > 0);
+    }
+    drop(cinders);
+    // What is not is mounted.
+    let mount = world.mount(&[]);
+    assert!(is_mounted_by_us());
+    for backup in genuine::backups() {
+        let image = fs::read(mount.0.join("backups").join(&backup.id).join("volume.img")).unwrap();
+        backup.check("from a GlusterFS volume", &image);
+    }
+    let some = &genuine::backups_of("zstd-chain")[3];
+    ends(&["restore", &world.conf(), &some.id, &world.text("image"), "--progress", "none"], 0);
+    some.check("restored", &fs::read(world.path("image")).unwrap());
+    assert!(is_mounted_by_us(), "it belongs to the daemon");
+    ends(&["umount", &world.text("mnt")], 0);
+    soon("unmounted", || !is_mounted_by_us());
+    assert_eq!(count_backups(&url), genuine::BACKUPS);
+    assert!(!is_mounted_by_us());
+}
+
+#[test]
+#[ignore = "needs a server; scripts/services/test.sh"]
+fn the_share_of_a_killed_daemon_is_unmounted() {
+    let world = World::new();
+    let mount = world.mount(&[]);
+    assert!(is_mounted_by_us());
+    for pid in processes("--daemon", &world.text("mnt")) {
+        kill_process(pid, Signal::KILL).unwrap();
+    }
+    soon("unmounted", || !is_mounted_by_us());
+    soon("ended", || processes("glusterfs", OURS).is_empty());
+    drop(mount);
+}
+
+#[test]
+#[ignore = "needs a server; scripts/services/test.sh"]
+fn backups_are_made_and_removed_and_a_killed_run_leaves_nothing() {
+    let world = World::new();
+    let (conf, brick) = (world.conf(), PathBuf::from(told("BRICK")));
+    let hidden = || {
+        let names = fs::read_dir(&brick).unwrap().map(|entry| entry.unwrap().file_name());
+        names.filter(|name| name.to_string_lossy().starts_with(".cinderfs")).count()
+    };
+    let mut bytes: Vec<u8> = (0..5u32 << 20).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let disk = world.text("disk");
+    fs::write(&disk, &bytes).unwrap();
+    let full = ends(&["create", &conf, &disk, "--object-size", "1M"], 0).0;
+    bytes[3_000_000..3_100_000].fill(9);
+    fs::write(&disk, &bytes).unwrap();
+    let next = ends(&["create", &conf, &disk, "--incremental", "--progress", "none"], 0).0;
+    ends(&["restore", &conf, &next, &world.text("image"), "--progress", "none"], 0);
+    assert!(fs::read(world.path("image")).unwrap() == bytes);
+    assert_eq!(hidden(), 0);
+
+    // Killed in the middle: what it left is not seen, and goes with the next run.
+    let large: Vec<u8> = (0..8u32 << 20).flat_map(|i| i.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+    fs::write(world.path("large"), large).unwrap();
+    let mut child: Child = cinderfs()
+        .args(["create", &conf, &world.text("large"), "--object-size", "1M", "--progress", "none"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    soon("begun", || hidden() == 1);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(is_mounted_by_us(), "nobody could take it away");
+    assert_eq!(count_backups(&conf), 2);
+    assert!(!is_mounted_by_us(), "the next one does");
+    assert_eq!(hidden(), 1);
+    let third = ends(&["create", &conf, &disk, "--progress", "none"], 0).0;
+    assert_eq!(hidden(), 0);
+    ends(&["delete", &conf, &full], 2);
+    ends(&["delete", &conf, &full, "--cascade"], 0);
+    ends(&["delete", &conf, &third], 0);
+    assert_eq!(count_backups(&conf), 0);
+    assert_eq!(hidden(), 0);
+    let mut find = Command::new("find");
+    find.arg(&brick).args(["-name", ".glusterfs", "-prune", "-o", "-type", "f", "-print"]);
+    let left = find.output().unwrap().stdout;
+    assert!(left.is_empty(), "{}", String::from_utf8_lossy(&left));
+}
+
+#[test]
+#[ignore = "needs a server; scripts/services/test.sh"]
+fn a_server_that_is_silent_for_a_while_is_an_error_in_time_and_no_more() {
+    let world = World::new();
+    let cinders = world.mount_as_cinder();
+    let status = Command::new("cp").arg("-a").arg(genuine::root().join("ext4/.")).arg(&cinders.0).status();
+    assert!(status.unwrap().success());
+    drop(cinders);
+    let backup = &genuine::backups_of("ext4")[2];
+    let mount = world.mount(&["-o", "store_timeout=3"]);
+    let image = mount.0.join("backups").join(&backup.id).join("volume.img");
+    let brick = Pid::from_raw(told("BRICK_PID").parse().unwrap()).unwrap();
+    let stopped = Stopped::new(vec![brick]);
+    let error = fs::read(&image).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::EIO), "{error}");
+    drop(stopped);
+    soon("read again", || fs::read(&image).is_ok());
+    backup.check("after a while of silence", &fs::read(&image).unwrap());
+    ends(&["umount", &world.text("mnt")], 0);
+    soon("unmounted", || !is_mounted_by_us());
+}
+
+#[test]
+#[ignore = "needs a server; scripts/services/test.sh"]
+fn a_share_whose_server_does_not_answer_is_given_up_with_all_that_mounts_it() {
+    let world = World::new();
+    let brick = Pid::from_raw(told("BRICK_PID").parse().unwrap()).unwrap();
+    let glusterd = processes("glusterd", "glusterd.vol");
+    assert!(!glusterd.is_empty());
+    let stopped = Stopped::new([glusterd, vec![brick]].concat());
+    let (conf, mountpoint) = (world.conf(), world.text("mnt"));
+    let (_, said) = ends(&["mount", "-o", "store_timeout=5", &conf, &mountpoint], 1);
+    assert!(said.contains("its server did not answer mount(8)"), "{said}");
+    assert!(!is_mounted_by_us());
+    assert_eq!(processes("glusterfs", OURS), []);
+    drop(stopped);
+    soon("listed again", || cinderfs().args(["list", &conf]).output().unwrap().status.success());
+    assert!(!is_mounted_by_us());
+}
+
+#[test]
+#[ignore = "needs a server; scripts/services/test.sh"]
+fn a_mount_whose_client_died_is_passed_over() {
+    let world = World::new();
+    let cinders = world.mount_as_cinder();
+    for pid in processes("glusterfs", cinders.0.to_str().unwrap()) {
+        kill_process(pid, Signal::KILL).unwrap();
+    }
+    soon("dead", || fs::metadata(&cinders.0).is_err());
+    assert_eq!(count_backups(&world.conf()), 0);
+    assert!(fs::metadata(&cinders.0).is_err(), "it is not ours to mend");
+    assert!(!is_mounted_by_us());
+}
+
+#[test]
+#[ignore = "needs a server; scripts/services/test.sh"]
+fn others_than_root_are_told_what_root_has_to_run_and_a_wrong_volume_what_is_wrong() {
+    let world = World::new();
+    let (conf, share) = (world.conf(), told("SHARE"));
+    let by_nobody = |store: &str| {
+        let mut command = inside("setpriv");
+        command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]);
+        command.args([env!("CARGO_BIN_EXE_cinderfs"), "list", store, "-f", "value"]).output().unwrap()
+    };
+    let output = by_nobody(&conf);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(12), "{said}");
+    let command = format!("mount -t glusterfs -o nosuid,nodev,noexec {share} DIRECTORY");
+    assert!(said.contains(&command), "{said}");
+    let cinders = world.mount_as_cinder();
+    let _ = fs::set_permissions(Path::new(&cinders.0).parent().unwrap(), fs::Permissions::from_mode(0o755));
+    assert!(by_nobody(&conf).status.success());
+    drop(cinders);
+    let host = share.split(':').next().unwrap();
+    let (_, said) = ends(&["list", &format!("glusterfs://{host}/nothing")], 10);
+    assert!(said.contains("cannot mount the share"), "{said}");
+    assert!(!is_mounted_by_us());
+}
