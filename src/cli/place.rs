@@ -106,8 +106,9 @@ impl Place {
         }
     }
 
-    /// How a store behind HTTP is reached; `None` for a directory.
+    /// How a store behind HTTP is reached; `None` for a directory. Who writes there opens it by this.
     #[cfg(feature = "remote")]
+    #[cfg_attr(not(feature = "fuse"), expect(dead_code, reason = "asked by mounts so far"))]
     pub(super) fn remote_settings(&self) -> Option<&Settings> {
         match &self.at {
             At::Directory(_) => None,
