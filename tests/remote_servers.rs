@@ -18,7 +18,6 @@ mod genuine;
 #[path = "common/servers.rs"]
 mod servers;
 
-use std::path::Path;
 use std::sync::Arc;
 
 use cinderfs::ErrorKind;
@@ -37,19 +36,6 @@ conforms!(replaced keystone, Bucket::new(Kind::Keystone));
 conforms!(replaced gcs, Bucket::new(Kind::Gcs));
 
 const ALL: [Kind; 4] = [Kind::S3, Kind::Swift, Kind::Keystone, Kind::Gcs];
-
-/// Everything below a folder, by its path from there.
-fn upload(bucket: &Bucket, folder: &Path, below: &str) {
-    for entry in std::fs::read_dir(folder).unwrap() {
-        let entry = entry.unwrap();
-        let object = format!("{below}{}", entry.file_name().to_str().unwrap());
-        if entry.file_type().unwrap().is_dir() {
-            upload(bucket, &entry.path(), &format!("{object}/"));
-        } else {
-            bucket.put(&object, &std::fs::read(entry.path()).unwrap());
-        }
-    }
-}
 
 /// Fails unless each backup of `store` is in the catalog and right.
 fn check_images(store: Arc<dyn Store>, of: &str, how: &str) {
@@ -70,7 +56,7 @@ fn genuine_backups_are_their_volumes() {
     for kind in ALL {
         for store in ["ext4", "bz2-chain"] {
             let bucket = Bucket::new(kind);
-            upload(&bucket, &genuine::root().join(store), "");
+            bucket.upload(&genuine::root().join(store), "");
             check_images(bucket.store(), store, &format!("from {kind:?}"));
         }
     }

@@ -68,6 +68,6 @@ export TEST_S3_TLS_ENDPOINT=https://127.0.0.1:19443 TEST_S3_CA=$folder/tls/ca.pe
 for kind in s3 swift keystone gcs; do tell "$kind"; done
 export TEST_KEYSTONE_TOKEN_SECONDS=20
 status=0
-cargo test --locked --no-fail-fast --features remote --test remote_servers -- --ignored "$@" || status=1
+cargo test --locked --no-fail-fast --test remote_servers --test remote_commands -- --ignored "$@" || status=1
 gluster "$@" || status=1
 exit $status

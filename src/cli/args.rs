@@ -4,7 +4,7 @@
 
 use std::cell::OnceCell;
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -20,7 +20,6 @@ use crate::cache_dir::CacheDir;
 use crate::catalog::{Catalog, CatalogOptions};
 use crate::error::ErrorKind;
 use crate::store::deadline::{self, DeadlineStore, TIMEOUT_SECONDS, TIMEOUT_SECONDS_MAX};
-use crate::store::posix::PosixStore;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -58,7 +57,7 @@ Environment:
 
 /// Every OpenStack Cinder volume backup as a verified, read-only disk image
 ///
-/// Reads the backups that Cinder's POSIX, NFS and GlusterFS drivers wrote, full and incremental, without OpenStack.
+/// Reads the backups that Cinder's POSIX, NFS, GlusterFS, Swift, S3 and GCS drivers wrote, full and incremental, without OpenStack.
 /// Every block is compared with its digest before a byte of it is handed out. Reading never changes the store.
 #[derive(Parser, Debug)]
 #[command(name = "cinderfs", version, after_long_help = EXAMPLES)]
@@ -183,7 +182,8 @@ pub(crate) fn column(known: &[&str], word: &str) -> Result<usize, Failure> {
 #[group(skip)]
 pub(crate) struct StoreWord {
     /// Where the backups are: a directory (Cinder's `backup_posix_path`, a mounted share, a copy), its file:// URL, an NFS share as
-    /// HOST:/PATH, a GlusterFS volume as glusterfs://HOST/VOLUME, or the cinder.conf that says all this
+    /// HOST:/PATH, a GlusterFS volume as glusterfs://HOST/VOLUME, a bucket as s3://BUCKET?endpoint=URL, swift:CONTAINER (swift: for all of
+    /// them) or gs://BUCKET, or the cinder.conf that says all this
     #[arg(value_name = "STORE")]
     pub(crate) location: OsString,
 }
@@ -241,9 +241,35 @@ impl StoreArg {
         Ok(self.place.get_or_init(|| place))
     }
 
-    /// The directory that the word names, which exists.
-    pub(crate) fn path(&self) -> Result<PathBuf, Failure> {
-        Ok(self.place()?.path().to_owned())
+    /// The directory that the word names, which exists, for a verb that writes to the store.
+    pub(crate) fn directory_to_write(&self) -> Result<PathBuf, Failure> {
+        self.directory()?.ok_or_else(|| {
+            let message =
+                format!("{}: cinderfs only reads object stores so far", self.word.location.display());
+            Failure::new(ErrorKind::Usage, message)
+                .hint("`restore`, `mount` and all other commands that only read work there")
+        })
+    }
+
+    /// The directory that the word names, which exists; `None` for a store that is in none.
+    pub(crate) fn directory(&self) -> Result<Option<PathBuf>, Failure> {
+        Ok(self.place()?.directory().map(Path::to_owned))
+    }
+
+    /// Adds to why the store could not be read what to do about it.
+    pub(crate) fn advise(&self, failure: Failure) -> Failure {
+        match self.place.get() {
+            Some(place) => place.advise(failure),
+            None => failure,
+        }
+    }
+
+    /// Fails when the cache directory lies inside the store.
+    pub(crate) fn refuse_cache_inside(&self, cache_dir: &Path) -> Result<(), Failure> {
+        match self.place()?.directory() {
+            Some(path) => cache::refuse_inside_store(cache_dir, path),
+            None => Ok(()),
+        }
     }
 
     /// Opens the store and reads which backups it holds.
@@ -268,30 +294,28 @@ impl StoreArg {
 
     fn options_to_read(&self) -> Result<CatalogOptions, Failure> {
         if let Some(cache_dir) = CacheDir::location() {
-            cache::refuse_inside_store(&cache_dir, &self.path()?)?;
+            self.refuse_cache_inside(&cache_dir)?;
         }
         Ok(CatalogOptions { seek_indexes: cache::seek_indexes_if_any(), ..options() })
     }
 
     fn waiting_catalog(&self, options: CatalogOptions) -> Result<Catalog, Failure> {
         let store = self.store()?;
-        let catalog = Catalog::open(store.clone(), options)?;
+        let catalog = Catalog::open(store.clone(), options).map_err(|error| self.advise(error.into()))?;
         store.disarm()?;
         Ok(catalog)
     }
 
     /// The same with settings of the caller's.
     pub(crate) fn catalog_with(&self, options: CatalogOptions) -> Result<Catalog, Failure> {
-        Ok(Catalog::open(self.store()?, options)?)
+        Catalog::open(self.store()?, options).map_err(|error| self.advise(error.into()))
     }
 
     fn store(&self) -> Result<Arc<DeadlineStore>, Failure> {
-        let path = self.path()?;
-        let open = move || Ok::<_, Failure>(PosixStore::open(&path)?);
-        let store = deadline::in_time(self.timeout(), &self.word.location, "its folder", open)?;
+        let opened = self.place()?.open(&self.word.location, self.timeout())?;
         // So it still looks for a signal now and then.
         let timeout = self.timeout().unwrap_or(FOR_EVER);
-        let store = DeadlineStore::cancelled_by(Arc::new(store), timeout, is_interrupted);
+        let store = DeadlineStore::cancelled_by(opened.store(), timeout, is_interrupted);
         store.arm();
         Ok(Arc::new(store))
     }

@@ -80,7 +80,7 @@ pub(crate) struct ConsolidateArgs {
 /// Runs `consolidate`. `quiet` takes away the bar and the summary.
 pub(crate) fn run(args: &ConsolidateArgs, quiet: bool) -> Result<Outcome, Failure> {
     let output = args.made.choose()?;
-    let store = args.store.path()?;
+    let store = args.store.directory_to_write()?;
     let catalog = args.store.catalog_to_read_and_write()?;
     let _watch = Watch::start(&store, args.store.timeout());
     let snapshot = catalog.snapshot();

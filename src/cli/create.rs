@@ -206,7 +206,7 @@ pub(crate) fn run(args: &CreateArgs, quiet: bool) -> Result<Outcome, Failure> {
 
 /// The store's directory. Who has none yet is told how to come by one.
 fn store_to_fill(store: &StoreArg) -> Result<PathBuf, Failure> {
-    store.path().map_err(|failure| match failure.kind() {
+    store.directory_to_write().map_err(|failure| match failure.kind() {
         ErrorKind::StoreNotFound => {
             failure.hint("is its share mounted? A new store is an empty directory, which `mkdir` makes")
         }

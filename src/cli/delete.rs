@@ -73,7 +73,7 @@ const KEPT_SHOWN_MAX: usize = 8;
 /// Runs `delete`. `quiet` takes away the summary.
 pub(crate) fn run(args: &DeleteArgs, quiet: bool) -> Result<Outcome, Failure> {
     let chosen = args.output.choose(&COLUMNS)?;
-    let path = args.store.path()?;
+    let path = args.store.directory_to_write()?;
     let _watch = Watch::start(&path, args.store.timeout());
     let leftovers = if args.dry_run { Leftovers::default() } else { engine::remove_leftovers(&path)? };
     let say = |text: String| {

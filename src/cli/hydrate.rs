@@ -105,15 +105,16 @@ pub(crate) fn run(args: &HydrateArgs, quiet: bool) -> Result<Outcome, Failure> {
     if args.drop {
         return drop_all(args, &store, &Images::below(&location), quiet);
     }
-    cache::refuse_inside_store(&location, &store.path()?)?;
+    store.refuse_cache_inside(&location)?;
     let images = Images::of(&CacheDir::open(&location)?);
     images.sweep()?;
     let catalog = store.catalog()?;
+    let is_directory = store.directory()?.is_some();
     let wanted = choose(args, &catalog)?;
     let signals = Signals::watch()?;
     let (mut is_damaged, mut missing) = (false, Vec::new());
     for entry in wanted {
-        match one(args, quiet, &catalog, &entry, &images, &signals)? {
+        match one(args, quiet, &catalog, &entry, &images, is_directory, &signals)? {
             Ended::Right => {}
             Ended::Damaged => is_damaged = true,
             Ended::Missing => missing.push(said(&entry)),
@@ -152,6 +153,7 @@ fn one(
     catalog: &Catalog,
     entry: &Entry,
     images: &Images,
+    is_directory: bool,
     signals: &Signals,
 ) -> Result<Ended, Failure> {
     let name = said(entry);
@@ -164,9 +166,14 @@ fn one(
     let image = catalog.image(entry);
     let len_bytes = image.as_ref().map_or(0, |image| image.len_bytes());
     let reporter = Reporter::new(args.progress, quiet, len_bytes);
-    let store = std::path::absolute(catalog.store().location());
+    let location = catalog.store().location();
     let origin = Origin {
-        store: store.ok().and_then(|path| path.into_os_string().into_string().ok()),
+        store: match is_directory {
+            true => {
+                std::path::absolute(location).ok().and_then(|path| path.into_os_string().into_string().ok())
+            }
+            false => Some(location.to_owned()),
+        },
         volume_name: entry.volume_name.clone(),
     };
     let options = HydrateOptions {

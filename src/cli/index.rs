@@ -75,7 +75,7 @@ struct Chosen {
 
 /// Runs `index`. `quiet` takes away the bar and the summary.
 pub(crate) fn run(args: &IndexArgs, quiet: bool) -> Result<Outcome, Failure> {
-    cache::refuse_inside_store(&cache::location()?, &args.store.path()?)?;
+    args.store.refuse_cache_inside(&cache::location()?)?;
     let indexes = cache::seek_indexes()?;
     let folder = indexes.path().to_owned();
     let catalog = open_catalog(args, indexes)?;

@@ -45,9 +45,10 @@ fn filter_words(from_environment: &str, verbosity: i16) -> String {
         ..=-2 => "off",
         -1 => "error",
         0 => "warn",
-        1 => "info",
-        2 => "debug",
-        3.. => "trace",
+        // What HTTP is made of has a lot to say, and not to us.
+        1 => "warn,cinderfs=info",
+        2 => "warn,cinderfs=debug",
+        3.. => "warn,cinderfs=trace",
     };
     match (from_environment.trim(), verbosity) {
         ("", _) => from_flags.to_owned(),
@@ -63,13 +64,13 @@ mod tests {
     #[test]
     fn flags_raise_and_lower_and_keep_the_modules_of_the_environment() {
         assert_eq!(filter_words("", 0), "warn");
-        assert_eq!(filter_words("", 1), "info");
-        assert_eq!(filter_words("", 9), "trace");
+        assert_eq!(filter_words("", 1), "warn,cinderfs=info");
+        assert_eq!(filter_words("", 9), "warn,cinderfs=trace");
         assert_eq!(filter_words("", -1), "error");
         assert_eq!(filter_words(" ", -5), "off");
         assert_eq!(filter_words("debug", 0), "debug");
-        // The filter keeps one level per target, the last: here `info` for everything but one module.
+        // The filter keeps one level per target, the last: here `info` for all of ours but one module.
         let filter = EnvFilter::try_new(filter_words("cinderfs::object=trace,debug", 1)).unwrap();
-        assert_eq!(filter.to_string(), "cinderfs::object=trace,info");
+        assert_eq!(filter.to_string(), "cinderfs::object=trace,cinderfs=info,warn");
     }
 }

@@ -10,6 +10,7 @@ use clap::ValueEnum;
 use super::args::{StoreArg, StoreWord};
 use super::cache;
 use super::exit::{Failure, Outcome, note};
+use super::place::{Opened, Place};
 use super::store_note;
 use crate::cache_dir::{self, CacheDir};
 use crate::catalog::{Catalog, CatalogOptions};
@@ -25,9 +26,9 @@ use crate::frontend::fuse::options::MountOptions;
 use crate::frontend::fuse::tree::Tree;
 use crate::image;
 use crate::sandbox::{CapabilitySet, Needs};
-use crate::store::Store;
-use crate::store::deadline::{self, DeadlineStore};
-use crate::store::posix::PosixStore;
+use crate::store::deadline::DeadlineStore;
+#[cfg(feature = "remote")]
+use crate::store::remote::settings::environment;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -140,19 +141,21 @@ fn serve(args: &MountArgs, options: &MountOptions, child: Option<Child>) -> Resu
     let place = store.place_in(options.store_timeout)?;
     // A daemon that gave up its rights could not take the mount of a share away.
     let _keeper = place.hand_over(Keeper::start)?;
-    let path = place.path().to_owned();
-    let folder = path.clone();
-    let open = move || Ok::<_, Failure>(Arc::new(PosixStore::open(&folder)?));
-    let store = deadline::in_time(options.store_timeout, &args.store.location, "its folder", open)?;
+    let opened = place.open(&args.store.location, options.store_timeout)?;
+    let store = opened.store();
     let location = store.location().to_owned();
+    let path = place.directory().map(Path::to_owned);
     let cache_dir = CacheDir::location();
     if options.disk_cache_bytes_max > 0 && cache_dir.is_none() {
         return Err(no_cache_dir().into());
     }
-    if let Some(cache_dir) = &cache_dir {
-        cache::refuse_inside_store(cache_dir, &path)?;
+    let mut keep_away = Vec::new();
+    if let Some(path) = &path {
+        if let Some(cache_dir) = &cache_dir {
+            cache::refuse_inside_store(cache_dir, path)?;
+        }
+        keep_away.extend([("store", Path::new(&location)), ("store", path)]);
     }
-    let mut keep_away = vec![("store", Path::new(&location)), ("store", &path)];
     keep_away.extend(cache_dir.as_deref().map(|dir| ("cache", dir)));
     // Before the store is scanned, which may take a while.
     let mountpoint = mountpoint::check(&args.mountpoint, &keep_away, options.nonempty)?;
@@ -170,7 +173,7 @@ fn serve(args: &MountArgs, options: &MountOptions, child: Option<Child>) -> Resu
     let catalog = Catalog::open(
         match &timed {
             Some(timed) => timed.clone(),
-            None => store.clone() as Arc<dyn Store>,
+            None => store.clone(),
         },
         CatalogOptions {
             cache_bytes_max: options.cache_bytes_max,
@@ -179,10 +182,12 @@ fn serve(args: &MountArgs, options: &MountOptions, child: Option<Child>) -> Resu
             disk_cache,
             ..CatalogOptions::default()
         },
-    )?;
-    if let Some(timed) = &timed {
-        // The process has to have one thread until it is restricted, and nothing below asks the store before that.
-        timed.disarm()?;
+    )
+    .map_err(|error| place.advise(error.into()))?;
+    // The process has to have one thread until it is restricted, and nothing below asks the store before that.
+    match &timed {
+        Some(timed) => timed.disarm()?,
+        None => store.rest()?,
     }
     note(&store_note(&catalog.snapshot())?);
     let owner = OwnerOverride { uid: options.uid, gid: options.gid };
@@ -198,7 +203,9 @@ fn serve(args: &MountArgs, options: &MountOptions, child: Option<Child>) -> Resu
         }
         tree = tree.hydrated(Hydrated::new(images, passthrough));
     }
-    let needs = options.sandbox.then(|| needs(&store, cache_dir.as_deref(), stack_depth > 0)).transpose()?;
+    let of_store = || of_store(place, &opened);
+    let needs = options.sandbox.then(of_store).transpose()?;
+    let needs = needs.map(|needs| with_cache(needs, cache_dir.as_deref(), stack_depth > 0)).transpose()?;
     if let Some(timed) = &timed {
         timed.arm();
     }
@@ -218,14 +225,38 @@ fn serve(args: &MountArgs, options: &MountOptions, child: Option<Child>) -> Resu
     Ok(ended?)
 }
 
-/// What serving a store takes: its files, what is kept of them, and to read what belongs to others.
-fn needs(store: &PosixStore, cache_dir: Option<&Path>, passthrough: bool) -> Result<Needs, Error> {
-    let failed = |error: io::Error| {
-        Error::caused_by(ErrorKind::Target, "cannot prepare to give up what the daemon does not need", error)
-    };
+/// What reading a store takes: its files, and to read what belongs to others; or a network, and the files that renew credentials.
+fn of_store(place: &Place, opened: &Opened) -> Result<Needs, Error> {
     let mut needs = Needs::default();
-    needs.read(store.root()).map_err(failed)?;
-    needs.capability(CapabilitySet::DAC_READ_SEARCH);
+    match opened {
+        Opened::Directory(store) => {
+            needs.read(store.root()).map_err(unprepared)?;
+            needs.capability(CapabilitySet::DAC_READ_SEARCH);
+        }
+        #[cfg(feature = "remote")]
+        Opened::Remote(_) => {
+            needs.network();
+            let files = place.remote_settings().map(|settings| settings.read_again(&environment));
+            for file in files.unwrap_or_default() {
+                // Of the places where credentials may be, most are not there.
+                if needs.read_at(&file).is_ok() {
+                    needs.capability(CapabilitySet::DAC_READ_SEARCH);
+                }
+            }
+        }
+    }
+    #[cfg(not(feature = "remote"))]
+    let _ = place;
+    Ok(needs)
+}
+
+fn unprepared(error: io::Error) -> Error {
+    Error::caused_by(ErrorKind::Target, "cannot prepare to give up what the daemon does not need", error)
+}
+
+/// The same with what is kept of the store.
+fn with_cache(mut needs: Needs, cache_dir: Option<&Path>, passthrough: bool) -> Result<Needs, Error> {
+    let failed = unprepared;
     if passthrough {
         needs.capability(CapabilitySet::SYS_ADMIN);
     }

@@ -2,9 +2,10 @@
 //!
 //! Problem: backups lie in a directory, on a share that may not be mounted, or where a `cinder.conf` says, and a user gives one word for
 //! any of them. Idea: what exists is what it is, a directory or a configuration file; what does not exist and looks like a URL or a
-//! share is one. All of them end in a directory.
+//! share is one. All of them end in a directory or in a bucket behind HTTP.
 //!
-//! Invariants: an existing path is never taken for anything else; what a cinder.conf sets and we do not follow is told.
+//! Invariants: an existing path is never taken for anything else; what a cinder.conf sets and we do not follow is told; no server is asked
+//! for anything before the store is [opened](Place::open) and used.
 
 use std::cell::RefCell;
 use std::ffi::{OsStr, OsString};
@@ -12,6 +13,7 @@ use std::fs;
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::exit::{Failure, note};
@@ -19,17 +21,50 @@ use super::render;
 use crate::cinder_conf::{BackupConf, CinderConf, Driver};
 use crate::codec::Codec;
 use crate::error::{Error, ErrorKind};
+use crate::store::posix::PosixStore;
+#[cfg(feature = "remote")]
+use crate::store::remote::settings::{Settings, environment};
+#[cfg(feature = "remote")]
+use crate::store::remote::words::Word;
 use crate::store::share::{Attached, Share, ShareKind};
+use crate::store::{Store, deadline};
 use crate::types::ObjectName;
 
 /// A store's place, found.
 #[derive(Debug)]
 pub(super) struct Place {
-    path: PathBuf,
+    at: At,
     conf: Option<BackupConf>,
     /// Keeps the share mounted.
     #[cfg_attr(not(feature = "fuse"), expect(dead_code, reason = "held, and handed over by mounts only"))]
     share: RefCell<Option<Attached>>,
+}
+
+#[derive(Debug)]
+enum At {
+    Directory(PathBuf),
+    #[cfg(feature = "remote")]
+    Remote(Settings),
+}
+
+/// A store, opened.
+pub(super) enum Opened {
+    /// In a directory; its own type tells the mount which folder that is.
+    Directory(Arc<PosixStore>),
+    /// Behind HTTP.
+    #[cfg(feature = "remote")]
+    Remote(Arc<dyn Store>),
+}
+
+impl Opened {
+    /// The store, of whichever kind.
+    pub(super) fn store(&self) -> Arc<dyn Store> {
+        match self {
+            Self::Directory(store) => store.clone(),
+            #[cfg(feature = "remote")]
+            Self::Remote(store) => store.clone(),
+        }
+    }
 }
 
 /// How a new backup is written unless the call says otherwise: as the cinder.conf says, else as suits us.
@@ -55,12 +90,72 @@ impl Place {
         if let Some(share) = share_of(word)? {
             return Self::shared(&share, None, within);
         }
-        Ok(Self { path: existing_directory(directory_of(word)?)?, conf: None, share: RefCell::default() })
+        if let Some(at) = remote_of(word)? {
+            return Ok(Self { at, conf: None, share: RefCell::default() });
+        }
+        let at = At::Directory(existing_directory(directory_of(word)?)?);
+        Ok(Self { at, conf: None, share: RefCell::default() })
     }
 
-    /// The directory.
-    pub(super) fn path(&self) -> &Path {
-        &self.path
+    /// The directory; `None` for a store behind HTTP.
+    pub(super) fn directory(&self) -> Option<&Path> {
+        match &self.at {
+            At::Directory(path) => Some(path),
+            #[cfg(feature = "remote")]
+            At::Remote(_) => None,
+        }
+    }
+
+    /// How a store behind HTTP is reached; `None` for a directory. Who writes there opens it by this.
+    #[cfg(feature = "remote")]
+    #[cfg_attr(not(feature = "fuse"), expect(dead_code, reason = "asked by mounts so far"))]
+    pub(super) fn remote_settings(&self) -> Option<&Settings> {
+        match &self.at {
+            At::Directory(_) => None,
+            At::Remote(settings) => Some(settings),
+        }
+    }
+
+    /// Opens the store that `word` names. Fails when it does not answer in that time; one behind HTTP is not asked yet, and keeps to that time later.
+    pub(super) fn open(&self, word: &OsStr, timeout: Option<Duration>) -> Result<Opened, Failure> {
+        match &self.at {
+            At::Directory(path) => {
+                let path = path.clone();
+                let open = move || Ok::<_, Failure>(Arc::new(PosixStore::open(&path)?));
+                Ok(Opened::Directory(deadline::in_time(timeout, word, "its folder", open)?))
+            }
+            #[cfg(feature = "remote")]
+            At::Remote(settings) => {
+                let settings = settings.clone().with_deadline(timeout.unwrap_or(FOR_EVER));
+                Ok(Opened::Remote(settings.open()?))
+            }
+        }
+    }
+
+    /// Adds to why the store could not be read what to do about it.
+    pub(super) fn advise(&self, failure: Failure) -> Failure {
+        #[cfg(feature = "remote")]
+        if let At::Remote(settings) = &self.at {
+            let (credentials, name) = match (settings, self.conf.is_some()) {
+                (_, true) => ("the credentials in the cinder.conf", "its bucket or container"),
+                (Settings::Swift(_), _) => (
+                    "OS_CLOUD, or OS_AUTH_URL, OS_USERNAME, OS_PASSWORD and OS_PROJECT_NAME",
+                    "the container",
+                ),
+                (Settings::S3(_), _) => {
+                    ("AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION", "the bucket")
+                }
+                (Settings::Gcs(_), _) => ("GOOGLE_APPLICATION_CREDENTIALS", "the bucket"),
+            };
+            return match failure.kind() {
+                ErrorKind::AccessDenied => failure.hint(format!("check {credentials}")),
+                ErrorKind::StoreNotFound => {
+                    failure.hint(format!("check the name of {name}, and the endpoint"))
+                }
+                _ => failure,
+            };
+        }
+        failure
     }
 
     /// How a new backup is written here unless the call says otherwise.
@@ -113,26 +208,57 @@ impl Place {
                 let path = existing_directory(path.clone()).map_err(|failure| {
                     failure.hint(format!("{} names it as backup_posix_path", word.display()))
                 })?;
-                Ok(Self { path, conf: Some(conf), share: RefCell::default() })
+                Ok(Self { at: At::Directory(path), conf: Some(conf), share: RefCell::default() })
             }
             Driver::Nfs(wanted) => Self::shared(&share(ShareKind::Nfs, wanted)?, Some(conf), within),
             Driver::Glusterfs(wanted) => {
                 Self::shared(&share(ShareKind::Glusterfs, wanted)?, Some(conf), within)
             }
-            driver @ (Driver::Swift(_) | Driver::S3(_) | Driver::Gcs(_)) => Err(not_yet(driver.name())),
+            #[cfg(not(feature = "remote"))]
+            driver @ (Driver::Swift(_) | Driver::S3(_) | Driver::Gcs(_)) => Err(without(driver.name())),
+            #[cfg(feature = "remote")]
+            Driver::Swift(_) | Driver::S3(_) | Driver::Gcs(_) => {
+                let settings = Settings::from_conf(&conf, &environment);
+                let settings =
+                    settings.unwrap_or_else(|| Err(Error::new(ErrorKind::Usage, "it names no bucket")));
+                let settings = settings.map_err(|error| error.context(word.display().to_string()))?;
+                Ok(Self { at: At::Remote(settings), conf: Some(conf), share: RefCell::default() })
+            }
         }
     }
 
     fn shared(share: &Share, conf: Option<BackupConf>, within: Option<Duration>) -> Result<Self, Failure> {
         // What hangs is ended, and told, before the caller gives up.
         let attached = share.attach(within.map(|within| within * 9 / 10))?;
-        Ok(Self { path: attached.path().to_owned(), conf, share: RefCell::new(Some(attached)) })
+        let at = At::Directory(attached.path().to_owned());
+        Ok(Self { at, conf, share: RefCell::new(Some(attached)) })
     }
 }
 
-fn not_yet(kind: &str) -> Failure {
-    Failure::new(ErrorKind::Usage, format!("{kind}: stores are not supported yet"))
-        .hint("copy or mount the bucket, then give its directory; object names with slashes are fine")
+/// How long a store behind HTTP is tried where nothing limits it.
+#[cfg(feature = "remote")]
+const FOR_EVER: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// The store behind HTTP that a word names.
+#[cfg(feature = "remote")]
+fn remote_of(word: &OsStr) -> Result<Option<At>, Failure> {
+    let parsed = word.to_str().filter(|_| fs::symlink_metadata(word).is_err()).and_then(Word::parse);
+    let Some(parsed) = parsed else { return Ok(None) };
+    Ok(Some(At::Remote(parsed?.settings(&environment)?)))
+}
+
+#[cfg(not(feature = "remote"))]
+fn remote_of(word: &OsStr) -> Result<Option<At>, Failure> {
+    match scheme_of(word.as_bytes()) {
+        Some((scheme @ ("swift" | "s3" | "gs"), _)) => Err(without(scheme)),
+        _ => Ok(None),
+    }
+}
+
+#[cfg(not(feature = "remote"))]
+fn without(kind: &str) -> Failure {
+    Failure::new(ErrorKind::Usage, format!("{kind}: this cinderfs was built without object stores"))
+        .hint("build it with the feature `remote`, which is on by default")
 }
 
 #[cfg(feature = "fuse")]
@@ -141,6 +267,14 @@ pub(super) fn absolute_word(word: &OsStr) -> OsString {
     if let Some(files) = configuration_files(word) {
         let files: Vec<OsString> = files.iter().map(|file| absolute(file)).collect();
         return files.join(OsStr::new(","));
+    }
+    #[cfg(feature = "remote")]
+    if word
+        .to_str()
+        .filter(|_| fs::symlink_metadata(word).is_err())
+        .is_some_and(|word| Word::parse(word).is_some())
+    {
+        return word.to_owned();
     }
     match share_of(word) {
         Ok(Some(_)) => word.to_owned(),
@@ -207,10 +341,10 @@ fn existing_directory(path: PathBuf) -> Result<PathBuf, Failure> {
 /// The path of a STORE word: itself, or that of its file:// URL.
 fn directory_of(word: &OsStr) -> Result<PathBuf, Failure> {
     let Some((scheme, rest)) = scheme_of(word.as_bytes()) else { return Ok(word.into()) };
-    if scheme != "file" {
-        return Err(not_yet(scheme));
-    }
     let usage = |why: &str| Failure::new(ErrorKind::Usage, format!("{word:?} {why}"));
+    if scheme != "file" {
+        return Err(usage("is no store; expected a directory, HOST:/PATH, s3://, swift: or gs://"));
+    }
     let path = rest.strip_prefix(b"//").ok_or_else(|| usage("is no file URL; expected file:///path"))?;
     let path = path.strip_prefix(b"localhost").filter(|path| path.starts_with(b"/")).unwrap_or(path);
     if !path.starts_with(b"/") {

@@ -73,7 +73,7 @@ const COLUMNS: [&str; 6] = ["Backup", "File", "Outcome", "Copied Blocks", "Lost 
 /// Runs `repair`. `quiet` takes away the summary.
 pub(crate) fn run(args: &RepairArgs, quiet: bool) -> Result<Outcome, Failure> {
     let chosen = args.output.choose(&COLUMNS)?;
-    let path = args.store.path()?;
+    let path = args.store.directory_to_write()?;
     let catalog = args.store.catalog_to_write()?;
     let _watch = Watch::start(&path, args.store.timeout());
     let snapshot = catalog.snapshot();

@@ -107,11 +107,14 @@ fn subset(word: &str) -> Result<Subset, String> {
 /// Runs `verify`. `quiet` takes away the bar.
 pub(crate) fn run(args: &VerifyArgs, quiet: bool) -> Result<Outcome, Failure> {
     let columns = args.output.choose(&document::COLUMNS)?;
-    let path = args.store.path()?;
+    let root = args.store.directory()?;
     let catalog = args.store.catalog_to_read()?;
     let signals = Signals::watch()?;
     let chosen = choose(args, &catalog)?;
-    let stamps = stamps(&path);
+    let stamps = match &root {
+        Some(root) => stamps(root),
+        None => stamps(Path::new(catalog.store().location())),
+    };
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let options = VerifyOptions {
         threads: threads(args.threads),
@@ -120,7 +123,7 @@ pub(crate) fn run(args: &VerifyArgs, quiet: bool) -> Result<Outcome, Failure> {
         fresh_since: args.stale_after.map(|age| now.saturating_sub(age).as_secs()),
         until: args.max_duration.and_then(|time| Instant::now().checked_add(time)),
         stamps: stamps.as_ref(),
-        root: Some(&path),
+        root: root.as_deref(),
         seed: u64::from(now.subsec_nanos()) ^ now.as_secs(),
     };
     let reporter = Reporter::new(args.progress, quiet, 0);

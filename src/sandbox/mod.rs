@@ -5,8 +5,8 @@
 //! needing, and gives the rest back to the kernel for good:
 //!
 //! ```text
-//!   landlock       files: some to be read, some to be written, nothing else opened; no mounts; no TCP
-//!   seccomp        no programs, no sockets, no tracing, no mounts, no namespaces, no parts of the kernel that nobody here uses
+//!   landlock       files: some to be read, some to be written, nothing else opened; no mounts; no TCP unless told
+//!   seccomp        no programs, no sockets (of IP to connect with, if told), no tracing, no mounts, no namespaces, no parts of the kernel that nobody here uses
 //!   capabilities   those told, of those there were; none to be had again
 //!   no_new_privs   no program started later could have more rights
 //!   core dumps     none, and no tracing by other processes of the same user: memory holds bytes of volumes
@@ -40,6 +40,7 @@ pub struct Needs {
     write: Vec<OwnedFd>,
     devices: Vec<OwnedFd>,
     capabilities: CapabilitySet,
+    has_network: bool,
 }
 
 impl Default for Needs {
@@ -49,9 +50,21 @@ impl Default for Needs {
             write: Vec::new(),
             devices: Vec::new(),
             capabilities: CapabilitySet::empty(),
+            has_network: false,
         }
     }
 }
+
+/// What looking up a host's name reads. Where such a file is a link, its folder is what counts: there it is replaced, and a rule goes
+/// with the file.
+const NAMES: &[&str] = &[
+    "/etc/resolv.conf",
+    "/etc/hosts",
+    "/etc/nsswitch.conf",
+    "/etc/host.conf",
+    "/etc/gai.conf",
+    "/etc/services",
+];
 
 impl Needs {
     /// Files in this folder and below will be read.
@@ -78,6 +91,18 @@ impl Needs {
         Ok(())
     }
 
+    /// Connections will be made over IP, to hosts by their names. Those that are there are used in any case.
+    pub fn network(&mut self) {
+        self.has_network = true;
+        for name in NAMES {
+            let file = Path::new(name);
+            let folder = std::fs::canonicalize(file).ok().filter(|real| real.parent() != file.parent());
+            let place = folder.as_deref().and_then(Path::parent).unwrap_or(file);
+            // What is not there is not read.
+            let _ = self.read_at(place);
+        }
+    }
+
     /// These capabilities will be used, as far as the process has them.
     pub fn capability(&mut self, capability: CapabilitySet) {
         self.capabilities |= capability;
@@ -89,12 +114,12 @@ impl Needs {
         report.note("one thread", one_thread());
         rustix::process::umask(Mode::RWXG | Mode::RWXO);
         report.note("no core dumps", no_core_dumps());
-        report.note("landlock", landlock::restrict(&self.read, &self.write, &self.devices));
+        report.note("landlock", landlock::restrict(&self));
         let no_new_privs = rustix::thread::set_no_new_privs(true);
         report.note("no_new_privs", no_new_privs.map(|()| String::new()).map_err(|errno| errno.to_string()));
         report.note("capabilities", keep(self.capabilities));
         // Last: what is above uses calls that it refuses.
-        report.note("seccomp", seccomp::restrict());
+        report.note("seccomp", seccomp::restrict(self.has_network));
         report
     }
 }

@@ -22,9 +22,7 @@ const REFUSED: &[c_long] = &[
     libc::SYS_execve,
     libc::SYS_execveat,
     // Sockets: what speaks to the log is open.
-    libc::SYS_socket,
     libc::SYS_socketpair,
-    libc::SYS_connect,
     libc::SYS_bind,
     libc::SYS_listen,
     libc::SYS_accept,
@@ -101,6 +99,9 @@ const REFUSED: &[c_long] = &[
     libc::SYS_uselib,
 ];
 
+/// Refused as well where there is no network.
+const OF_NETWORK: &[c_long] = &[libc::SYS_socket, libc::SYS_connect];
+
 /// The same calls have second numbers for programs with 32-bit pointers, and some have a third.
 #[cfg(target_arch = "x86_64")]
 const X32: c_long = 0x4000_0000;
@@ -108,13 +109,13 @@ const X32: c_long = 0x4000_0000;
 const X32_ONLY: std::ops::RangeInclusive<c_long> = 512..=547;
 
 /// Refuses the calls above from here on, in all threads.
-pub(super) fn restrict() -> Result<String, String> {
+pub(super) fn restrict(has_network: bool) -> Result<String, String> {
     let arch: TargetArch = std::env::consts::ARCH
         .try_into()
         .map_err(|_| format!("the filter is not made for {}", std::env::consts::ARCH))?;
     let make = || -> Result<[BpfProgram; 2], seccompiler::BackendError> {
         Ok([
-            filter(refused()?, libc::EPERM, arch)?,
+            filter(refused(has_network)?, libc::EPERM, arch)?,
             // Its flags lie in memory, where no filter can look; the C library then uses `clone`.
             filter(BTreeMap::from([(libc::SYS_clone3, Vec::new())]), libc::ENOSYS, arch)?,
         ])
@@ -128,7 +129,10 @@ pub(super) fn restrict() -> Result<String, String> {
             error => error.to_string(),
         })?;
     }
-    Ok(format!("{} calls", REFUSED.len()))
+    Ok(match has_network {
+        true => format!("{} calls, sockets other than of IP", REFUSED.len()),
+        false => format!("{} calls", REFUSED.len() + OF_NETWORK.len()),
+    })
 }
 
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
@@ -142,12 +146,21 @@ fn filter(
     SeccompFilter::new(rules, SeccompAction::Allow, action, arch)?.try_into()
 }
 
-fn refused() -> Result<Rules, seccompiler::BackendError> {
+fn refused(has_network: bool) -> Result<Rules, seccompiler::BackendError> {
     let mut rules: Rules = REFUSED.iter().map(|&call| (call, Vec::new())).collect();
+    if has_network {
+        // Kinds of sockets that IP knows; each further one is a part of the kernel, and those of this machine lead to its services.
+        let [v4, v6] = [libc::AF_INET, libc::AF_INET6].map(|family| u64::from(family.unsigned_abs()));
+        let other =
+            SeccompRule::new(vec![condition(0, SeccompCmpOp::Ne, v4)?, condition(0, SeccompCmpOp::Ne, v6)?])?;
+        rules.insert(libc::SYS_socket, vec![other]);
+    } else {
+        rules.extend(OF_NETWORK.iter().map(|&call| (call, Vec::new())));
+    }
     #[cfg(target_arch = "x86_64")]
     {
         let tested = [libc::SYS_clone, libc::SYS_clone3];
-        let calls = REFUSED.iter().copied().chain(tested).chain(X32_ONLY);
+        let calls = REFUSED.iter().chain(OF_NETWORK).copied().chain(tested).chain(X32_ONLY);
         rules.extend(calls.map(|call| (call | X32, Vec::new())));
     }
     // A new process, or a thread in other namespaces.
@@ -167,6 +180,13 @@ fn refused() -> Result<Rules, seccompiler::BackendError> {
 
 /// Matches a call whose argument number `index` compares so.
 fn rule(index: u8, operator: SeccompCmpOp, value: u64) -> Result<SeccompRule, seccompiler::BackendError> {
-    let condition = SeccompCondition::new(index, SeccompCmpArgLen::Dword, operator, value)?;
-    SeccompRule::new(vec![condition])
+    SeccompRule::new(vec![condition(index, operator, value)?])
+}
+
+fn condition(
+    index: u8,
+    operator: SeccompCmpOp,
+    value: u64,
+) -> Result<SeccompCondition, seccompiler::BackendError> {
+    SeccompCondition::new(index, SeccompCmpArgLen::Dword, operator, value)
 }

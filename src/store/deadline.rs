@@ -15,6 +15,9 @@
 //! - an [expendable] thread reads by itself, and is left in the call by whoever gave it its work;
 //! - opening and listing always take the way, because what lies in a folder may be anybody's mount.
 //!
+//! A store that [has deadlines](Store::has_deadlines) of its own is the one to say whether it answers: a call that it gave up tells nothing but
+//! that. Its listing takes as long as pages come, and ends early only when the command is cancelled.
+//!
 //! What expendable threads have under way is [looked at](DeadlineStore::look) now and then. One that hangs while the store opens others fails
 //! the reads of its object only; else the store has stalled.
 //!
@@ -60,7 +63,7 @@ pub struct DeadlineStore {
 impl DeadlineStore {
     /// Gives each call to `inner` this much time, from [`arm`](Self::arm) on.
     pub fn new(inner: Arc<dyn Store>, timeout: Duration) -> Self {
-        let calls = Arc::new(Calls::new(inner.location(), timeout));
+        let calls = Arc::new(Calls::new(&inner, timeout));
         Self { inner, calls }
     }
 
@@ -73,7 +76,7 @@ impl DeadlineStore {
     /// The same, whose calls end early with [`ErrorKind::Interrupted`] once `is_cancelled` says so.
     #[must_use]
     pub fn cancelled_by(inner: Arc<dyn Store>, timeout: Duration, is_cancelled: fn() -> bool) -> Self {
-        let calls = Arc::new(Calls::cancelled_by(inner.location(), timeout, is_cancelled));
+        let calls = Arc::new(Calls::cancelled_by(&inner, timeout, is_cancelled));
         Self { inner, calls }
     }
 
@@ -84,7 +87,8 @@ impl DeadlineStore {
 
     /// Ends the threads, which must be idle, and goes back to before [`arm`](Self::arm). An error when one is stuck.
     pub fn disarm(&self) -> Result<()> {
-        self.calls.disarm()
+        self.calls.disarm()?;
+        self.inner.rest()
     }
 
     /// Looks at what is under way; to be called each [`LOOK_EVERY`] where expendable threads read.
@@ -155,7 +159,10 @@ impl Store for DeadlineStore {
 
     fn list(&self, suffix: &str) -> Result<Listing> {
         let (inner, suffix) = (self.inner.clone(), suffix.to_owned());
-        self.calls.run(&"the list of its objects", move || inner.list(&suffix))
+        let list = move || inner.list(&suffix);
+        // Pages come one after the other for as long as it takes, and such a store notices when none does.
+        let patience = if self.inner.has_deadlines() { None } else { Some(self.timeout()) };
+        self.calls.run_within(patience, &"the list of its objects", list)
     }
 
     fn open(&self, name: &ObjectName) -> Result<Arc<dyn ObjectSource>> {
@@ -176,7 +183,7 @@ impl Store for DeadlineStore {
         }
         let (inner, wanted) = (self.inner.clone(), name.clone());
         let ask = move || inner.version_of(&wanted);
-        self.calls.run_within(SLOW, &format_args!("object {name:?}"), ask)
+        self.calls.run_within(Some(SLOW), &format_args!("object {name:?}"), ask)
     }
 
     fn is_answering(&self) -> bool {

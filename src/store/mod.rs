@@ -48,6 +48,16 @@ pub trait Store: Send + Sync {
     fn is_answering(&self) -> bool {
         true
     }
+
+    /// Whether a call ends by itself when nothing comes for too long, however long it takes while something comes.
+    fn has_deadlines(&self) -> bool {
+        false
+    }
+
+    /// Ends threads of its own, which have to be idle; the next call starts them again.
+    fn rest(&self) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// What [`Store::list`] found.

@@ -57,6 +57,12 @@ impl Setup {
         self
     }
 
+    /// Other variables.
+    pub(crate) fn environment(mut self, words: &[(String, String)]) -> Self {
+        self.env.extend(words.iter().map(|(name, value)| (name.clone(), value.into())));
+        self
+    }
+
     /// What `CINDERFS_CACHE_DIR` says.
     pub(crate) fn cache_dir(mut self, path: &Path) -> Self {
         self.cache_dir = Some(path.to_owned());

@@ -1,6 +1,7 @@
 //! Real servers for stores behind HTTP, as `scripts/services` starts them, and curl as the means to change what they hold.
 
 use std::io::Write as _;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -127,6 +128,32 @@ impl Bucket {
             *token = (access(self.kind).0, Instant::now());
         }
         curl(&[&token.0[..], &hash, &words(arguments)].concat(), body)
+    }
+
+    /// Everything below a folder, by its path from there.
+    pub(crate) fn upload(&self, folder: &Path, below: &str) {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let entry = entry.unwrap();
+            let object = format!("{below}{}", entry.file_name().to_str().unwrap());
+            if entry.file_type().unwrap().is_dir() {
+                self.upload(&entry.path(), &format!("{object}/"));
+            } else {
+                self.put_at(&object, &std::fs::read(entry.path()).unwrap());
+            }
+        }
+    }
+
+    /// What a command is called with, and its environment.
+    pub(crate) fn word(&self) -> (String, Vec<(String, String)>) {
+        let word = match self.kind {
+            Kind::S3 => format!("s3://{}?endpoint={}", self.name, told(self.kind, "S3_ENDPOINT")),
+            Kind::Gcs => format!("gs://{}", self.name),
+            Kind::Swift | Kind::Keystone => format!("swift:{}", self.name),
+        };
+        let start = format!("TEST_{}_", format!("{:?}", self.kind).to_uppercase());
+        let told =
+            std::env::vars().filter_map(|(name, value)| Some((name.strip_prefix(&start)?.to_owned(), value)));
+        (word, told.collect())
     }
 
     /// Puts an object in with headers that curl 7.88 cannot sign.

@@ -343,7 +343,7 @@ impl Tree {
         let view = Arc::new(View::new(snapshot, Some(&last)));
         *lock(&self.view) = Arc::clone(&view);
         if !Arc::ptr_eq(&last.namespace, &view.namespace) {
-            let (inodes, handles) = (lock(&self.inodes).count(), lock(&self.handles).len());
+            let (inodes, handles) = (lock(&self.inodes).count(), self.handles.count());
             tracing::debug!(inodes, handles, "the tree has changed");
         }
         view

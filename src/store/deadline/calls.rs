@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use super::under_way::UnderWay;
 use super::{LOOK_EVERY, Look, SLOW};
 use crate::error::{Error, ErrorKind, Result};
+use crate::store::Store;
 use crate::waiting::Waiting;
 
 /// Threads for calls, at most: what a busy mount has under way, and as many that are stuck.
@@ -43,6 +44,8 @@ pub(super) struct Calls {
     is_armed: AtomicBool,
     /// Whether the command that asks is to end.
     is_cancelled: Option<fn() -> bool>,
+    /// The store itself, where it is the one to say whether it answers.
+    judge: Option<Arc<dyn Store>>,
     /// Counts the looks.
     tick: AtomicU32,
     /// Whether [`State::stall`] is there.
@@ -84,12 +87,13 @@ enum Progress {
 }
 
 impl Calls {
-    pub(super) fn new(location: &str, timeout: Duration) -> Self {
+    pub(super) fn new(store: &Arc<dyn Store>, timeout: Duration) -> Self {
         Self {
-            location: location.into(),
+            location: store.location().into(),
             timeout,
             is_armed: AtomicBool::new(false),
             is_cancelled: None,
+            judge: store.has_deadlines().then(|| store.clone()),
             tick: AtomicU32::new(0),
             is_stalled: AtomicBool::new(false),
             reads: UnderWay::default(),
@@ -101,8 +105,12 @@ impl Calls {
     }
 
     /// The same, whose calls end early once `is_cancelled` says so.
-    pub(super) fn cancelled_by(location: &str, timeout: Duration, is_cancelled: fn() -> bool) -> Self {
-        Self { is_cancelled: Some(is_cancelled), ..Self::new(location, timeout) }
+    pub(super) fn cancelled_by(
+        store: &Arc<dyn Store>,
+        timeout: Duration,
+        is_cancelled: fn() -> bool,
+    ) -> Self {
+        Self { is_cancelled: Some(is_cancelled), ..Self::new(store, timeout) }
     }
 
     pub(super) fn timeout(&self) -> Duration {
@@ -159,6 +167,25 @@ impl Calls {
         !self.is_stalled() && self.asks.oldest(self.tick()) * LOOK_EVERY < SLOW
     }
 
+    /// Whether the store ends calls by itself.
+    pub(super) fn has_judge(&self) -> bool {
+        self.judge.is_some()
+    }
+
+    /// Whether a call that has returned was answered.
+    fn has_answered(&self) -> bool {
+        self.judge.as_ref().is_none_or(|store| store.is_answering())
+    }
+
+    /// A call of an expendable thread has returned.
+    pub(super) fn returned_here(&self) {
+        if !self.has_answered() {
+            self.stall(self.timeout);
+        } else if self.is_stalled() {
+            self.end_stall(&mut self.lock());
+        }
+    }
+
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -169,13 +196,13 @@ impl Calls {
         what: &dyn Display,
         call: impl FnOnce() -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        self.run_within(self.timeout, what, call)
+        self.run_within(Some(self.timeout), what, call)
     }
 
-    /// As [`run`](Self::run), with less patience.
+    /// As [`run`](Self::run), with other patience; with none told, as long as it takes, which then is not what the store is judged by.
     pub(super) fn run_within<T: Send + 'static>(
         self: &Arc<Self>,
-        patience: Duration,
+        patience: Option<Duration>,
         what: &dyn Display,
         call: impl FnOnce() -> Result<T> + Send + 'static,
     ) -> Result<T> {
@@ -185,13 +212,16 @@ impl Calls {
         }
         let begun = Instant::now();
         let (thread, granted) = self.admit(what, begun)?;
-        let patience = patience.min(granted);
+        // A probe has less time than the store is given for an answer.
+        let is_probe = granted < self.timeout;
+        let is_judged = patience.is_some() || is_probe;
+        let patience = if is_judged { patience.unwrap_or(granted).min(granted) } else { Duration::MAX };
         let (sender, answer) = mpsc::sync_channel(1);
         let progress = Arc::new(Mutex::new(Progress::Running));
         let job = {
             let (calls, progress, thread) = (self.clone(), progress.clone(), thread.clone());
             Box::new(move || {
-                let under_way = calls.asks.begin(calls.tick());
+                let under_way = is_judged.then(|| calls.asks.begin(calls.tick())).flatten();
                 let outcome = catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|_| {
                     Err(Error::new(ErrorKind::StoreIo, "a bug stopped this call of the store"))
                 });
@@ -229,13 +259,19 @@ impl Calls {
 
     /// Notes that the store does not answer, since `waited` ago.
     fn stall(&self, waited: Duration) {
-        let mut state = self.lock();
+        self.begin_stall(&mut self.lock(), waited);
+    }
+
+    fn begin_stall(&self, state: &mut State, waited: Duration) {
         if state.stall.is_none() {
             let seconds = waited.as_secs();
-            tracing::warn!(
-                "the store {:?} did not answer within {seconds} s; it is asked again now and then",
-                self.location
-            );
+            // A command tells why it fails.
+            if self.is_cancelled.is_none() {
+                tracing::warn!(
+                    "the store {:?} did not answer within {seconds} s; it is asked again now and then",
+                    self.location
+                );
+            }
             let now = Instant::now();
             state.stall = Some(Stall { since: now.checked_sub(waited).unwrap_or(now), tried: None });
             self.is_stalled.store(true, Ordering::Relaxed);
@@ -243,10 +279,6 @@ impl Calls {
     }
 
     /// Notes that it does.
-    pub(super) fn answers(&self) {
-        self.end_stall(&mut self.lock());
-    }
-
     fn end_stall(&self, state: &mut State) {
         if let Some(stall) = state.stall.take() {
             self.is_stalled.store(false, Ordering::Relaxed);
@@ -301,7 +333,11 @@ impl Calls {
         if before == Progress::GivenUp {
             state.stuck -= 1;
         }
-        self.end_stall(&mut state);
+        if self.has_answered() {
+            self.end_stall(&mut state);
+        } else {
+            self.begin_stall(&mut state, self.timeout);
+        }
         self.rests(&mut state, thread);
         drop(state);
         self.idle.notify_one();

@@ -57,9 +57,7 @@ impl DeadlineObject {
             self.began.store(0, Ordering::Relaxed);
         }
         drop(under_way);
-        if calls.is_stalled() {
-            calls.answers();
-        }
+        calls.returned_here();
         Ok(outcome)
     }
 
@@ -92,7 +90,10 @@ impl ObjectSource for DeadlineObject {
     }
 
     fn will_need(&self, offset: u64, len: u64) {
-        // Only advice: nobody is sent for it.
+        // Only advice: nobody is sent for it. What has deadlines takes it at once.
+        if let (Some(source), true) = (&self.source, self.calls.has_judge()) {
+            return source.will_need(offset, len);
+        }
         let _ = self.here(|source| {
             source.will_need(offset, len);
             Ok(())

@@ -3,10 +3,14 @@
 //! Problem: the rest of the program is threads that wait, HTTP is tasks; and a network fails in ways that pass. Idea: a runtime of two threads
 //! beneath each store, and one loop that every request goes through.
 //!
+//! Threads start with the first request and not before, and can be [ended](Engine::rest) in between: a process that is about to give up
+//! rights has to have one thread. What runs on them ends with them, and connections are made anew.
+//!
 //! Invariants: at most [`Limits::connections`] requests are under way; nobody waits longer than [`Limits::deadline`] without a byte.
 
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
@@ -24,6 +28,12 @@ const LOOKUP_THREADS_MAX: usize = 4;
 
 /// Pause before the second try; each further one is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long threads may take to end: one may be looking up a name.
+const REST_WAIT_MAX: Duration = Duration::from_secs(10);
+
+/// How long a server is tried again that has never answered: its name or the endpoint is most likely wrong, and somebody waits.
+const FIRST_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Longest pause.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
@@ -45,8 +55,7 @@ impl Default for Limits {
 
 /// The runtime of one store.
 pub(super) struct Engine {
-    /// Taken when it is dropped.
-    runtime: Option<Runtime>,
+    runtime: Mutex<Option<Arc<Runtime>>>,
     tries: Tries,
 }
 
@@ -55,11 +64,31 @@ pub(super) struct Engine {
 pub(super) struct Tries {
     permits: Arc<Semaphore>,
     limits: Limits,
+    /// The last request that came to an end was given up.
+    is_silent: Arc<AtomicBool>,
+    /// There was an answer, ever.
+    is_known: Arc<AtomicBool>,
 }
 
 impl Engine {
-    pub(super) fn new(limits: Limits) -> Result<Self> {
-        let runtime = Builder::new_multi_thread()
+    pub(super) fn new(limits: Limits) -> Self {
+        let permits = Arc::new(Semaphore::new(limits.connections.clamp(1, Semaphore::MAX_PERMITS)));
+        Self {
+            runtime: Mutex::default(),
+            tries: Tries { permits, limits, is_silent: Arc::default(), is_known: Arc::default() },
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Arc<Runtime>>> {
+        self.runtime.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn runtime(&self) -> Result<Arc<Runtime>> {
+        let mut runtime = self.lock();
+        if let Some(runtime) = &*runtime {
+            return Ok(runtime.clone());
+        }
+        let started = Builder::new_multi_thread()
             .worker_threads(THREADS)
             .max_blocking_threads(LOOKUP_THREADS_MAX)
             .thread_name("store-http")
@@ -68,12 +97,7 @@ impl Engine {
             .map_err(|error| {
                 Error::caused_by(ErrorKind::StoreIo, "cannot start the threads for HTTP", error)
             })?;
-        let permits = Arc::new(Semaphore::new(limits.connections.clamp(1, Semaphore::MAX_PERMITS)));
-        Ok(Self { runtime: Some(runtime), tries: Tries { permits, limits } })
-    }
-
-    fn runtime(&self) -> Result<&Runtime> {
-        self.runtime.as_ref().ok_or_else(|| Error::new(ErrorKind::StoreIo, "the store is closed"))
+        Ok(runtime.insert(Arc::new(started)).clone())
     }
 
     /// Waits for `task`. Not to be called by a task.
@@ -81,11 +105,20 @@ impl Engine {
         self.runtime()?.block_on(task)
     }
 
-    /// Lets `task` run; nobody waits for it.
+    /// Lets `task` run; nobody waits for it. It may be dropped before it has ended, or has begun.
     pub(super) fn start(&self, task: impl Future<Output = ()> + Send + 'static) {
-        if let Some(runtime) = &self.runtime {
+        // Without threads the task is dropped, and tells whoever waits for it.
+        if let Ok(runtime) = self.runtime() {
             runtime.spawn(task);
         }
+    }
+
+    /// Ends the threads, on which nothing may run that somebody waits for. The next task starts others.
+    pub(super) fn rest(&self) -> Result<()> {
+        let Some(runtime) = self.lock().take() else { return Ok(()) };
+        let busy = |_| Error::new(ErrorKind::StoreIo, "the store is still being asked for something");
+        Arc::try_unwrap(runtime).map_err(busy)?.shutdown_timeout(REST_WAIT_MAX);
+        Ok(())
     }
 
     pub(super) fn tries(&self) -> &Tries {
@@ -96,7 +129,7 @@ impl Engine {
 impl Drop for Engine {
     fn drop(&mut self) {
         // Looking up a name may hang for long, and nobody waits for it any more.
-        if let Some(runtime) = self.runtime.take() {
+        if let Some(runtime) = self.lock().take().and_then(|runtime| Arc::try_unwrap(runtime).ok()) {
             runtime.shutdown_background();
         }
     }
@@ -105,6 +138,11 @@ impl Drop for Engine {
 impl Tries {
     pub(super) fn limits(&self) -> Limits {
         self.limits
+    }
+
+    /// Whether the last request that came to an end had an answer.
+    pub(super) fn is_answering(&self) -> bool {
+        !self.is_silent.load(Ordering::Relaxed)
     }
 
     /// Does `act` until it succeeds, fails for good, or the deadline has come. `act` gets an [`Instant`] to move when a byte came, from which
@@ -130,18 +168,28 @@ impl Tries {
                     Err(_) => break None,
                 }
             };
+            if outcome
+                .as_ref()
+                .is_some_and(|outcome| outcome.as_ref().err().is_none_or(|failed| !failed.is_passing))
+            {
+                self.note_answer();
+            }
             match outcome {
                 Some(Ok(value)) => return Ok(value),
                 Some(Err(failed)) if !failed.is_passing => return Err(failed.error),
                 Some(Err(failed)) => last = Some(failed.error),
-                None => return Err(self.given_up(last)),
+                None => return Err(self.given_up(begun.elapsed(), last)),
             }
             if progress.take() {
+                self.note_answer();
                 (begun, pause) = (Instant::now(), FIRST_PAUSE);
             }
             let pause_now = jittered(pause);
-            if begun.elapsed() + pause_now >= self.limits.deadline {
-                return Err(self.given_up(last));
+            let is_known = self.is_known.load(Ordering::Relaxed);
+            let patience =
+                if is_known { self.limits.deadline } else { self.limits.deadline.min(FIRST_PATIENCE) };
+            if begun.elapsed() + pause_now >= patience {
+                return Err(self.given_up(begun.elapsed(), last));
             }
             if let Some(error) = &last {
                 tracing::debug!("tried again after {} ms: {error}", pause_now.as_millis());
@@ -151,8 +199,14 @@ impl Tries {
         }
     }
 
-    fn given_up(&self, last: Option<Error>) -> Error {
-        let seconds = self.limits.deadline.as_secs_f32();
+    fn note_answer(&self) {
+        self.is_silent.store(false, Ordering::Relaxed);
+        self.is_known.store(true, Ordering::Relaxed);
+    }
+
+    fn given_up(&self, waited: Duration, last: Option<Error>) -> Error {
+        self.is_silent.store(true, Ordering::Relaxed);
+        let seconds = waited.as_secs_f32();
         let message = format!("the store did not answer within {seconds:.0} s");
         match last {
             Some(last) => Error::caused_by(ErrorKind::StoreIo, message, last),
@@ -163,17 +217,17 @@ impl Tries {
 
 /// Whether a byte came.
 #[derive(Clone, Default)]
-pub(super) struct Progress(Arc<std::sync::atomic::AtomicBool>);
+pub(super) struct Progress(Arc<AtomicBool>);
 
 impl Progress {
     /// One did.
     pub(super) fn note(&self) {
-        self.0.store(true, std::sync::atomic::Ordering::Relaxed);
+        self.0.store(true, Ordering::Relaxed);
     }
 
     /// Whether one did since this was asked.
     fn take(&self) -> bool {
-        self.0.swap(false, std::sync::atomic::Ordering::Relaxed)
+        self.0.swap(false, Ordering::Relaxed)
     }
 }
 

@@ -60,14 +60,17 @@ impl Failed {
         let kind = match error.kind() {
             opendal::ErrorKind::NotFound => ErrorKind::ObjectNotFound,
             opendal::ErrorKind::PermissionDenied => ErrorKind::AccessDenied,
-            // OpenDAL has no kind for having found no credentials.
-            _ if error.message().contains("credential") => ErrorKind::AccessDenied,
             opendal::ErrorKind::ConfigInvalid => ErrorKind::Usage,
             _ => ErrorKind::StoreIo,
         };
         let mut words = clipped(error.message());
         if let Some(source) = error.source() {
             words = format!("{words}: {}", clipped(&source.to_string()));
+        }
+        // OpenDAL has no kind for having found no credentials.
+        if words.contains("credential") && kind != ErrorKind::Usage {
+            let message = format!("no credentials were found, or none that can be used ({words})");
+            return Self::lasting(Error::new(ErrorKind::AccessDenied, message));
         }
         Self { error: Error::new(kind, words), is_passing, is_unknown_token: false }
     }
@@ -143,7 +146,7 @@ pub(super) fn story(error: &(dyn StdError + 'static)) -> String {
     while let Some(source) = cause {
         last = source.to_string();
         // `failed to lookup …` stands below `dns error`.
-        if last.starts_with("dns error") {
+        if last.starts_with("dns error:") {
             break;
         }
         cause = source.source();
@@ -166,7 +169,7 @@ pub(super) fn of_status(url: &Url, status: StatusCode, text: &[u8]) -> Failed {
             Failed::lasting(make(ErrorKind::StoreNotFound, ", there is no such bucket"))
         }
         StatusCode::NOT_FOUND => {
-            Failed::lasting(make(ErrorKind::ObjectNotFound, ", there is no such object"))
+            Failed::lasting(make(ErrorKind::ObjectNotFound, ", it has nothing of that name"))
         }
         StatusCode::PRECONDITION_FAILED => {
             Failed::lasting(make(ErrorKind::StoreIo, ", the object was replaced while it was read"))
@@ -201,7 +204,9 @@ fn words_of(text: &[u8]) -> String {
         rest.find(to).map(|end| rest[..end].trim().to_owned()).filter(|words| !words.is_empty())
     };
     let code = between("<Code>", "</Code>");
-    let message = between("<Message>", "</Message>").or_else(|| between("\"message\": \"", "\""));
+    let message = between("<Message>", "</Message>")
+        .or_else(|| between("\"message\": \"", "\""))
+        .or_else(|| between("\"message\":\"", "\""));
     match (code, message) {
         (Some(code), Some(message)) => clipped(&format!("{code}, {message}")),
         (Some(words), None) | (None, Some(words)) => clipped(&words),

@@ -21,6 +21,7 @@ use reqwest::redirect;
 
 use super::engine::Tries;
 use super::failure::{self, Failed};
+use super::names::Names;
 use super::token::Tokens;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -69,6 +70,7 @@ pub(super) fn client(access: &Access) -> Result<reqwest::Client> {
         .user_agent(concat!("cinderfs/", env!("CARGO_PKG_VERSION")))
         .connect_timeout(CONNECT_TIMEOUT)
         .read_timeout(READ_TIMEOUT)
+        .dns_resolver(Arc::new(Names::default()))
         .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
         .redirect(redirect::Policy::custom(|attempt| {
             let first = attempt.previous().first();

@@ -6,6 +6,7 @@
 //! - [`words`]: `swift:…`, `s3://…`, `gs://…`.
 //! - [`settings`]: credentials and servers, from the environment, a `clouds.yaml` ([`clouds`]) or a cinder.conf.
 //! - [`http`], [`failure`]: one transport beneath OpenDAL, and what errors mean.
+//! - [`names`]: addresses of servers, remembered.
 //! - [`token`], [`swift`]: what Swift needs beyond OpenDAL.
 //! - [`engine`]: threads, retries, deadlines.
 //! - [`object`], [`window`]: ranged reads, a little ahead of who reads on.
@@ -17,6 +18,7 @@ mod clouds;
 mod engine;
 mod failure;
 mod http;
+mod names;
 mod object;
 pub mod settings;
 mod swift;
@@ -25,6 +27,7 @@ mod window;
 pub mod words;
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -79,7 +82,7 @@ pub fn s3(settings: S3Settings) -> Result<Arc<dyn Store>> {
     if let Some((algorithm, key)) = &settings.customer_key {
         builder = builder.server_side_encryption_with_customer_key(algorithm, key.reveal().as_bytes());
     }
-    let engine = Engine::new(settings.limits)?;
+    let engine = Engine::new(settings.limits);
     let pages = Pages { tries: engine.tries().clone(), mark: "<ListBucketResult" };
     let transport = Transport::new(client(&settings.access)?, None, Some(pages));
     let operator = operator_of(Operator::new(builder), transport)?;
@@ -97,12 +100,20 @@ pub fn gcs(settings: GcsSettings) -> Result<Arc<dyn Store>> {
         builder = builder.endpoint(endpoint);
     }
     if let Some(file) = &settings.credential_file {
-        builder = builder.credential_path(file);
+        // OpenDAL only says that there are no credentials.
+        let failed = |error| {
+            let what = format!("cannot read the credential file {file:?}");
+            Error::caused_by(ErrorKind::AccessDenied, what, error)
+        };
+        // It is read again later, in another working directory.
+        let file =
+            std::path::absolute(file).and_then(|path| File::open(&path).map(|_| path)).map_err(failed)?;
+        builder = builder.credential_path(&file.to_string_lossy());
     }
     if settings.is_anonymous {
         builder = builder.skip_signature();
     }
-    let engine = Engine::new(settings.limits)?;
+    let engine = Engine::new(settings.limits);
     let pages = Pages { tries: engine.tries().clone(), mark: "storage#objects" };
     let transport = Transport::new(client(&settings.access)?, None, Some(pages));
     let operator = operator_of(Operator::new(builder), transport)?;
@@ -123,7 +134,7 @@ pub fn swift(settings: SwiftSettings) -> Result<Arc<dyn Store>> {
     RemoteStore::new(
         location,
         Backend::Swift { account, container, operators: Mutex::default() },
-        Engine::new(limits)?,
+        Engine::new(limits),
     )
 }
 
@@ -348,6 +359,18 @@ impl Store for RemoteStore {
     fn open(&self, name: &ObjectName) -> Result<Arc<dyn ObjectSource>> {
         let (stat, source) = self.engine.wait(self.stat(name))?;
         Ok(Arc::new(RemoteObject::new(name.clone(), stat, source, self.engine.clone(), self.shelf.clone())))
+    }
+
+    fn is_answering(&self) -> bool {
+        self.tries().is_answering()
+    }
+
+    fn has_deadlines(&self) -> bool {
+        true
+    }
+
+    fn rest(&self) -> Result<()> {
+        self.engine.rest()
     }
 }
 

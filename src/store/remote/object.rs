@@ -107,8 +107,13 @@ impl RemoteObject {
             plan.windows.pop_first();
         }
         plan.windows.insert(start, window.clone());
-        let task =
-            fill(self.engine.tries().clone(), self.source.clone(), Arc::downgrade(&window), start, len);
+        let task = fill(
+            self.engine.tries().clone(),
+            self.source.clone(),
+            Filled(Arc::downgrade(&window)),
+            start,
+            len,
+        );
         self.engine.start(task);
         Some(window)
     }
@@ -222,8 +227,20 @@ impl ObjectSource for RemoteObject {
     }
 }
 
+/// A window that a task fills. Whatever ends the task, nobody waits in vain.
+struct Filled(Weak<Window>);
+
+impl Drop for Filled {
+    fn drop(&mut self) {
+        if let Some(window) = self.0.upgrade().filter(|window| !window.is_full()) {
+            window.fail(Error::new(ErrorKind::StoreIo, "the request was dropped"));
+        }
+    }
+}
+
 /// Fetches a window, from where the last try ended.
-async fn fill(tries: Tries, source: Arc<Source>, window: Weak<Window>, start: u64, len: u64) {
+async fn fill(tries: Tries, source: Arc<Source>, filled: Filled, start: u64, len: u64) {
+    let window = &filled.0;
     let outcome = tries
         .run(|progress| {
             let (source, window) = (source.clone(), window.clone());

@@ -6,12 +6,17 @@
 //!
 //! Invariant: a secret is a [`Secret`], which no message shows.
 
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
 use super::clouds;
 use super::engine::Limits;
 use super::http::Access;
 pub use crate::cinder_conf::backup::Secret;
-use crate::cinder_conf::backup::{Gcs, S3, Swift};
+use crate::cinder_conf::backup::{BackupConf, Driver, Gcs, S3, Swift};
 use crate::error::{Error, ErrorKind, Result};
+use crate::store::Store;
 
 /// The region that S3 signatures name unless told.
 const REGION: &str = "us-east-1";
@@ -25,6 +30,78 @@ pub type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
 /// The process's own environment.
 pub fn environment(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// What is needed to reach a store of whichever kind.
+#[derive(Clone, Debug)]
+pub enum Settings {
+    /// A container of Swift, or an account.
+    Swift(Box<SwiftSettings>),
+    /// An S3 bucket.
+    S3(Box<S3Settings>),
+    /// A bucket of Google Cloud Storage.
+    Gcs(Box<GcsSettings>),
+}
+
+impl Settings {
+    /// What a cinder.conf says about a store behind HTTP; `None` when its driver writes to files.
+    pub fn from_conf(conf: &BackupConf, env: Env<'_>) -> Option<Result<Self>> {
+        match &conf.driver {
+            Driver::Swift(swift) => {
+                // An account of Cinder's own holds what was written with `--container` as well; a user's holds anything.
+                let container = conf.container.as_deref().filter(|_| !swift.is_single_user);
+                let settings = SwiftSettings::from_conf(swift, container, env);
+                Some(settings.map(|settings| Self::Swift(Box::new(settings))))
+            }
+            Driver::S3(s3) => Some(Ok(Self::S3(Box::new(S3Settings::from_conf(s3, env))))),
+            Driver::Gcs(gcs) => Some(Ok(Self::Gcs(Box::new(GcsSettings::from_conf(gcs))))),
+            Driver::Posix { .. } | Driver::Nfs(_) | Driver::Glusterfs(_) => None,
+        }
+    }
+
+    /// The store. Nothing is asked of its server yet.
+    pub fn open(&self) -> Result<Arc<dyn Store>> {
+        match self {
+            Self::Swift(settings) => super::swift((**settings).clone()),
+            Self::S3(settings) => super::s3((**settings).clone()),
+            Self::Gcs(settings) => super::gcs((**settings).clone()),
+        }
+    }
+
+    /// The same, tried for so long.
+    #[must_use]
+    pub fn with_deadline(mut self, deadline: Duration) -> Self {
+        let limits = match &mut self {
+            Self::Swift(settings) => &mut settings.limits,
+            Self::S3(settings) => &mut settings.limits,
+            Self::Gcs(settings) => &mut settings.limits,
+        };
+        limits.deadline = deadline;
+        self
+    }
+
+    /// Files and folders that are read again while the store is in use, to renew credentials.
+    pub fn read_again(&self, env: Env<'_>) -> Vec<PathBuf> {
+        let home = || env("HOME").map(PathBuf::from);
+        match self {
+            Self::Gcs(settings) if settings.is_anonymous => Vec::new(),
+            Self::Gcs(settings) => match &settings.credential_file {
+                Some(file) => vec![file.into()],
+                None => home().map(|home| home.join(".config/gcloud")).into_iter().collect(),
+            },
+            Self::S3(settings) if settings.keys.is_some() => Vec::new(),
+            Self::S3(_) => {
+                let named = ["AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"];
+                let mut paths: Vec<PathBuf> = named.into_iter().filter_map(env).map(PathBuf::from).collect();
+                paths.extend(home().map(|home| home.join(".aws")));
+                // What mounts such a file into a container replaces its whole folder.
+                let token = env("AWS_WEB_IDENTITY_TOKEN_FILE").map(PathBuf::from);
+                paths.extend(token.and_then(|token| token.parent().map(Path::to_owned)));
+                paths
+            }
+            Self::Swift(_) => Vec::new(),
+        }
+    }
 }
 
 /// Access to an S3 bucket.

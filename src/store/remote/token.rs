@@ -54,6 +54,11 @@ impl Tokens {
                 }
                 let new = authenticate(&self.client, &self.settings).await.map_err(|mut failed| {
                     failed.is_unknown_token = false;
+                    if failed.error.kind() == ErrorKind::ObjectNotFound {
+                        // Not the store is missing, but who lets us in.
+                        let message = format!("the authentication URL is wrong: {}", failed.error);
+                        failed.error = Error::new(ErrorKind::Usage, message);
+                    }
                     failed.error = failed.error.context("cannot get a Swift token");
                     failed
                 })?;

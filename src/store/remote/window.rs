@@ -117,6 +117,11 @@ impl Window {
         lock(&self.state).bytes.len() as u64
     }
 
+    /// Whether all of them are.
+    pub(super) fn is_full(&self) -> bool {
+        self.filled() == self.len
+    }
+
     /// Adds what came; what is more than its length is not taken.
     pub(super) fn push(&self, piece: &[u8]) {
         let mut state = lock(&self.state);

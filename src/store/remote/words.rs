@@ -6,8 +6,7 @@ use std::sync::Arc;
 
 use reqwest::Url;
 
-use super::settings::{Env, GcsSettings, S3Settings, SwiftSettings};
-use super::{gcs, s3, swift};
+use super::settings::{Env, GcsSettings, S3Settings, Settings, SwiftSettings};
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::Store;
 
@@ -48,15 +47,24 @@ impl Word {
         }
     }
 
+    /// What is needed to reach the store.
+    pub fn settings(&self, env: Env<'_>) -> Result<Settings> {
+        Ok(match self {
+            Self::Swift { container } => {
+                Settings::Swift(Box::new(SwiftSettings::from_env(container.as_deref(), env)?))
+            }
+            Self::S3 { bucket, endpoint, region } => {
+                Settings::S3(Box::new(S3Settings::from_env(bucket, endpoint.clone(), region.clone(), env)))
+            }
+            Self::Gcs { bucket, endpoint } => {
+                Settings::Gcs(Box::new(GcsSettings::from_env(bucket, endpoint.clone(), env)))
+            }
+        })
+    }
+
     /// The store. Nothing is asked of its server yet.
     pub fn open(&self, env: Env<'_>) -> Result<Arc<dyn Store>> {
-        match self {
-            Self::Swift { container } => swift(SwiftSettings::from_env(container.as_deref(), env)?),
-            Self::S3 { bucket, endpoint, region } => {
-                s3(S3Settings::from_env(bucket, endpoint.clone(), region.clone(), env))
-            }
-            Self::Gcs { bucket, endpoint } => gcs(GcsSettings::from_env(bucket, endpoint.clone(), env)),
-        }
+        self.settings(env)?.open()
     }
 }
 

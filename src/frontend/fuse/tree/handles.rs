@@ -69,6 +69,11 @@ impl Handles {
         (Opened { number, handle }, is_first)
     }
 
+    /// How many files and folders are open.
+    pub(super) fn count(&self) -> usize {
+        lock(&self.open).len()
+    }
+
     /// What has this number.
     pub(super) fn get(&self, handle: u64) -> Answer<Arc<Handle>> {
         lock(&self.open).get(&handle).cloned().ok_or(Errno(libc::EBADF))

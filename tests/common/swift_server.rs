@@ -1,0 +1,136 @@
+//! A few lines of Swift: tempauth, and one container that is a folder of this machine.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+pub(crate) struct SwiftServer {
+    folder: PathBuf,
+    base: String,
+    /// Says nothing as long as this is set.
+    pub(crate) is_silent: AtomicBool,
+    /// The number of the only token that is known.
+    tokens: AtomicUsize,
+    /// Requests for a part of the container's listing.
+    pub(crate) listings: AtomicUsize,
+}
+
+impl SwiftServer {
+    /// Serves `folder` as container `c`, whose user is `u` and whose key is `k`.
+    pub(crate) fn start(folder: &Path) -> Arc<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let base = format!("http://{}", listener.local_addr().unwrap());
+        let server = Arc::new(Self {
+            folder: folder.to_owned(),
+            base,
+            is_silent: AtomicBool::new(false),
+            tokens: AtomicUsize::new(1),
+            listings: AtomicUsize::new(0),
+        });
+        let shared = server.clone();
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let shared = shared.clone();
+                std::thread::spawn(move || shared.serve(stream));
+            }
+        });
+        server
+    }
+
+    pub(crate) fn auth_url(&self) -> String {
+        format!("{}/auth/v1.0", self.base)
+    }
+
+    /// The tokens that it gave out are not known any more.
+    pub(crate) fn forget_tokens(&self) {
+        self.tokens.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// How many were given out or forgotten.
+    pub(crate) fn token(&self) -> usize {
+        self.tokens.load(Ordering::SeqCst)
+    }
+
+    fn serve(&self, mut stream: TcpStream) {
+        let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
+        while let Some(Ok(first)) = lines.next() {
+            let headers: Vec<String> =
+                lines.by_ref().map_while(Result::ok).take_while(|line| !line.is_empty()).collect();
+            let header = |name: &str| headers.iter().find_map(|line| line.strip_prefix(name));
+            while self.is_silent.load(Ordering::SeqCst) {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            let target = first.split(' ').nth(1).unwrap_or_default();
+            let token = format!("t{}", self.token());
+            let answer = if target.starts_with("/auth") {
+                match header("x-auth-key: ") {
+                    Some("k") => {
+                        let head = format!("x-auth-token: {token}\r\nx-storage-url: {}/v1/a", self.base);
+                        answer("200 OK", &head, b"", true)
+                    }
+                    _ => answer("401 Unauthorized", "x: y", b"", true),
+                }
+            } else if header("x-auth-token: ") != Some(&token) {
+                answer("401 Unauthorized", "x: y", b"", true)
+            } else {
+                self.answer(target, first.starts_with("GET"), header("range: bytes="))
+            };
+            if stream.write_all(&answer).is_err() {
+                return;
+            }
+        }
+    }
+
+    fn answer(&self, target: &str, is_get: bool, range: Option<&str>) -> Vec<u8> {
+        let (path, query) = target.split_once('?').unwrap_or((target, ""));
+        if path == "/v1/a" {
+            let page = if query.contains("marker=") { "[]" } else { "[{\"name\": \"c\"}]" };
+            return answer("200 OK", "x: y", page.as_bytes(), true);
+        }
+        if path == "/v1/a/c" {
+            self.listings.fetch_add(1, Ordering::SeqCst);
+            let mut objects = Vec::new();
+            if !query.contains("marker=") {
+                collect(&self.folder, "", &mut objects);
+            }
+            objects.sort();
+            let told = objects.iter().map(|(name, bytes)| {
+                let hash = format!("e{bytes}");
+                serde_json::json!({"name": name, "bytes": bytes, "hash": hash, "last_modified": "2024-01-01T00:00:00.000000"})
+            });
+            let page = serde_json::Value::Array(told.collect()).to_string();
+            return answer("200 OK", "x: y", page.as_bytes(), true);
+        }
+        let object = path.strip_prefix("/v1/a/c/").map(|name| std::fs::read(self.folder.join(name)));
+        let Some(Ok(bytes)) = object else { return answer("404 Not Found", "x: y", b"", true) };
+        let etag = format!("etag: e{}\r\nlast-modified: Mon, 01 Jan 2024 00:00:00 GMT", bytes.len());
+        match range.and_then(|range| range.split_once('-')) {
+            Some((from, to)) => {
+                let (from, to): (usize, usize) = (from.parse().unwrap(), to.parse().unwrap());
+                let head = format!("{etag}\r\ncontent-range: bytes {from}-{to}/{}", bytes.len());
+                answer("206 Partial Content", &head, &bytes[from..=to], true)
+            }
+            None => answer("200 OK", &etag, &bytes, is_get),
+        }
+    }
+}
+
+fn answer(status: &str, head: &str, body: &[u8], has_body: bool) -> Vec<u8> {
+    let head = format!("HTTP/1.1 {status}\r\n{head}\r\ncontent-length: {}\r\n\r\n", body.len());
+    [head.as_bytes(), if has_body { body } else { b"" }].concat()
+}
+
+/// Everything below a folder, with its length.
+fn collect(folder: &Path, below: &str, objects: &mut Vec<(String, u64)>) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let entry = entry.unwrap();
+        let name = format!("{below}{}", entry.file_name().to_str().unwrap());
+        match entry.metadata().unwrap() {
+            meta if meta.is_dir() => collect(&entry.path(), &format!("{name}/"), objects),
+            meta => objects.push((name, meta.len())),
+        }
+    }
+}

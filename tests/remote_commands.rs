@@ -1,0 +1,84 @@
+//! Does the program read genuine backups from real Swift, S3 and an emulator of Google's, by commands and through a mount?
+//!
+//! Run by `scripts/services/test.sh`, which starts the servers.
+
+#![cfg(all(feature = "remote", feature = "fuse"))]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "helpers of tests; a panic is the report"
+)]
+#![allow(dead_code, unused_imports, unused_macros, reason = "a part of each kit is used")]
+
+#[path = "common/conformance.rs"]
+mod conformance;
+#[path = "common/genuine.rs"]
+mod genuine;
+#[path = "common/mount.rs"]
+mod mount;
+#[path = "common/servers.rs"]
+mod servers;
+
+use std::process::Command;
+use std::time::Duration;
+
+use mount::Setup;
+use servers::{Bucket, Kind, told};
+
+const ALL: [Kind; 4] = [Kind::S3, Kind::Swift, Kind::Keystone, Kind::Gcs];
+
+/// What a command prints, which ends well.
+#[track_caller]
+fn run(bucket: &Bucket, words: &[&str]) -> String {
+    let (_, environment) = bucket.word();
+    let output = Command::new(env!("CARGO_BIN_EXE_cinderfs"))
+        .args(words)
+        .envs(environment)
+        .env("CINDERFS_CACHE_DIR", "/nonexistent/cache")
+        .output()
+        .unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(output.status.success(), "{:?} {words:?}: {}", bucket.kind, text(&output.stderr));
+    text(&output.stdout)
+}
+
+#[test]
+#[ignore = "needs servers; scripts/services/test.sh"]
+fn genuine_backups_are_listed_restored_and_mounted() {
+    for kind in ALL {
+        for store in ["ext4", "none-chain"] {
+            let bucket = Bucket::new(kind);
+            bucket.upload(&genuine::root().join(store), "");
+            let (word, environment) = bucket.word();
+            let listed = run(&bucket, &["list", &word, "-f", "value", "-c", "ID"]);
+            let mount = Setup::default().environment(&environment).mount(word.as_ref());
+            let folder = tempfile::tempdir().unwrap();
+            for backup in genuine::backups_of(store) {
+                assert!(listed.contains(&backup.id), "{kind:?}: {listed}");
+                let target = folder.path().join(&backup.id);
+                run(&bucket, &["restore", "-q", &word, &backup.id, target.to_str().unwrap()]);
+                backup.check(&format!("restored from {kind:?}"), &std::fs::read(&target).unwrap());
+                backup.check(
+                    &format!("mounted from {kind:?}"),
+                    &std::fs::read(mount.image(&backup.id)).unwrap(),
+                );
+            }
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs servers; scripts/services/test.sh"]
+fn a_mount_outlives_its_token() {
+    let bucket = Bucket::new(Kind::Keystone);
+    bucket.upload(&genuine::root().join("ext4"), "");
+    let (word, environment) = bucket.word();
+    let mount = Setup::default().environment(&environment).log("debug").mount(word.as_ref());
+    let life: u64 = told(Kind::Keystone, "TOKEN_SECONDS").parse().unwrap();
+    std::thread::sleep(Duration::from_secs(life + 2));
+    for backup in genuine::backups_of("ext4") {
+        backup.check("mounted", &std::fs::read(mount.image(&backup.id)).unwrap());
+    }
+    assert!(mount.log().contains("the Swift token has expired"), "{}", mount.log());
+}
