@@ -14,6 +14,7 @@ pub mod memory;
 pub mod fault;
 pub mod deadline;
 pub mod share;
+pub mod objects;
 #[cfg(feature = "remote")]
 pub mod remote;
 
@@ -21,6 +22,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use self::objects::ObjectStore;
 use crate::error::{Error, ErrorKind, Result};
 use crate::types::ObjectName;
 
@@ -47,6 +49,12 @@ pub trait Store: Send + Sync {
     /// Whether the store answers, as far as is known without asking it.
     fn is_answering(&self) -> bool {
         true
+    }
+
+    /// The same store to be written to, where objects are put into it whole. `None` for one of files, which are written by
+    /// their paths, and for decorators.
+    fn into_objects(self: Arc<Self>) -> Option<Arc<dyn ObjectStore>> {
+        None
     }
 }
 

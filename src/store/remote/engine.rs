@@ -25,6 +25,9 @@ const LOOKUP_THREADS_MAX: usize = 4;
 /// Pause before the second try; each further one is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 
+/// How often what took longer than the deadline to be sent is sent again in vain.
+const LONG_TRIES_MAX: u32 = 4;
+
 /// Longest pause.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 
@@ -107,12 +110,29 @@ impl Tries {
         self.limits
     }
 
-    /// Does `act` until it succeeds, fails for good, or the deadline has come. `act` gets an [`Instant`] to move when a byte came, from which
-    /// the deadline counts anew.
-    pub(super) async fn run<T, F>(&self, mut act: impl FnMut(Progress) -> F) -> Result<T>
+    /// The same for what sends more than it gets. A byte that was sent makes an attempt last longer, but says nothing of the next: a server may
+    /// take all bytes each time, and then fail.
+    pub(super) async fn run_sending<T, F>(&self, act: impl FnMut(Progress) -> F) -> Result<T>
     where
         F: Future<Output = Result<T, Failed>>,
     {
+        self.run_with(act, true).await
+    }
+
+    /// Does `act` until it succeeds, fails for good, or the deadline has come. `act` gets an [`Instant`] to move when a byte came, from which
+    /// the deadline counts anew.
+    pub(super) async fn run<T, F>(&self, act: impl FnMut(Progress) -> F) -> Result<T>
+    where
+        F: Future<Output = Result<T, Failed>>,
+    {
+        self.run_with(act, false).await
+    }
+
+    async fn run_with<T, F>(&self, mut act: impl FnMut(Progress) -> F, is_sending: bool) -> Result<T>
+    where
+        F: Future<Output = Result<T, Failed>>,
+    {
+        let mut long_tries = 0;
         let progress = Progress::default();
         let mut pause = FIRST_PAUSE;
         let mut begun = Instant::now();
@@ -123,10 +143,11 @@ impl Tries {
                 act(progress.clone()).await
             };
             tokio::pin!(attempt);
+            let mut is_long = false;
             let outcome = loop {
                 match timeout_at(begun + self.limits.deadline, attempt.as_mut()).await {
                     Ok(outcome) => break Some(outcome),
-                    Err(_) if progress.take() => begun = Instant::now(),
+                    Err(_) if progress.take() => (begun, is_long) = (Instant::now(), true),
                     Err(_) => break None,
                 }
             };
@@ -136,8 +157,12 @@ impl Tries {
                 Some(Err(failed)) => last = Some(failed.error),
                 None => return Err(self.given_up(last)),
             }
-            if progress.take() {
+            if progress.take() && !is_sending {
                 (begun, pause) = (Instant::now(), FIRST_PAUSE);
+            }
+            long_tries += u32::from(is_sending && is_long);
+            if long_tries == LONG_TRIES_MAX {
+                return Err(self.given_up(last));
             }
             let pause_now = jittered(pause);
             if begun.elapsed() + pause_now >= self.limits.deadline {

@@ -9,6 +9,7 @@
 //! - [`token`], [`swift`]: what Swift needs beyond OpenDAL.
 //! - [`engine`]: threads, retries, deadlines.
 //! - [`object`], [`window`]: ranged reads, a little ahead of who reads on.
+//! - [`write`], [`upload`]: whole objects, as the server confirms them.
 //!
 //! Invariants: an object's bytes are of the one that was opened, or the read fails; nothing is asked of a server before the first call; no
 //! credential is in a message or a location.
@@ -21,8 +22,10 @@ mod object;
 pub mod settings;
 mod swift;
 mod token;
+mod upload;
 mod window;
 pub mod words;
+mod write;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -43,6 +46,7 @@ use self::settings::{GcsSettings, S3Settings, SwiftSettings};
 use self::swift::{Account, Listed, encoded};
 use self::token::Tokens;
 use self::window::Shelf;
+use super::objects::ObjectStore;
 use super::{ListedObject, Listing, ObjectSource, ObjectStat, ObjectVersion, Ownership, Store};
 use crate::error::{Error, ErrorKind, Result};
 use crate::types::ObjectName;
@@ -226,12 +230,18 @@ impl RemoteStore {
         Ok((stat, Source { operator: operator.clone(), path: path.to_owned(), options }))
     }
 
-    /// All objects of a bucket.
-    async fn bucket(&self, operator: &Operator, naming: Naming, suffix: &str) -> Result<Listing> {
+    /// All objects of a bucket whose names begin with `prefix` and end with `suffix`.
+    async fn bucket(
+        &self,
+        operator: &Operator,
+        naming: Naming,
+        prefix: &str,
+        suffix: &str,
+    ) -> Result<Listing> {
         let mut listing = Listing::default();
         let options = ListOptions { recursive: true, ..ListOptions::default() };
         let failed = |error: opendal::Error| Failed::from_opendal(&error).error;
-        let mut lister = operator.lister_options("", options).await.map_err(failed)?;
+        let mut lister = operator.lister_options(prefix, options).await.map_err(failed)?;
         let mut looked: u64 = 0;
         while let Some(entry) = lister.try_next().await.map_err(failed)? {
             looked += 1;
@@ -241,7 +251,8 @@ impl RemoteStore {
                     format!("the bucket has more than {LISTED_MAX} objects"),
                 ));
             }
-            if entry.metadata().is_dir() || !entry.path().ends_with(suffix) {
+            let is_wanted = entry.path().starts_with(prefix) && entry.path().ends_with(suffix);
+            if entry.metadata().is_dir() || !is_wanted {
                 continue;
             }
             match ObjectName::parse(entry.path()) {
@@ -255,12 +266,13 @@ impl RemoteStore {
         Ok(listing)
     }
 
-    /// All objects of a Swift container; `folder` goes before their names.
+    /// All objects of a Swift container whose names there begin with `prefix`; `folder` goes before their names.
     async fn container(
         &self,
         account: &Account,
         container: &str,
         folder: &str,
+        prefix: &str,
         suffix: &str,
     ) -> Result<Listing> {
         let mut listing = Listing::default();
@@ -277,7 +289,7 @@ impl RemoteStore {
                 Err(error) => listing.unreadable.push((text, error)),
             }
         };
-        account.objects(self.tries(), container, take).await?;
+        account.objects(self.tries(), container, prefix, take).await?;
         let mut stats = futures_util::stream::iter(manifests)
             .map(|name| async move { (self.stat(&name).await, name) })
             .buffer_unordered(STATS_AT_ONCE);
@@ -298,7 +310,7 @@ impl RemoteStore {
         let mut listings = futures_util::stream::iter(names)
             .map(|container| async move {
                 let folder = format!("{container}/");
-                (self.container(account, &container, &folder, suffix).await, container)
+                (self.container(account, &container, &folder, "", suffix).await, container)
             })
             .buffer_unordered(CONTAINERS_AT_ONCE);
         let mut all = Listing::default();
@@ -325,9 +337,9 @@ impl Store for RemoteStore {
     fn list(&self, suffix: &str) -> Result<Listing> {
         let listed = self.engine.wait(async {
             match &self.backend {
-                Backend::Bucket(operator, naming) => self.bucket(operator, *naming, suffix).await,
+                Backend::Bucket(operator, naming) => self.bucket(operator, *naming, "", suffix).await,
                 Backend::Swift { account, container: Some(name), .. } => {
-                    self.container(account, name, "", suffix).await
+                    self.container(account, name, "", "", suffix).await
                 }
                 Backend::Swift { account, container: None, .. } => self.account(account, suffix).await,
             }
@@ -348,6 +360,10 @@ impl Store for RemoteStore {
     fn open(&self, name: &ObjectName) -> Result<Arc<dyn ObjectSource>> {
         let (stat, source) = self.engine.wait(self.stat(name))?;
         Ok(Arc::new(RemoteObject::new(name.clone(), stat, source, self.engine.clone(), self.shelf.clone())))
+    }
+
+    fn into_objects(self: Arc<Self>) -> Option<Arc<dyn ObjectStore>> {
+        Some(self)
     }
 }
 
