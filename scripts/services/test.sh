@@ -52,4 +52,6 @@ for kind in s3 swift keystone gcs; do
     done <"$folder/$kind/env"
 done
 export TEST_KEYSTONE_TOKEN_SECONDS=20
-cargo test --locked --no-fail-fast --features remote --test remote_servers -- --ignored "$@"
+TEST_CINDER_PYTHON=$(scripts/genuine-cinder/setup.sh) || exit 1
+export TEST_CINDER_PYTHON
+cargo test --locked --no-fail-fast --features remote --test remote_servers --test remote_create -- --ignored "$@"
