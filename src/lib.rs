@@ -63,6 +63,8 @@ const _: () = assert!(size_of::<usize>() == size_of::<u64>(), "cinderfs needs a 
 pub mod types;
 // What can go wrong, with the rules for saying so.
 pub mod error;
+// What binary words are written as in texts of others.
+mod base64;
 mod byte_lru;
 mod expendable;
 mod open_files;

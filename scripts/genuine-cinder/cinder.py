@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Genuine Cinder's POSIX backup driver as a command: back an image file up, restore a backup into a file.
+"""Genuine Cinder's backup drivers as a command: back an image file up, restore a backup into a file.
 
-Every byte that enters or leaves a container passes through Cinder's own code (PosixBackupDriver and the chunked driver
-under it) and its own database layer. This file supplies what the API, the scheduler and the volume service would: a
+The store is a folder, `s3:BUCKET` (S3_ENDPOINT and AWS_* in the environment) or `swift:CONTAINER` (OS_*, tempauth).
+
+Every byte that enters or leaves a container passes through Cinder's own code (a driver and the chunked driver under it) and its own database layer. This file supplies what the API, the scheduler and the volume service would: a
 volume's row, a backup's row and an opened file in place of the device.
 
 The database is an sqlite file that lives as long as the process. The store is the only state: a backup that the database
@@ -37,12 +38,35 @@ CONFIGURATION = """
 [DEFAULT]
 transport_url = fake:/
 state_path = {scratch}
-backup_posix_path = {store}
 backup_enable_progress_timer = false
+{driver}
 [database]
 connection = sqlite:///{scratch}/cinder.sqlite
 sqlite_synchronous = false
 """
+
+
+S3 = """backup_s3_endpoint_url = {S3_ENDPOINT}
+backup_s3_store_access_key = {AWS_ACCESS_KEY_ID}
+backup_s3_store_secret_key = {AWS_SECRET_ACCESS_KEY}
+backup_s3_store_bucket = {container}
+"""
+
+SWIFT = """backup_swift_auth = single_user
+backup_swift_auth_version = 1
+backup_swift_auth_url = {OS_AUTH_URL}
+backup_swift_user = {OS_USERNAME}
+backup_swift_key = {OS_PASSWORD}
+backup_swift_container = {container}
+backup_swift_enable_progress_timer = false
+"""
+
+# By the word before the store's name: settings, module, class, and what the size of an object is called.
+DRIVERS = {
+    '': ('backup_posix_path = {container}\n', 'posix', 'PosixBackupDriver', 'backup_file_size', 'backup_sha_block_size_bytes'),
+    's3': (S3, 's3', 'S3BackupDriver', 'backup_s3_object_size', 'backup_s3_block_size'),
+    'swift': (SWIFT, 'swift', 'SwiftBackupDriver', 'backup_swift_object_size', 'backup_swift_block_size'),
+}
 
 
 def load_cinder(configuration):
@@ -93,10 +117,16 @@ class Cinder:
     """One store, with a database of its own in `scratch`."""
 
     def __init__(self, store, scratch):
-        self.store = pathlib.Path(store).absolute()
-        self.store.mkdir(parents=True, exist_ok=True)
+        word, _, name = str(store).partition(':')
+        self.kind = word if word in DRIVERS else ''
+        if self.kind:
+            self.store = name
+        else:
+            self.store = pathlib.Path(store).absolute()
+            self.store.mkdir(parents=True, exist_ok=True)
         configuration = pathlib.Path(scratch, 'cinder.conf')
-        configuration.write_text(CONFIGURATION.format(scratch=scratch, store=self.store), encoding='utf-8')
+        driver = DRIVERS[self.kind][0].format(container=self.store, **os.environ)
+        configuration.write_text(CONFIGURATION.format(scratch=scratch, driver=driver), encoding='utf-8')
         self.conf = load_cinder(configuration)
         from cinder import context, exception
         from cinder.db import api
@@ -200,13 +230,15 @@ class Cinder:
 
     def driver(self, compression='zlib', object_size=None, hash_block=None):
         """A driver as one that the service starts with these settings."""
-        from cinder.backup.drivers import posix
-        for option, value in [('backup_compression_algorithm', compression), ('backup_file_size', object_size),
-                              ('backup_sha_block_size_bytes', hash_block)]:
+        import importlib
+        _, module, name, size_option, block_option = DRIVERS[self.kind]
+        made = getattr(importlib.import_module(f'cinder.backup.drivers.{module}'), name)
+        for option, value in [('backup_compression_algorithm', compression), (size_option, object_size),
+                              (block_option, hash_block)]:
             self.conf.clear_override(option)
             if value is not None:
                 self.conf.set_override(option, value)
-        return posix.PosixBackupDriver(self.context)
+        return made(self.context)
 
     # The rows that the API and the volume service would have made.
 
@@ -245,6 +277,13 @@ class Cinder:
 
     def find(self, backup_id):
         """Container, prefix and `_metadata` document of a backup in the store."""
+        if self.kind:
+            driver = self.driver()
+            for name in driver.get_container_entries(self.store, ''):
+                if name.endswith('_metadata') and backup_id in name:
+                    with driver.get_object_reader(self.store, name) as reader:
+                        return self.store, name.removesuffix('_metadata'), json.loads(reader.read())
+            raise LookupError(f'no backup {backup_id} in {self.store}')
         for path in self.store.rglob('*_metadata'):
             metadata = json.loads(path.read_text(encoding='utf-8'))
             if metadata['backup_id'] == backup_id:
@@ -266,7 +305,7 @@ class Service:
 
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('store', help='the backup repository, made when missing (backup_posix_path)')
+    parser.add_argument('store', help='the backup repository, made when missing (backup_posix_path), or s3:BUCKET, swift:CONTAINER')
     commands = parser.add_subparsers(dest='command', required=True)
     backup = commands.add_parser('backup', help='back an image file up')
     backup.add_argument('image')

@@ -67,7 +67,9 @@ export TEST_S3_TLS_ENDPOINT=https://127.0.0.1:19443 TEST_S3_CA=$folder/tls/ca.pe
 
 for kind in s3 swift keystone gcs; do tell "$kind"; done
 export TEST_KEYSTONE_TOKEN_SECONDS=20
+TEST_CINDER_PYTHON=$(scripts/genuine-cinder/setup.sh) || exit 1
+export TEST_CINDER_PYTHON
 status=0
-cargo test --locked --no-fail-fast --test remote_servers --test remote_commands -- --ignored "$@" || status=1
+cargo test --locked --no-fail-fast --test remote_servers --test remote_commands --test remote_create -- --ignored "$@" || status=1
 gluster "$@" || status=1
 exit $status

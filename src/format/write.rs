@@ -41,6 +41,25 @@ pub fn object_prefix(volume: &VolumeId, time: jiff::Timestamp, backup: &BackupId
     format!("volume_{volume}_{}_backup_{backup}", time.strftime("%Y%m%d%H%M%S"))
 }
 
+/// `volume_<volume>/<YYYYmmddHHMMSS>/az_<zone>_backup_<backup>`, in UTC: the same in object stores, relative to the bucket or container.
+///
+/// [`ErrorKind::Usage`] for an availability zone that cannot stand in a name.
+pub fn object_store_prefix(
+    volume: &VolumeId,
+    time: jiff::Timestamp,
+    zone: &str,
+    backup: &BackupId,
+) -> Result<String> {
+    let prefix = format!("volume_{volume}/{}/az_{zone}_backup_{backup}", time.strftime("%Y%m%d%H%M%S"));
+    if zone.contains('/') || zone.chars().any(char::is_control) || ObjectName::parse(&prefix).is_err() {
+        return Err(Error::new(
+            ErrorKind::Usage,
+            format!("the availability zone {zone:?} cannot be in a name"),
+        ));
+    }
+    Ok(prefix)
+}
+
 /// `<id[0:2]>/<id[2:4]>/<id>`: the container of a backup that was not given one.
 ///
 /// [`ErrorKind::UnsafeName`] for an id that makes no path so, as one of two letters; give such a one a container.

@@ -14,6 +14,7 @@ pub mod memory;
 pub mod fault;
 pub mod deadline;
 pub mod share;
+pub mod objects;
 #[cfg(feature = "remote")]
 pub mod remote;
 
@@ -21,6 +22,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use self::objects::ObjectStore;
 use crate::error::{Error, ErrorKind, Result};
 use crate::types::ObjectName;
 
@@ -57,6 +59,12 @@ pub trait Store: Send + Sync {
     /// Ends threads of its own, which have to be idle; the next call starts them again.
     fn rest(&self) -> Result<()> {
         Ok(())
+    }
+
+    /// The same store to be written to, where objects are put into it whole. `None` for one of files, which are written by
+    /// their paths, and for decorators.
+    fn into_objects(self: Arc<Self>) -> Option<Arc<dyn ObjectStore>> {
+        None
     }
 }
 

@@ -15,7 +15,6 @@
 //! Invariants: a block that cannot be proven ends it, and nothing is left; no other backup is touched.
 
 use std::ops::Range;
-use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -23,6 +22,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::de::IgnoredAny;
 
 use super::create::{BLOCK_BYTES, BLOCK_BYTES_MIN, Created, NewBackup, Progress, new_id};
+use super::destination::Target;
 use super::encode::Encoder;
 use super::files::{Files, Written};
 use super::source::Source;
@@ -89,19 +89,20 @@ pub struct Consolidated {
     pub healed_blocks: u64,
 }
 
-/// Makes a full backup of the image of `entry`, a backup of `catalog`, whose store is in the directory `store_root`.
+/// Makes a full backup of the image of `entry`, a backup of `catalog`, whose store is `target`.
 /// `cancel` ends it with [`ErrorKind::Interrupted`]; `on_progress` is called often, from several threads.
 ///
 /// Fails with [`ErrorKind::Usage`] for sizes that cannot be, and an image without a byte; with the reason and the place when a
 /// block of the image cannot be proven; and as the store does.
-pub fn consolidate(
-    store_root: &Path,
+pub fn consolidate<'t>(
+    target: impl Into<Target<'t>>,
     catalog: &Catalog,
     entry: &Entry,
     wanted: &Consolidation,
     cancel: &AtomicBool,
     on_progress: &(dyn Fn(&Progress) + Sync),
 ) -> Result<Consolidated> {
+    let target = target.into();
     let in_backup = || format!("backup {}", entry.id);
     let image = catalog.image(entry).context(in_backup)?;
     let Some(volume_id) = entry.volume_id.clone() else {
@@ -113,8 +114,11 @@ pub fn consolidate(
     }
     let block_bytes = wanted.block_bytes.unwrap_or_else(|| usual_block_bytes(&image));
     let (object_bytes, block_bytes) =
-        NewBackup { object_bytes: wanted.object_bytes, ..NewBackup::full(volume_id.clone()) }
-            .sizes(block_bytes, len_bytes)?;
+        NewBackup { object_bytes: wanted.object_bytes, ..NewBackup::full(volume_id.clone()) }.sizes(
+            target,
+            block_bytes,
+            len_bytes,
+        )?;
     let snapshot = catalog.refresh()?;
     let created_at = creation_time(&snapshot, entry);
     let id = new_id()?;
@@ -147,7 +151,7 @@ pub fn consolidate(
         cancel,
         on_progress,
     };
-    let Written { metadata_name, progress, objects } = files.write(store_root, || Ok(()))?;
+    let Written { metadata_name, progress, objects } = files.write(target, || Ok(()))?;
     let healed_blocks = image.damage().healed_blocks;
     let created = Created { id, parent_id: None, volume_id, created_at, metadata_name, progress, objects };
     Ok(Consolidated { created, chain: image.chain().to_vec(), healed_blocks })

@@ -6,12 +6,12 @@
 //!
 //! Invariant: whatever fails, nothing of the backup is visible, and the source and all other backups are as they were.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use jiff::{Timestamp, ToSpan};
 
+use super::destination::Target;
 use super::encode::Encoder;
 use super::files::{Files, Written};
 pub use super::pipeline::Progress;
@@ -21,7 +21,7 @@ use crate::backup::{Backup, BlockHashTable, DigestFile};
 use crate::catalog::{Catalog, Entry, Snapshot};
 use crate::codec::Codec;
 use crate::error::{Error, ErrorKind, Result, ResultExt};
-use crate::format::metadata::{OBJECTS_MAX, PLAIN_BYTES_MAX};
+use crate::format::metadata::OBJECTS_MAX;
 use crate::format::sha256file::BLOCK_BYTES_MAX;
 use crate::format::write::{MetadataHead, VolumeMeta, created_at_text};
 use crate::types::{BackupId, ObjectName, VolumeId};
@@ -71,7 +71,7 @@ pub struct NewBackup {
     pub codec: Codec,
     /// The codec's level; Cinder's unless told.
     pub level: Option<i32>,
-    /// Plain bytes of an object; unless told, [`OBJECT_BYTES`] or somewhat less.
+    /// Plain bytes of an object; unless told, [`OBJECT_BYTES`] or somewhat less; in an object store 52,428,800, as Cinder has it.
     pub object_bytes: Option<u64>,
     /// Bytes of a block.
     pub block_bytes: u64,
@@ -109,19 +109,21 @@ impl NewBackup {
 
     /// The size of its objects and blocks in bytes, checked: [`ErrorKind::Usage`] when a volume of that length can have no
     /// such ones.
-    pub(super) fn sizes(&self, block_bytes: u64, len_bytes: u64) -> Result<(u64, u64)> {
+    pub(super) fn sizes(&self, target: Target<'_>, block_bytes: u64, len_bytes: u64) -> Result<(u64, u64)> {
         let refuse = |message: String| Err(Error::new(ErrorKind::Usage, message));
         if !(BLOCK_BYTES_MIN..=BLOCK_BYTES_MAX).contains(&block_bytes) {
             return refuse(format!(
                 "the block size is {block_bytes} bytes, expected {BLOCK_BYTES_MIN} to {BLOCK_BYTES_MAX}"
             ));
         }
-        let object_bytes = self.object_bytes.unwrap_or(OBJECT_BYTES - OBJECT_BYTES % block_bytes);
-        if object_bytes == 0 || !object_bytes.is_multiple_of(block_bytes) || object_bytes > PLAIN_BYTES_MAX {
+        let (usual_bytes, bytes_max) = target.object_bytes();
+        let object_bytes = self.object_bytes.unwrap_or(usual_bytes - usual_bytes % block_bytes);
+        if object_bytes == 0 || !object_bytes.is_multiple_of(block_bytes) || object_bytes > bytes_max {
             return refuse(format!(
-                "the object size is {object_bytes} bytes, expected a multiple of the block size of {block_bytes}, at most {PLAIN_BYTES_MAX}"
+                "the object size is {object_bytes} bytes, expected a multiple of the block size of {block_bytes}, at most {bytes_max}"
             ));
         }
+        target.check_digests(block_bytes, len_bytes)?;
         let windows = len_bytes.div_ceil(object_bytes);
         if windows > OBJECTS_MAX {
             return refuse(format!(
@@ -151,13 +153,13 @@ pub struct Created {
     pub objects: u64,
 }
 
-/// Makes a backup of `source` in the store in the directory `store_root`, of which `catalog` is the catalog. `now` is the
+/// Makes a backup of `source` in the store that is `target`, of which `catalog` is the catalog. `now` is the
 /// time; `cancel` ends it with [`ErrorKind::Interrupted`]; `on_progress` is called often, from several threads.
 ///
 /// Fails with [`ErrorKind::Usage`] for what Cinder refuses too, [`ErrorKind::BackupNotFound`] without a parent to build
 /// on, [`ErrorKind::Source`] when the source cannot be read or shrinks, and as the store does.
-pub fn create(
-    store_root: &Path,
+pub fn create<'t>(
+    target: impl Into<Target<'t>>,
     catalog: &Catalog,
     source: &dyn Source,
     new: &NewBackup,
@@ -170,9 +172,9 @@ pub fn create(
             "what changed since a backup says nothing to a full one: give --incremental or --parent";
         return Err(Error::new(ErrorKind::Usage, message));
     }
-    let len_bytes = source.len_bytes();
+    let (target, len_bytes) = (target.into(), source.len_bytes());
     if !new.adopts_blocks {
-        new.sizes(new.block_bytes, len_bytes)?; // a wrong call is one whatever the store holds
+        new.sizes(target, new.block_bytes, len_bytes)?; // a wrong call is one whatever the store holds
     }
     let snapshot = catalog.refresh()?;
     let parent = find_parent(catalog, &snapshot, new)?;
@@ -180,7 +182,7 @@ pub fn create(
         parent.as_ref().map(|parent| parent_digests(catalog, parent, new, len_bytes)).transpose()?;
     // The parent's, where there is one; `parent_digests` refuses what differs.
     let block_bytes = digests.as_ref().map_or(new.block_bytes, BlockHashTable::block_bytes);
-    let (object_bytes, block_bytes) = new.sizes(block_bytes, len_bytes)?;
+    let (object_bytes, block_bytes) = new.sizes(target, block_bytes, len_bytes)?;
 
     let id = new_id()?;
     let created_at = creation_time(&snapshot, &new.volume_id, now)?;
@@ -214,7 +216,7 @@ pub fn create(
         cancel,
         on_progress,
     };
-    let Written { metadata_name, progress, objects } = files.write(store_root, || {
+    let Written { metadata_name, progress, objects } = files.write(target, || {
         let Some(parent) = &parent else { return Ok(()) };
         // A backup without its parent is worth nothing; it may have been deleted in the hours since.
         let message = || format!("the parent backup {} is gone", parent.id);

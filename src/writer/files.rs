@@ -6,19 +6,20 @@
 //!
 //! Invariant: when it fails, nothing of the backup is visible.
 
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use jiff::Timestamp;
 
+use super::destination::{Destination, Target};
 use super::encode::Encoder;
 use super::pipeline::{self, Plan, Progress};
 use super::source::Source;
 use super::source::changed::Changed;
 use super::staging::Staging;
+use super::upload::Upload;
 use crate::backup::BlockHashTable;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::write::{MetadataHead, default_container, object_prefix};
+use crate::format::write::{MetadataHead, default_container, object_prefix, object_store_prefix};
 use crate::types::{BackupId, ObjectName, VolumeId};
 
 /// What is to be written.
@@ -50,22 +51,30 @@ pub(super) struct Written {
 }
 
 impl Files<'_> {
-    /// Writes them to the store in the directory `store_root`, and publishes them unless `may_publish` fails at the last moment.
+    /// Writes them to the target, and publishes them unless `may_publish` fails at the last moment.
     pub(super) fn write(
         &self,
-        store_root: &Path,
+        target: Target<'_>,
         may_publish: impl FnOnce() -> Result<()>,
     ) -> Result<Written> {
-        let container = match self.container {
-            Some(container) => container.clone(),
-            None => default_container(self.id)?,
+        let destination: Box<dyn Destination + '_> = match target {
+            Target::Folder(root) => {
+                let container = match self.container {
+                    Some(container) => container.clone(),
+                    None => default_container(self.id)?,
+                };
+                let prefix = object_prefix(self.volume_id, self.created_at, self.id);
+                Box::new(Staging::begin(root, self.id, &container, &prefix)?)
+            }
+            Target::Objects { store, zone } => {
+                let prefix = object_store_prefix(self.volume_id, self.created_at, zone, self.id)?;
+                Box::new(Upload::begin(store, self.id, self.container, &prefix, self.cancel)?)
+            }
         };
-        let prefix = object_prefix(self.volume_id, self.created_at, self.id);
-        let staging = Staging::begin(store_root, self.id, &container, &prefix)?;
         let (progress, objects) = pipeline::run(&Plan {
             source: self.source,
             encoder: self.encoder,
-            staging: &staging,
+            destination: &*destination,
             head: self.head,
             parent: self.parent,
             changed: self.changed,
@@ -76,11 +85,11 @@ impl Files<'_> {
             cancel: self.cancel,
             on_progress: self.on_progress,
         })?;
-        staging.renumber_objects()?;
+        destination.settle()?;
         may_publish()?;
         if self.cancel.load(Ordering::Relaxed) {
             return Err(Error::new(ErrorKind::Interrupted, "the backup was interrupted"));
         }
-        Ok(Written { metadata_name: staging.publish()?, progress, objects })
+        Ok(Written { metadata_name: destination.publish()?, progress, objects })
     }
 }

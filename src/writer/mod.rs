@@ -11,6 +11,10 @@
 pub mod encode;
 // Nothing of a backup is visible until all of it is there.
 pub mod staging;
+// Objects put into a store behind HTTP; seen when the last one is there.
+pub mod upload;
+// What the pipeline needs of either.
+mod destination;
 // What is backed up: a device or an image file.
 pub mod source;
 // Which ranges of it must be read.
@@ -31,3 +35,5 @@ pub mod delete;
 pub mod repair;
 // A backup's row in Cinder's database, made from the store alone.
 pub mod records;
+
+pub use self::destination::Target;

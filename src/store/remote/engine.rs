@@ -34,6 +34,8 @@ const REST_WAIT_MAX: Duration = Duration::from_secs(10);
 
 /// How long a server is tried again that has never answered: its name or the endpoint is most likely wrong, and somebody waits.
 const FIRST_PATIENCE: Duration = Duration::from_secs(10);
+/// How often what took longer than the deadline to be sent is sent again in vain.
+const LONG_TRIES_MAX: u32 = 4;
 
 /// Longest pause.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
@@ -145,12 +147,29 @@ impl Tries {
         !self.is_silent.load(Ordering::Relaxed)
     }
 
-    /// Does `act` until it succeeds, fails for good, or the deadline has come. `act` gets an [`Instant`] to move when a byte came, from which
-    /// the deadline counts anew.
-    pub(super) async fn run<T, F>(&self, mut act: impl FnMut(Progress) -> F) -> Result<T>
+    /// The same for what sends more than it gets. A byte that was sent makes an attempt last longer, but says nothing of the next: a server may
+    /// take all bytes each time, and then fail.
+    pub(super) async fn run_sending<T, F>(&self, act: impl FnMut(Progress) -> F) -> Result<T>
     where
         F: Future<Output = Result<T, Failed>>,
     {
+        self.run_with(act, true).await
+    }
+
+    /// Does `act` until it succeeds, fails for good, or the deadline has come. `act` gets an [`Instant`] to move when a byte came, from which
+    /// the deadline counts anew.
+    pub(super) async fn run<T, F>(&self, act: impl FnMut(Progress) -> F) -> Result<T>
+    where
+        F: Future<Output = Result<T, Failed>>,
+    {
+        self.run_with(act, false).await
+    }
+
+    async fn run_with<T, F>(&self, mut act: impl FnMut(Progress) -> F, is_sending: bool) -> Result<T>
+    where
+        F: Future<Output = Result<T, Failed>>,
+    {
+        let mut long_tries = 0;
         let progress = Progress::default();
         let mut pause = FIRST_PAUSE;
         let mut begun = Instant::now();
@@ -161,10 +180,11 @@ impl Tries {
                 act(progress.clone()).await
             };
             tokio::pin!(attempt);
+            let mut is_long = false;
             let outcome = loop {
                 match timeout_at(begun + self.limits.deadline, attempt.as_mut()).await {
                     Ok(outcome) => break Some(outcome),
-                    Err(_) if progress.take() => begun = Instant::now(),
+                    Err(_) if progress.take() => (begun, is_long) = (Instant::now(), true),
                     Err(_) => break None,
                 }
             };
@@ -180,9 +200,13 @@ impl Tries {
                 Some(Err(failed)) => last = Some(failed.error),
                 None => return Err(self.given_up(begun.elapsed(), last)),
             }
-            if progress.take() {
+            if progress.take() && !is_sending {
                 self.note_answer();
                 (begun, pause) = (Instant::now(), FIRST_PAUSE);
+            }
+            long_tries += u32::from(is_sending && is_long);
+            if long_tries == LONG_TRIES_MAX {
+                return Err(self.given_up(begun.elapsed(), last));
             }
             let pause_now = jittered(pause);
             let is_known = self.is_known.load(Ordering::Relaxed);

@@ -164,6 +164,9 @@ pub(super) fn of_status(url: &Url, status: StatusCode, text: &[u8]) -> Failed {
         StatusCode::UNAUTHORIZED => {
             Failed::lasting(make(ErrorKind::AccessDenied, ", it does not accept the credentials"))
         }
+        StatusCode::FORBIDDEN if words.contains("QuotaExceeded") => {
+            Failed::lasting(make(ErrorKind::Target, ", a quota is used up"))
+        }
         StatusCode::FORBIDDEN => Failed::lasting(make(ErrorKind::AccessDenied, ", access is denied")),
         StatusCode::NOT_FOUND if words.contains("NoSuchBucket") => {
             Failed::lasting(make(ErrorKind::StoreNotFound, ", there is no such bucket"))
@@ -174,6 +177,20 @@ pub(super) fn of_status(url: &Url, status: StatusCode, text: &[u8]) -> Failed {
         StatusCode::PRECONDITION_FAILED => {
             Failed::lasting(make(ErrorKind::StoreIo, ", the object was replaced while it was read"))
         }
+        // What arrived is not what its digest was told of.
+        StatusCode::UNPROCESSABLE_ENTITY => {
+            Failed::passing(make(ErrorKind::StoreIo, ", the bytes were changed on the way"))
+        }
+        StatusCode::BAD_REQUEST if words.contains("BadDigest") => {
+            Failed::passing(make(ErrorKind::StoreIo, ", the bytes were changed on the way"))
+        }
+        StatusCode::BAD_REQUEST if words.contains("EntityTooLarge") => {
+            Failed::lasting(make(ErrorKind::Target, ", the object is too large for it"))
+        }
+        StatusCode::PAYLOAD_TOO_LARGE | StatusCode::INSUFFICIENT_STORAGE => Failed::lasting(make(
+            ErrorKind::Target,
+            ", the object is too large for it, or a quota is used up",
+        )),
         // What S3 says of objects that a customer's key has encrypted, and we have no key or another one.
         StatusCode::BAD_REQUEST => Failed::lasting(make(
             ErrorKind::AccessDenied,

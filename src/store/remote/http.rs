@@ -23,6 +23,7 @@ use super::engine::Tries;
 use super::failure::{self, Failed};
 use super::names::Names;
 use super::token::Tokens;
+use super::upload::Upload;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Time for the name, the connection and TLS.
@@ -189,12 +190,7 @@ impl Transport {
             Ok((status, headers, Bytes::from(body)))
         };
         let (status, headers, body) = pages.tries.run(get).await.map_err(Failed::lasting)?;
-        let len = body.len() as u64;
-        let whole = futures_util::stream::iter([Ok(Buffer::from(body))]);
-        let mut response = Response::new(HttpBody::new(whole, Some(len)));
-        *response.status_mut() = status;
-        *response.headers_mut() = headers;
-        Ok(response)
+        Ok(whole(status, headers, body))
     }
 
     async fn exchange(&self, request: Request<Buffer>) -> Result<Response<HttpBody>, Failed> {
@@ -207,8 +203,13 @@ impl Transport {
         })?;
         let body = body.to_bytes();
         let request = build(&parts.method, &url, parts.headers.clone(), &body);
-        if let (Some(pages), Some(Operation::List)) = (&self.pages, parts.extensions.get()) {
-            return self.page(request, pages).await;
+        match (&self.pages, parts.extensions.get()) {
+            (Some(pages), Some(Operation::List)) => return self.page(request, pages).await,
+            (Some(pages), Some(Operation::Write)) => {
+                let upload = Upload { method: parts.method, url, headers: parts.headers, body };
+                return upload.send(&self.client, &pages.tries).await;
+            }
+            _ => {}
         }
         let answer = match &self.tokens {
             None => send(&self.client, request).await?,
@@ -227,6 +228,16 @@ impl Transport {
         let bytes_max = if parts.headers.contains_key(RANGE) { usize::MAX } else { PAGE_BYTES_MAX };
         Ok(streamed(answer, parts.method == Method::HEAD, bytes_max))
     }
+}
+
+/// An answer that was read already.
+pub(super) fn whole(status: StatusCode, headers: HeaderMap, body: Bytes) -> Response<HttpBody> {
+    let len = body.len() as u64;
+    let whole = futures_util::stream::iter([Ok(Buffer::from(body))]);
+    let mut response = Response::new(HttpBody::new(whole, Some(len)));
+    *response.status_mut() = status;
+    *response.headers_mut() = headers;
+    response
 }
 
 fn build(method: &Method, url: &reqwest::Url, headers: HeaderMap, body: &Bytes) -> reqwest::Request {

@@ -10,6 +10,7 @@
 //! - [`token`], [`swift`]: what Swift needs beyond OpenDAL.
 //! - [`engine`]: threads, retries, deadlines.
 //! - [`object`], [`window`]: ranged reads, a little ahead of who reads on.
+//! - [`write`], [`upload`]: whole objects, as the server confirms them.
 //!
 //! Invariants: an object's bytes are of the one that was opened, or the read fails; nothing is asked of a server before the first call; no
 //! credential is in a message or a location.
@@ -23,8 +24,10 @@ mod object;
 pub mod settings;
 mod swift;
 mod token;
+mod upload;
 mod window;
 pub mod words;
+mod write;
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -46,6 +49,7 @@ use self::settings::{GcsSettings, S3Settings, SwiftSettings};
 use self::swift::{Account, Listed, encoded};
 use self::token::Tokens;
 use self::window::Shelf;
+use super::objects::ObjectStore;
 use super::{ListedObject, Listing, ObjectSource, ObjectStat, ObjectVersion, Ownership, Store};
 use crate::error::{Error, ErrorKind, Result};
 use crate::types::ObjectName;
@@ -237,12 +241,18 @@ impl RemoteStore {
         Ok((stat, Source { operator: operator.clone(), path: path.to_owned(), options }))
     }
 
-    /// All objects of a bucket.
-    async fn bucket(&self, operator: &Operator, naming: Naming, suffix: &str) -> Result<Listing> {
+    /// All objects of a bucket whose names begin with `prefix` and end with `suffix`.
+    async fn bucket(
+        &self,
+        operator: &Operator,
+        naming: Naming,
+        prefix: &str,
+        suffix: &str,
+    ) -> Result<Listing> {
         let mut listing = Listing::default();
         let options = ListOptions { recursive: true, ..ListOptions::default() };
         let failed = |error: opendal::Error| Failed::from_opendal(&error).error;
-        let mut lister = operator.lister_options("", options).await.map_err(failed)?;
+        let mut lister = operator.lister_options(prefix, options).await.map_err(failed)?;
         let mut looked: u64 = 0;
         while let Some(entry) = lister.try_next().await.map_err(failed)? {
             looked += 1;
@@ -252,7 +262,8 @@ impl RemoteStore {
                     format!("the bucket has more than {LISTED_MAX} objects"),
                 ));
             }
-            if entry.metadata().is_dir() || !entry.path().ends_with(suffix) {
+            let is_wanted = entry.path().starts_with(prefix) && entry.path().ends_with(suffix);
+            if entry.metadata().is_dir() || !is_wanted {
                 continue;
             }
             match ObjectName::parse(entry.path()) {
@@ -266,12 +277,13 @@ impl RemoteStore {
         Ok(listing)
     }
 
-    /// All objects of a Swift container; `folder` goes before their names.
+    /// All objects of a Swift container whose names there begin with `prefix`; `folder` goes before their names.
     async fn container(
         &self,
         account: &Account,
         container: &str,
         folder: &str,
+        prefix: &str,
         suffix: &str,
     ) -> Result<Listing> {
         let mut listing = Listing::default();
@@ -288,7 +300,7 @@ impl RemoteStore {
                 Err(error) => listing.unreadable.push((text, error)),
             }
         };
-        account.objects(self.tries(), container, take).await?;
+        account.objects(self.tries(), container, prefix, take).await?;
         let mut stats = futures_util::stream::iter(manifests)
             .map(|name| async move { (self.stat(&name).await, name) })
             .buffer_unordered(STATS_AT_ONCE);
@@ -309,7 +321,7 @@ impl RemoteStore {
         let mut listings = futures_util::stream::iter(names)
             .map(|container| async move {
                 let folder = format!("{container}/");
-                (self.container(account, &container, &folder, suffix).await, container)
+                (self.container(account, &container, &folder, "", suffix).await, container)
             })
             .buffer_unordered(CONTAINERS_AT_ONCE);
         let mut all = Listing::default();
@@ -336,9 +348,9 @@ impl Store for RemoteStore {
     fn list(&self, suffix: &str) -> Result<Listing> {
         let listed = self.engine.wait(async {
             match &self.backend {
-                Backend::Bucket(operator, naming) => self.bucket(operator, *naming, suffix).await,
+                Backend::Bucket(operator, naming) => self.bucket(operator, *naming, "", suffix).await,
                 Backend::Swift { account, container: Some(name), .. } => {
-                    self.container(account, name, "", suffix).await
+                    self.container(account, name, "", "", suffix).await
                 }
                 Backend::Swift { account, container: None, .. } => self.account(account, suffix).await,
             }
@@ -371,6 +383,10 @@ impl Store for RemoteStore {
 
     fn rest(&self) -> Result<()> {
         self.engine.rest()
+    }
+
+    fn into_objects(self: Arc<Self>) -> Option<Arc<dyn ObjectStore>> {
+        Some(self)
     }
 }
 

@@ -45,6 +45,7 @@ impl Account {
         self.pages(
             tries,
             "",
+            "",
             |container: &Container| &container.name,
             |container| names.push(container.name),
         )
@@ -52,15 +53,16 @@ impl Account {
         Ok(names)
     }
 
-    /// All objects of a container, each handed to `take` as its page comes.
+    /// All objects of a container whose names begin with `prefix`, each handed to `take` as its page comes.
     pub(super) async fn objects(
         &self,
         tries: &Tries,
         container: &str,
+        prefix: &str,
         take: impl FnMut(Listed),
     ) -> Result<()> {
         let below = format!("/{}", encoded(container));
-        self.pages(tries, &below, |object: &Listed| &object.name, take).await
+        self.pages(tries, &below, prefix, |object: &Listed| &object.name, take).await
     }
 
     /// Pages of a listing, from the first to an empty one.
@@ -68,12 +70,13 @@ impl Account {
         &self,
         tries: &Tries,
         below: &str,
+        prefix: &str,
         name: impl Fn(&T) -> &String,
         mut take: impl FnMut(T),
     ) -> Result<()> {
         let mut marker = String::new();
         loop {
-            let page: Vec<T> = tries.run(|_| self.page(below, &marker)).await?;
+            let page: Vec<T> = tries.run(|_| self.page(below, prefix, &marker)).await?;
             let Some(last) = page.last() else { return Ok(()) };
             let last = name(last).clone();
             // Swift sorts by bytes; what does not go on would never end.
@@ -86,13 +89,26 @@ impl Account {
         }
     }
 
-    async fn page<T: DeserializeOwned>(&self, below: &str, marker: &str) -> Result<Vec<T>, Failed> {
+    /// The URL of what lies `below` the account, which is encoded.
+    pub(super) async fn url(&self, below: &str) -> Result<reqwest::Url, Failed> {
         let session = self.tokens.session().await?;
-        let mut url = reqwest::Url::parse(&format!("{}{below}", session.storage_url)).map_err(|error| {
+        reqwest::Url::parse(&format!("{}{below}", session.storage_url)).map_err(|error| {
             let message = format!("the storage URL {:?} is none: {error}", session.storage_url);
             Failed::lasting(Error::new(ErrorKind::StoreIo, message))
-        })?;
+        })
+    }
+
+    async fn page<T: DeserializeOwned>(
+        &self,
+        below: &str,
+        prefix: &str,
+        marker: &str,
+    ) -> Result<Vec<T>, Failed> {
+        let mut url = self.url(below).await?;
         url.query_pairs_mut().append_pair("format", "json");
+        if !prefix.is_empty() {
+            url.query_pairs_mut().append_pair("prefix", prefix);
+        }
         if !marker.is_empty() {
             url.query_pairs_mut().append_pair("marker", marker);
         }

@@ -69,6 +69,20 @@ impl Tokens {
         }
     }
 
+    /// Sends a request whose body comes once. A token that is not known any more is a failure that passes, with the next one.
+    pub(super) async fn send_once(&self, mut request: reqwest::Request) -> Result<reqwest::Response, Failed> {
+        let session = self.session().await?;
+        request.headers_mut().insert(TOKEN, session.token.clone());
+        match send(&self.client, request).await {
+            Err(mut failed) if failed.is_unknown_token && self.settings.auth.is_renewable() => {
+                let renewed = self.session_unless(Some(&session)).await?;
+                failed.is_passing = renewed.token != session.token;
+                Err(failed)
+            }
+            outcome => outcome,
+        }
+    }
+
     /// Sends a request with the token; once more with a new one where the server does not know it any more.
     pub(super) async fn send(&self, mut request: reqwest::Request) -> Result<reqwest::Response, Failed> {
         let session = self.session().await?;

@@ -24,7 +24,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::names::{METADATA_SUFFIX, SHA256FILE_SUFFIX};
 use crate::store::Store;
 use crate::types::{BackupId, ObjectName};
-use crate::writer::staging::removal::{Found, Remover};
+use crate::writer::staging::removal::Found;
 
 /// Digits in an object's number, at least.
 const NUMBER_DIGITS_MIN: usize = 5;
@@ -35,9 +35,15 @@ pub(super) struct Neighbours<'a> {
     pub(super) documents: &'a [ObjectName],
 }
 
+/// A store whose names can be told.
+pub(super) trait Names {
+    /// What in a folder begins with a prefix.
+    fn names(&self, folder: &str, prefix: &str) -> Result<Vec<Found>>;
+}
+
 /// The files that go with a document. [`ErrorKind::BackupNotFound`] when it is gone.
 pub(super) fn of(
-    remover: &Remover,
+    place: &dyn Names,
     neighbours: &Neighbours<'_>,
     metadata_name: &ObjectName,
     id: &BackupId,
@@ -47,7 +53,7 @@ pub(super) fn of(
     let others = neighbours.others(metadata_name, prefix)?;
     let is_named = names_id(folder, prefix, id);
     let (mut first, mut digests, mut objects, mut kept) = (None, None, Vec::new(), Vec::new());
-    for Found { suffix, identity } in remover.names(folder, prefix)? {
+    for Found { suffix, identity } in place.names(folder, prefix)? {
         let Some(identity) = identity else {
             kept.push((suffix, Kept::NoObject));
             continue;

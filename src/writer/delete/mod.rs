@@ -15,21 +15,21 @@
 //! A backup that is being made on top of one that is deleted at that moment cannot be seen here, and will be without a parent.
 
 mod files;
+mod place;
 
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, HashSet};
-use std::path::Path;
 use std::sync::Arc;
 
 use self::files::Neighbours;
+use self::place::{Lock, Place as Removal};
+use super::Target;
 use super::staging::Hook;
-use super::staging::removal::{Doomed, Identity, Lock, Remover};
+use super::staging::removal::{Doomed, Identity};
 use crate::backup::Summary;
-use crate::catalog::{Catalog, CatalogOptions, Entry, Snapshot};
+use crate::catalog::{Catalog, Entry, Snapshot};
 use crate::error::{Error, ErrorKind, Result, ResultExt};
 use crate::format::names::{METADATA_SUFFIX, Place, SHA256FILE_SUFFIX};
 use crate::store::Store;
-use crate::store::deadline::DeadlineStore;
-use crate::store::posix::PosixStore;
 use crate::types::{BackupId, ObjectName};
 
 /// How many backups are locked at once. Each lock has two open files, of which a process may often have 1,024.
@@ -150,14 +150,19 @@ fn named(copy: &Document, suffix: &str) -> String {
 /// [`ErrorKind::Usage`] when others build on one of them, and `cascade` is not set; [`ErrorKind::BackupNotFound`];
 /// [`ErrorKind::Ambiguous`] when different backups claim an id; [`ErrorKind::AccessDenied`] or [`ErrorKind::StoreIo`] where
 /// a part of the store cannot be read.
-pub fn plan(catalog: &Catalog, store_root: &Path, ids: &[BackupId], options: &DeleteOptions) -> Result<Plan> {
-    let remover = Remover::open(store_root, options.hook.clone())?;
+pub fn plan<'t>(
+    catalog: &Catalog,
+    target: impl Into<Target<'t>>,
+    ids: &[BackupId],
+    options: &DeleteOptions,
+) -> Result<Plan> {
+    let remover = Removal::open(target.into(), options.hook.clone())?;
     plan_with(catalog, &remover, ids, options)
 }
 
 fn plan_with(
     catalog: &Catalog,
-    remover: &Remover,
+    remover: &Removal,
     ids: &[BackupId],
     options: &DeleteOptions,
 ) -> Result<Plan> {
@@ -321,20 +326,19 @@ fn in_order(snapshot: &Snapshot, wanted: &BTreeSet<BackupId>) -> Vec<Arc<Entry>>
 /// of the backups, or the store is read-only; [`ErrorKind::Interrupted`] when told to stop. The backups of which
 /// `on_deleted` was not told are there, whole, except perhaps for the first of them: when an error says so, it is gone and the
 /// next run removes its files.
-pub fn delete(
-    store_root: &Path,
+pub fn delete<'t>(
+    target: impl Into<Target<'t>>,
     plan: &Plan,
     options: &DeleteOptions,
     stop: &dyn Fn() -> bool,
     on_deleted: &mut dyn FnMut(&DoomedBackup),
 ) -> Result<()> {
-    let remover = Remover::open(store_root, options.hook.clone())?;
+    let remover = Removal::open(target.into(), options.hook.clone())?;
     remover.clean_up()?;
     for shown in plan.backups.chunks(LOCKED_MAX) {
         let ids: Vec<BackupId> = shown.iter().map(|backup| backup.entry.id.clone()).collect();
         let mut locks = ids.iter().map(|id| remover.lock(id)).collect::<Result<Vec<_>>>()?;
-        let store = DeadlineStore::unlimited(Arc::new(PosixStore::open(store_root)?));
-        let catalog = Catalog::open(Arc::new(store), CatalogOptions::default())?;
+        let catalog = remover.catalog()?;
         // All that build on these were before them in the plan; whatever came since is refused here.
         let now = DeleteOptions { cascade: false, ..options.clone() };
         let now = plan_with(&catalog, &remover, &ids, &now)?;
@@ -381,8 +385,8 @@ pub struct Leftovers {
 
 /// Removes what killed runs of this program left, and finishes the deletions that they began. What belongs to a living run
 /// or was left by others is not touched.
-pub fn remove_leftovers(store_root: &Path) -> Result<Leftovers> {
-    let (deleted, runs) = Remover::open(store_root, None)?.clean_up()?;
+pub fn remove_leftovers<'t>(target: impl Into<Target<'t>>) -> Result<Leftovers> {
+    let (deleted, runs) = Removal::open(target.into(), None)?.clean_up()?;
     Ok(Leftovers { deleted, runs })
 }
 

@@ -17,7 +17,8 @@ use crate::format::write::{
     ENTRY_BYTES, MetadataHead, MetadataWriter, NewObject, Sha256FileHead, Sha256FileLayout, object_name,
 };
 use crate::types::BlockHash;
-use crate::writer::staging::{FileName, StagedFile, Staging};
+use crate::writer::destination::{Destination, NewFile};
+use crate::writer::staging::FileName;
 
 /// How much of a document is gathered before it is written, in bytes.
 const WRITE_BYTES: usize = 256 << 10;
@@ -28,7 +29,7 @@ const ZERO_ENTRIES: u64 = 4096;
 /// `_sha256file`; from any thread, in any order.
 pub(super) struct Digests {
     layout: Sha256FileLayout,
-    file: StagedFile,
+    file: Box<dyn NewFile>,
     /// Of a whole block of zeros.
     pub(super) of_zeros: BlockHash,
     /// [`ZERO_ENTRIES`] entries of it, none of them the last.
@@ -37,7 +38,7 @@ pub(super) struct Digests {
 
 impl Digests {
     pub(super) fn begin(
-        staging: &Staging,
+        destination: &dyn Destination,
         head: &MetadataHead,
         block_bytes: u64,
         count: u64,
@@ -48,7 +49,7 @@ impl Digests {
         // One more than there are makes none of them the last.
         let zero_entries = Sha256FileLayout::new(&Sha256FileHead::default(), ZERO_ENTRIES + 1)?
             .encode_entries(0, &vec![of_zeros; ZERO_ENTRIES as usize])?;
-        let file = staging.create_file(FileName::Digests)?;
+        let file = destination.create_file(FileName::Digests)?;
         file.write_at(layout.header(), 0)?;
         Ok(Self { layout, file, of_zeros, zero_entries })
     }
@@ -73,19 +74,20 @@ impl Digests {
 
     pub(super) fn finish(self) -> Result<()> {
         self.file.write_at(self.layout.trailer(), self.layout.trailer_offset())?;
-        self.file.finish()
+        self.file.finish().map(drop)
     }
 }
 
 /// `_metadata`.
 pub(super) struct Listing<'a> {
-    prefix: &'a str,
+    destination: &'a dyn Destination,
+    block_bytes: u64,
     state: Mutex<ListingState<'a>>,
 }
 
 struct ListingState<'a> {
     writer: MetadataWriter<'a>,
-    file: StagedFile,
+    file: Box<dyn NewFile>,
     gathered: Vec<u8>,
     objects: u64,
     next_window: u64,
@@ -94,8 +96,12 @@ struct ListingState<'a> {
 }
 
 impl<'a> Listing<'a> {
-    pub(super) fn begin(staging: &'a Staging, head: &'a MetadataHead) -> Result<Self> {
-        let file = staging.create_file(FileName::Metadata)?;
+    pub(super) fn begin(
+        destination: &'a dyn Destination,
+        head: &'a MetadataHead,
+        block_bytes: u64,
+    ) -> Result<Self> {
+        let file = destination.create_file(FileName::Metadata)?;
         let mut gathered = Vec::new();
         let writer = MetadataWriter::begin(head, &mut gathered);
         let state = ListingState {
@@ -107,7 +113,7 @@ impl<'a> Listing<'a> {
             waiting: BTreeMap::new(),
             waiting_objects: 0,
         };
-        Ok(Self { prefix: staging.prefix(), state: Mutex::new(state) })
+        Ok(Self { destination, block_bytes, state: Mutex::new(state) })
     }
 
     /// A window is done; returns how many windows from the volume's beginning on are, and how many objects wait for others.
@@ -119,7 +125,10 @@ impl<'a> Listing<'a> {
             let next = state.next_window;
             let Some(objects) = state.waiting.remove(&next) else { return Ok((next, state.waiting_objects)) };
             state.waiting_objects -= objects.len() as u64;
-            objects.iter().try_for_each(|object| state.list(self.prefix, object))?;
+            for object in &objects {
+                state.list(self.destination.prefix(), object)?;
+                self.destination.number_object(object.made_as(self.block_bytes), state.objects)?;
+            }
             state.next_window += 1;
         }
     }
@@ -127,7 +136,7 @@ impl<'a> Listing<'a> {
     /// How many objects there are.
     pub(super) fn finish(self) -> Result<u64> {
         let state = self.state.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let ListingState { writer, mut file, mut gathered, objects, .. } = state;
+        let ListingState { writer, file, mut gathered, objects, .. } = state;
         writer.finish(&mut gathered);
         file.append(&gathered)?;
         if file.len_bytes() > METADATA_BYTES_MAX {

@@ -16,7 +16,8 @@
 //!
 //! Invariants:
 //! - Memory is bounded by the pieces that were begun and are not in order yet, and the windows that are ahead of the first
-//!   unfinished one; both have fixed bounds, whatever the volume's and the objects' size.
+//!   unfinished one; both have fixed bounds, whatever the volume's and the objects' size. (What is in memory of finished objects is
+//!   the destination's to bound.)
 //! - Nobody waits for what nobody does: the earliest piece of a window that is not in order is always some thread's.
 //! - An object never crosses a window's border, as in Cinder.
 
@@ -38,11 +39,11 @@ use self::object::{Objects, ZeroDigests};
 use self::piece::PieceMaker;
 use self::schedule::{Bounds, Job, Schedule};
 use self::window::{Window, append_all};
+use super::destination::Destination;
 use super::encode::Encoder;
 use super::ranges::Ranges;
 use super::source::Source;
 use super::source::changed::Changed;
-use super::staging::Staging;
 use crate::backup::BlockHashTable;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::write::MetadataHead;
@@ -66,7 +67,7 @@ pub(in crate::writer) const POINTS_MAX: u64 = 2_000_000;
 pub(super) struct Plan<'a> {
     pub(super) source: &'a dyn Source,
     pub(super) encoder: &'a Encoder,
-    pub(super) staging: &'a Staging,
+    pub(super) destination: &'a dyn Destination,
     pub(super) head: &'a MetadataHead,
     pub(super) parent: Option<&'a BlockHashTable>,
     pub(super) changed: Option<&'a Changed>,
@@ -100,16 +101,16 @@ struct Counters {
     stored: AtomicU64,
 }
 
-/// Writes all files of the backup to its staging; what was done, and how many objects there are.
+/// Writes all files of the backup to its destination; what was done, and how many objects there are.
 pub(super) fn run(plan: &Plan<'_>) -> Result<(Progress, u64)> {
     let len_bytes = plan.source.len_bytes();
     let encode_bytes = plan.encoder.piece_bytes(usize::try_from(plan.block_bytes).unwrap_or(usize::MAX));
     let piece_bytes = (encode_bytes as u64).max(plan.block_bytes);
     let digests =
-        Digests::begin(plan.staging, plan.head, plan.block_bytes, len_bytes.div_ceil(plan.block_bytes))?;
-    let listing = Listing::begin(plan.staging, plan.head)?;
+        Digests::begin(plan.destination, plan.head, plan.block_bytes, len_bytes.div_ceil(plan.block_bytes))?;
+    let listing = Listing::begin(plan.destination, plan.head, plan.block_bytes)?;
     let objects = Objects {
-        staging: plan.staging,
+        destination: plan.destination,
         encoder: plan.encoder,
         block_bytes: plan.block_bytes,
         point_spacing_bytes: len_bytes / POINTS_MAX,
@@ -143,6 +144,7 @@ pub(super) fn run(plan: &Plan<'_>) -> Result<(Progress, u64)> {
         bounds: Bounds {
             piece_bytes,
             windows: len_bytes.div_ceil(plan.object_bytes),
+            windows_ahead: plan.destination.windows_ahead_max(plan.object_bytes),
             lanes: threads.max(LANES),
             pieces: PIECES_PER_THREAD * threads + (together_bytes / (2 * piece_bytes)) as usize,
         },

@@ -8,8 +8,9 @@ use crate::error::{Result, ResultExt};
 use crate::format::points::{Place, PointsWriter};
 use crate::store::{ObjectSource, ObjectStat, ObjectVersion, Ownership};
 use crate::types::Md5;
+use crate::writer::destination::{Destination, FinishedFile, NewFile};
 use crate::writer::encode::{EncodedPiece, Encoder, ObjectAssembler, copy_plain};
-use crate::writer::staging::{FileName, FinishedFile, StagedFile, Staging};
+use crate::writer::staging::FileName;
 
 /// How much is gathered before it is written, in bytes.
 const WRITE_BYTES: usize = 256 << 10;
@@ -25,7 +26,7 @@ const STATES_MAX: u64 = 4096;
 
 /// What all objects of a backup share.
 pub(super) struct Objects<'a> {
-    pub(super) staging: &'a Staging,
+    pub(super) destination: &'a dyn Destination,
     pub(super) encoder: &'a Encoder,
     pub(super) block_bytes: u64,
     /// Between restart points that are written down, in plain bytes at least.
@@ -62,9 +63,9 @@ impl Objects<'_> {
         let mut last = self.last_zeros.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((file, record)) = &*last
             && record.len_bytes == len_bytes
-            && self.staging.link_file(self.name_at(offset), file)?
+            && let Some(stored_bytes) = self.destination.link_file(self.name_at(offset), file)?
         {
-            return Ok(ObjectRecord { offset, stored_bytes: 0, ..record.clone() });
+            return Ok(ObjectRecord { offset, stored_bytes, ..record.clone() });
         }
         let (file, record) = make()?.finish_file()?;
         // The volume's last window may be shorter, and is no use to others.
@@ -74,10 +75,14 @@ impl Objects<'_> {
         Ok(record)
     }
 
-    /// Objects get numbers that rise with their place in the volume, and their final ones when all are there.
     fn name_at(&self, offset: u64) -> FileName {
-        FileName::Object(offset / self.block_bytes + 1)
+        made_as(offset, self.block_bytes)
     }
+}
+
+/// Objects are made under numbers that rise with their place in the volume, since nobody knows yet how many come before.
+fn made_as(offset: u64, block_bytes: u64) -> FileName {
+    FileName::Object(offset / block_bytes + 1)
 }
 
 /// md5 over zeros. There may be thousands of objects that hold nothing else, or begin with nothing else, and md5 is slow.
@@ -121,6 +126,13 @@ pub(super) struct ObjectRecord {
     pub(super) stored_bytes: u64,
     pub(super) md5: Md5,
     pub(super) points: Option<String>,
+}
+
+impl ObjectRecord {
+    /// What it was called while it was made.
+    pub(super) fn made_as(&self, block_bytes: u64) -> FileName {
+        made_as(self.offset, block_bytes)
+    }
 }
 
 /// An object that is being written.
@@ -250,7 +262,7 @@ fn called(offset: u64) -> String {
 
 /// A staged file that is written from its beginning to its end.
 struct File {
-    file: StagedFile,
+    file: Box<dyn NewFile>,
     gathered: Vec<u8>,
     /// Where the gathered bytes belong.
     at: u64,
@@ -258,7 +270,7 @@ struct File {
 
 impl File {
     fn create(objects: &Objects<'_>, offset: u64) -> Result<Self> {
-        let file = objects.staging.create_file(objects.name_at(offset))?;
+        let file = objects.destination.create_file(objects.name_at(offset))?;
         Ok(Self { file, gathered: Vec::new(), at: 0 })
     }
 
@@ -296,18 +308,18 @@ impl File {
         if self.file.len_bytes() < self.at {
             self.file.write_at(&[0], self.at - 1)?;
         }
-        self.file.finish_to_link()
+        self.file.finish()
     }
 }
 
 /// A staged file to be read again.
 struct Staged {
-    file: StagedFile,
+    file: Box<dyn NewFile>,
     stat: ObjectStat,
 }
 
 impl Staged {
-    fn new(file: StagedFile) -> Self {
+    fn new(file: Box<dyn NewFile>) -> Self {
         let stat = ObjectStat {
             len_bytes: file.len_bytes(),
             version: ObjectVersion("staged".into()),

@@ -18,10 +18,6 @@ use super::md5::LANES;
 use super::window::{Done, Window};
 use crate::error::Error;
 
-/// How far windows may be ahead of the first unfinished one. Between windows with data lie many without, which take no time;
-/// and md5 of what has data keeps one core busy for each few windows.
-const WINDOWS_AHEAD_MAX: u64 = 4096;
-
 /// How many holes may wait: enough to find the data behind them, few enough to be looked through for each job.
 const HOLES_MAX: usize = 256;
 
@@ -36,6 +32,8 @@ pub(super) struct Bounds {
     pub(super) piece_bytes: u64,
     /// How many windows the volume has.
     pub(super) windows: u64,
+    /// How far they may be ahead of the first unfinished one.
+    pub(super) windows_ahead: u64,
     /// How many that are no holes may be in progress.
     pub(super) lanes: usize,
     /// How many pieces may be begun and not in order.
@@ -178,7 +176,7 @@ impl<'a> Schedule<'a> {
         }
         let is_first = self.next_window == self.listed;
         let may_open = self.next_window < bounds.windows
-            && self.next_window < self.listed + WINDOWS_AHEAD_MAX
+            && self.next_window < self.listed + bounds.windows_ahead
             && (is_first || self.waiting < OBJECTS_WAITING_MAX)
             && self.lanes.len() - self.holes + self.opening < bounds.lanes
             && self.holes < HOLES_MAX;

@@ -20,8 +20,6 @@
 //!
 //! Invariant: a record that comes from here has all of these.
 
-mod base64;
-
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -61,7 +59,7 @@ impl Record {
             return Err(Error::new(ErrorKind::LimitExceeded, message));
         }
         let malformed = |what: &str| Error::new(ErrorKind::Malformed, format!("the record is {what}"));
-        let json = base64::decode(url).ok_or_else(|| malformed("not base64"))?;
+        let json = crate::base64::decode(url).ok_or_else(|| malformed("not base64"))?;
         match serde_json::from_slice(&json) {
             Ok(Value::Object(fields)) => Ok(Self(fields)),
             Ok(_) => Err(malformed("no JSON object")),
@@ -71,7 +69,7 @@ impl Record {
 
     /// The `backup_url`.
     pub fn encode(&self) -> String {
-        base64::encode(Value::Object(self.0.clone()).to_string().as_bytes())
+        crate::base64::encode(Value::Object(self.0.clone()).to_string().as_bytes())
     }
 
     /// The columns of the backup's row.
@@ -352,8 +350,8 @@ mod tests {
             ("", ErrorKind::Malformed),
             ("%", ErrorKind::Malformed),
             ("Zm9v", ErrorKind::Malformed),
-            (&base64::encode(b"[1]"), ErrorKind::Malformed),
-            (&base64::encode(&[b'['; 100_000]), ErrorKind::Malformed),
+            (&crate::base64::encode(b"[1]"), ErrorKind::Malformed),
+            (&crate::base64::encode(&[b'['; 100_000]), ErrorKind::Malformed),
             (&long, ErrorKind::LimitExceeded),
         ] {
             assert_eq!(Record::decode(url).unwrap_err().kind(), kind);

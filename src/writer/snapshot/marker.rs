@@ -21,7 +21,7 @@ static COUNT: AtomicU32 = AtomicU32::new(0);
 
 /// Who made a snapshot.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Marker {
+pub(in crate::writer) struct Marker {
     machine: u32,
     boot: u32,
     /// The namespace in which `pid` is a number.
@@ -34,7 +34,7 @@ pub(super) struct Marker {
 
 impl Marker {
     /// A new one of this process.
-    pub(super) fn new(host: &Host) -> Result<Self> {
+    pub(in crate::writer) fn new(host: &Host) -> Result<Self> {
         let ours = Self::of_this_process(host);
         let mut ours = ours.ok_or_else(|| {
             let message = "a snapshot cannot be marked as ours: /proc does not tell who we are";
@@ -63,13 +63,13 @@ impl Marker {
     }
 
     /// The snapshot's name; letters, digits and hyphens only.
-    pub(super) fn name(&self) -> String {
+    pub(in crate::writer) fn name(&self) -> String {
         let Self { machine, boot, pids, pid, started, count } = self;
         format!("{PREFIX}-{machine:08x}-{boot:08x}-{pids:x}-{pid:x}-{started:x}-{count:x}")
     }
 
     /// Reads a name; `None` for one that we would not have written exactly so.
-    pub(super) fn parse(name: &str) -> Option<Self> {
+    pub(in crate::writer) fn parse(name: &str) -> Option<Self> {
         let mut parts = name.strip_prefix(PREFIX)?.strip_prefix('-')?.split('-');
         let mut next = || u64::from_str_radix(parts.next()?, 16).ok();
         let marker = Self {
@@ -84,7 +84,7 @@ impl Marker {
     }
 
     /// Whether its maker is gone for sure.
-    pub(super) fn is_abandoned(&self, host: &Host) -> bool {
+    pub(in crate::writer) fn is_abandoned(&self, host: &Host) -> bool {
         let Some(us) = Self::of_this_process(host) else { return false };
         if self.machine != us.machine {
             return false;

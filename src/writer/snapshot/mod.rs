@@ -31,6 +31,7 @@ mod marker;
 mod reflink;
 mod zfs;
 
+pub(in crate::writer) use self::marker::Marker as Maker;
 use std::fs::{self, File, Metadata};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};

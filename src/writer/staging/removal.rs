@@ -61,6 +61,11 @@ impl Identity {
         }
     }
 
+    /// Of an object that a store tells a version of, here a hash of that.
+    pub(in crate::writer) fn of_version(number: u64, len_bytes: u64) -> Self {
+        Self { number, len_bytes, modified: (0, 0) }
+    }
+
     /// Stored length in bytes.
     pub(in crate::writer) fn len_bytes(self) -> u64 {
         self.len_bytes

@@ -1,0 +1,115 @@
+//! A backup taken out of an object store.
+//!
+//! Problem: Cinder deletes in the order of names, objects first: cut short, it leaves metadata that tells of objects which are gone. Idea: the
+//! metadata goes first, and with it the backup; a marker that was put in before tells the next run what else goes.
+//!
+//! | cut short | what is left | the next run |
+//! | --- | --- | --- |
+//! | before the metadata went | the backup, whole, and a marker | the marker goes |
+//! | behind it | digests and objects that no backup has | they go, then the marker |
+//!
+//! Invariant: an object that was put in since it was looked at stays, as far as its version tells.
+
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+
+use super::marker::{self, Marker};
+use super::removal;
+use crate::error::{Error, ErrorKind, Result};
+use crate::store::ObjectStat;
+use crate::store::objects::ObjectStore;
+use crate::types::{BackupId, ObjectName};
+use crate::writer::staging::removal::{Doomed, Found, Identity};
+
+/// A store to take backups out of.
+pub(in crate::writer) struct ObjectRemover {
+    store: Arc<dyn ObjectStore>,
+}
+
+/// One backup that may go.
+pub(in crate::writer) struct Deletion<'a> {
+    remover: &'a ObjectRemover,
+    id: BackupId,
+}
+
+fn identity(stat: &ObjectStat) -> Identity {
+    let mut hasher = DefaultHasher::new();
+    stat.version.hash(&mut hasher);
+    Identity::of_version(hasher.finish(), stat.len_bytes)
+}
+
+/// A folder and a prefix as one; the folder may be empty.
+fn joined(folder: &str, prefix: &str) -> String {
+    if folder.is_empty() { prefix.to_owned() } else { format!("{folder}/{prefix}") }
+}
+
+impl ObjectRemover {
+    pub(in crate::writer) fn new(store: Arc<dyn ObjectStore>) -> Self {
+        Self { store }
+    }
+
+    pub(in crate::writer) fn store(&self) -> &Arc<dyn ObjectStore> {
+        &self.store
+    }
+
+    /// What in a folder begins with a prefix.
+    pub(in crate::writer) fn names(&self, folder: &str, prefix: &str) -> Result<Vec<Found>> {
+        let whole = joined(folder, prefix);
+        let listed = self.store.list_below(&whole, &|| false)?;
+        let found = listed.into_iter().filter_map(|listed| {
+            let suffix = listed.name.as_str().strip_prefix(&whole)?;
+            // What lies deeper is no file of that folder.
+            let is_there = !suffix.contains('/');
+            is_there.then(|| Found { suffix: suffix.into(), identity: Some(identity(&listed.stat)) })
+        });
+        Ok(found.collect())
+    }
+
+    pub(in crate::writer) fn deletion(&self, id: &BackupId) -> Deletion<'_> {
+        Deletion { remover: self, id: id.clone() }
+    }
+}
+
+const REST_MESSAGE: &str = "the backup is deleted, and the next run removes what is left of its objects";
+
+impl Deletion<'_> {
+    /// Removes the document, then what goes with it. After an error either nothing was removed, or the document is gone and the
+    /// next run removes the rest.
+    pub(in crate::writer) fn remove(&mut self, doomed: &Doomed<'_>) -> Result<()> {
+        let store = &self.remover.store;
+        let never = || false;
+        let whole = joined(doomed.folder, doomed.prefix);
+        let container = match store.has_containers() {
+            true => whole.split_once('/').map_or("", |(container, _)| &whole[..container.len() + 1]),
+            false => "",
+        };
+        let Some(((document, first), rest)) = doomed.files.split_first() else { return Ok(()) };
+        let name_of = |suffix: &str| ObjectName::parse(&format!("{whole}{suffix}"));
+        let document = name_of(document)?;
+        let suffixes: Vec<&str> = rest.iter().map(|(suffix, _)| &**suffix).collect();
+        let names = suffixes.iter().map(|suffix| name_of(suffix)).collect::<Result<Vec<_>>>()?;
+        let marker = Marker::of_deletion(container, &whole[container.len()..], &self.id, &suffixes)?;
+        if store.version_of(marker.name()).is_ok()
+            && !marker::remove_if_dead(store, container, marker.name())?
+        {
+            let message = format!("backup {} is being written or deleted by another run", self.id);
+            return Err(Error::new(ErrorKind::Target, message));
+        }
+        marker.put(&**store, &never)?;
+        marker::remove_dead(store, container, Some(&marker), &never)?;
+        let is_changed = match store.open(&document) {
+            Ok(source) => identity(source.stat()) != *first,
+            Err(error) if error.kind() == ErrorKind::ObjectNotFound => true,
+            Err(error) => return Err(error),
+        };
+        if is_changed {
+            store.remove(marker.name(), &never)?;
+            let message = format!("the metadata of backup {} has changed since it was looked at", self.id);
+            return Err(Error::new(ErrorKind::Target, message));
+        }
+        store.remove(&document, &never)?;
+        let rest = removal::remove_all(&**store, &names, &never);
+        rest.and_then(|()| store.remove(marker.name(), &never)).map_err(|error| error.context(REST_MESSAGE))
+    }
+}

@@ -1,0 +1,223 @@
+//! The sign of a run that writes or deletes a backup, by which what it leaves is known when it is killed.
+//!
+//! ```text
+//! .cinderfs-<backup id>      in the bucket or container
+//! {"cinderfs": 1, "prefix": "volume_…/20240101000000/az_nova_backup_<backup id>", "run": "…", "names": ["-00001", …]}
+//! ```
+//!
+//! Problem: objects without metadata may be a backup that Cinder, or another run of ours, is just writing. Idea: only those whose marker says
+//! that they are ours, and that its run is dead, are removed. A run is dead when its process on this machine is gone; or when its marker is older
+//! by [`DEAD_AFTER`] than one that was put in just now, both by the store's own clock, since a living run puts its own in again every five
+//! minutes. Cinder neither lists nor deletes a name that begins with a dot: it looks for prefixes only.
+//!
+//! What is done for a dead run is the same whether it wrote or deleted: with its metadata a backup is whole, and only the marker goes;
+//! without, there is no backup, and its objects go.
+//!
+//! Invariants: what a marker says is a claim; names are removed only that begin with a prefix that ends with the id in the marker's own name, or
+//! that the marker lists below its prefix, and that are an object's or the digests'.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use serde_json::{Value, json};
+
+use super::removal;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::metadata::OBJECTS_MAX;
+use crate::format::names::{METADATA_SUFFIX, SHA256FILE_SUFFIX};
+use crate::store::objects::{Content, ObjectStore, Stop};
+use crate::store::posix::HIDDEN_FOLDER_PREFIX;
+use crate::store::{ListedObject, SourceReader};
+use crate::types::{BackupId, ObjectName};
+use crate::writer::snapshot::Maker;
+use crate::writer::source::host::Host;
+
+/// From which age on a marker's run is dead, wherever it ran: several times the five minutes after which a living one is seen again.
+const DEAD_AFTER: Duration = Duration::from_secs(3600);
+
+/// Longest marker that is read, in bytes: with names for as many objects as there may be.
+const MARKER_BYTES_MAX: u64 = 64 << 20;
+
+/// A run's marker.
+#[derive(Clone, Debug)]
+pub(super) struct Marker {
+    name: ObjectName,
+    content: Content,
+}
+
+/// What a marker says.
+struct Claim {
+    prefix: String,
+    run: String,
+    /// What follows the prefix, where the prefix does not say whose the names are.
+    names: Vec<String>,
+}
+
+impl Marker {
+    /// The marker of this run, which writes the backup `id`.
+    pub(super) fn new(folder: &str, prefix: &str, id: &BackupId) -> Result<Self> {
+        let claim = json!({"cinderfs": 1, "prefix": prefix, "run": run()});
+        let name = ObjectName::parse(&format!("{folder}{HIDDEN_FOLDER_PREFIX}{id}"))?;
+        Ok(Self { name, content: Content::of(claim.to_string()) })
+    }
+
+    /// The marker of this run, which deletes the backup `id`, whose names are these behind the prefix.
+    pub(super) fn of_deletion(folder: &str, prefix: &str, id: &BackupId, names: &[&str]) -> Result<Self> {
+        let Self { name, .. } = Self::new(folder, prefix, id)?;
+        let claim = json!({"cinderfs": 1, "prefix": prefix, "run": run(), "names": names});
+        Ok(Self { name, content: Content::of(claim.to_string()) })
+    }
+
+    pub(super) fn name(&self) -> &ObjectName {
+        &self.name
+    }
+
+    /// Takes it out, or leaves that to the next run.
+    pub(super) fn remove(&self, store: &dyn ObjectStore) {
+        if let Err(error) = store.remove(&self.name, &|| false) {
+            tracing::warn!("the marker {:?} stays until the next run: {error}", self.name);
+        }
+    }
+
+    pub(super) fn put(&self, store: &dyn ObjectStore, stop: Stop<'_>) -> Result<()> {
+        store.put(&self.name, &self.content, stop).map(drop)
+    }
+}
+
+/// This process; nothing where it cannot be told, and age alone says when it is dead.
+fn run() -> String {
+    Maker::new(&Host::default()).map(|maker| maker.name()).unwrap_or_default()
+}
+
+impl Claim {
+    fn parse(bytes: &[u8]) -> Option<Self> {
+        let told: Value = serde_json::from_slice(bytes).ok()?;
+        if told["cinderfs"] != 1 {
+            return None;
+        }
+        let names = match &told["names"] {
+            Value::Null => Vec::new(),
+            names => names
+                .as_array()?
+                .iter()
+                .map(|name| name.as_str().map(str::to_owned))
+                .collect::<Option<_>>()?,
+        };
+        let text = |key: &str| told[key].as_str().map(str::to_owned);
+        Some(Self { prefix: text("prefix")?, run: text("run").unwrap_or_default(), names })
+    }
+
+    /// Whether a name's rest is one that this run may have left.
+    fn has(&self, suffix: &str, id: &BackupId) -> bool {
+        let is_named = self.prefix.strip_suffix(id.as_str()).is_some_and(|rest| rest.ends_with("_backup_"));
+        let digits = suffix.strip_prefix('-').unwrap_or_default();
+        let is_object = digits.len() >= 5 && digits.bytes().all(|byte| byte.is_ascii_digit());
+        (is_named && (is_object || suffix == SHA256FILE_SUFFIX))
+            || self.names.iter().any(|name| name == suffix)
+    }
+}
+
+/// Removes what dead runs left in `folder`, and their markers; how many they were. `ours` was put in just now. What cannot be removed is told
+/// to the log.
+pub(super) fn remove_dead(
+    store: &Arc<dyn ObjectStore>,
+    folder: &str,
+    ours: Option<&Marker>,
+    stop: Stop<'_>,
+) -> Result<u64> {
+    let begin = format!("{folder}{HIDDEN_FOLDER_PREFIX}");
+    let markers = store.list_below(&begin, stop)?;
+    let is_ours = |listed: &ListedObject| ours.is_some_and(|ours| listed.name == ours.name);
+    let now = markers.iter().find(|listed| is_ours(listed)).and_then(|listed| listed.stat.modified);
+    let mut removed = 0;
+    for listed in markers.iter().filter(|listed| !is_ours(listed)) {
+        let Some(Ok(id)) = listed.name.as_str().strip_prefix(&begin).map(BackupId::parse) else { continue };
+        match remove_one(store, folder, &id, listed, now, stop) {
+            Ok(is_removed) => removed += u64::from(is_removed),
+            Err(error) if error.kind() == ErrorKind::Interrupted => return Err(error),
+            Err(error) => tracing::warn!("what a dead run left of backup {id} stays: {error}"),
+        }
+    }
+    Ok(removed)
+}
+
+/// Removes what a run left whose marker this is, if it is dead for sure; whether it was.
+pub(super) fn remove_if_dead(store: &Arc<dyn ObjectStore>, folder: &str, name: &ObjectName) -> Result<bool> {
+    let begin = format!("{folder}{HIDDEN_FOLDER_PREFIX}");
+    let Some(Ok(id)) = name.as_str().strip_prefix(&begin).map(BackupId::parse) else { return Ok(false) };
+    let listed = store.list_below(name.as_str(), &|| false)?;
+    match listed.iter().find(|listed| listed.name == *name) {
+        // This machine's clock may differ from the store's, by less than that.
+        Some(listed) => remove_one(store, folder, &id, listed, Some(SystemTime::now()), &|| false),
+        None => Ok(true),
+    }
+}
+
+fn remove_one(
+    store: &Arc<dyn ObjectStore>,
+    folder: &str,
+    id: &BackupId,
+    listed: &ListedObject,
+    now: Option<SystemTime>,
+    stop: Stop<'_>,
+) -> Result<bool> {
+    let source = match store.open(&listed.name) {
+        Err(error) if error.kind() == ErrorKind::ObjectNotFound => return Ok(false),
+        other => other?,
+    };
+    let mut bytes = Vec::new();
+    let mut reader = std::io::Read::take(SourceReader::new(&*source, 0), MARKER_BYTES_MAX + 1);
+    std::io::Read::read_to_end(&mut reader, &mut bytes).map_err(|error| {
+        Error::caused_by(ErrorKind::StoreIo, format!("cannot read {:?}", listed.name), error)
+    })?;
+    let is_readable = bytes.len() as u64 <= MARKER_BYTES_MAX;
+    let Some(claim) =
+        Claim::parse(&bytes).filter(|claim| is_readable && claim.names.len() as u64 <= OBJECTS_MAX + 1)
+    else {
+        tracing::warn!("{:?} is no marker of this program's, and stays", listed.name);
+        return Ok(false);
+    };
+    let age = now.zip(listed.stat.modified).and_then(|(now, then)| now.duration_since(then).ok());
+    let is_abandoned = Maker::parse(&claim.run).is_some_and(|maker| maker.is_abandoned(&Host::default()));
+    if !is_abandoned && age.is_none_or(|age| age < DEAD_AFTER) {
+        return Ok(false);
+    }
+    let whole_prefix = format!("{folder}{}", claim.prefix);
+    let found = store.list_below(&whole_prefix, stop)?;
+    let suffix = |listed: &ListedObject| listed.name.as_str().strip_prefix(&whole_prefix).map(str::to_owned);
+    let has_metadata = found.iter().any(|listed| suffix(listed).as_deref() == Some(METADATA_SUFFIX));
+    if !has_metadata {
+        let of_run = |listed: &&ListedObject| suffix(listed).is_some_and(|suffix| claim.has(&suffix, id));
+        let names: Vec<_> = found.iter().filter(of_run).map(|listed| listed.name.clone()).collect();
+        tracing::info!("a run that is dead left {} objects of backup {id}; they are removed", names.len());
+        removal::remove_all(&**store, &names, stop)?;
+    }
+    store.remove(&listed.name, stop)?;
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_claim_holds_for_names_of_its_own_id_or_that_it_lists() {
+        let id = BackupId::parse("b-1").unwrap();
+        let claim = |text: &str| Claim::parse(text.as_bytes()).unwrap();
+        let named = claim(r#"{"cinderfs": 1, "prefix": "volume_v/2024/az_n_backup_b-1"}"#);
+        assert!(named.has("-00001", &id) && named.has("_sha256file", &id) && named.has("-100000", &id));
+        for other in ["_metadata", "", "-0001", "-00001x", "0-00001", "/x"] {
+            assert!(!named.has(other, &id), "{other}");
+        }
+        for prefix in ["backup", "", "volume_v/2024/az_n_backup_b-2", "b-1", "x_backup_xb-1"] {
+            let foreign = claim(&json!({"cinderfs": 1, "prefix": prefix}).to_string());
+            assert!(!foreign.has("-00001", &id), "{prefix}");
+        }
+        let listing = claim(r#"{"cinderfs": 1, "prefix": "backup", "names": ["-00001"]}"#);
+        assert!(listing.has("-00001", &id) && !listing.has("-00002", &id));
+        for wrong in ["", "[]", "{}", r#"{"cinderfs": 2, "prefix": "x"}"#, r#"{"cinderfs": 1, "prefix": 1}"#]
+        {
+            assert!(Claim::parse(wrong.as_bytes()).is_none(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,273 @@
+//! A Swift of a few lines, which does one wrong thing at a time with what is put into it.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
+
+use cinderfs::store::Store;
+use cinderfs::store::remote::settings::{Secret, SwiftAuth, SwiftSettings};
+use cinderfs::store::remote::{self, Access, Limits};
+use md5::{Digest, Md5};
+
+/// What the server does with a PUT, beside taking it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Fault {
+    /// It answers this and forgets the bytes.
+    Status(u16),
+    /// The connection ends when half of the bytes are read.
+    Reset,
+    /// The bytes are stored, and the connection ends without an answer.
+    NoAnswer,
+    /// Other bytes are stored, and their ETag is told.
+    WrongEtag,
+    /// Other bytes are stored, and nothing is told of it.
+    Rot,
+    /// The token is not known any more.
+    Expired,
+    /// No answer until [`FakeSwift::release`].
+    Hang,
+}
+
+#[derive(Clone)]
+pub(crate) struct Object {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) modified: String,
+}
+
+/// What a server holds and how it fails.
+#[derive(Default)]
+pub(crate) struct FakeSwift {
+    pub(crate) objects: Mutex<BTreeMap<String, Object>>,
+    /// The next PUTs of a name that ends so.
+    faults: Mutex<Vec<(String, Fault)>>,
+    tokens: AtomicUsize,
+    /// Every request but authentication fails.
+    pub(crate) is_down: AtomicBool,
+    /// It goes down when a name that ends so is deleted.
+    down_after: Mutex<Option<String>>,
+    /// Method and name of all requests.
+    pub(crate) requests: Mutex<Vec<String>>,
+    hanging: Mutex<bool>,
+    released: Condvar,
+}
+
+const MODIFIED: &str = "2026-02-03T04:05:06.000000";
+
+impl FakeSwift {
+    pub(crate) fn start(deadline: Duration) -> (Arc<Self>, Arc<dyn Store>) {
+        let server = Arc::new(Self::default());
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let base = format!("http://{}", listener.local_addr().unwrap());
+        let (shared, host) = (server.clone(), base.clone());
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let (shared, host) = (shared.clone(), host.clone());
+                std::thread::spawn(move || while shared.serve(&stream, &host).is_some() {});
+            }
+        });
+        let auth = SwiftAuth::V1 { url: format!("{base}/auth"), user: "u".into(), key: Secret::new("k") };
+        let store = remote::swift(SwiftSettings {
+            container: Some("c".into()),
+            auth,
+            storage_url: None,
+            storage_url_prefix: None,
+            region: None,
+            access: Access::default(),
+            limits: Limits { deadline, connections: 16 },
+        });
+        (server, store.unwrap())
+    }
+
+    /// The next PUT of a name that ends so meets this.
+    pub(crate) fn fail(&self, ending: &str, fault: Fault) {
+        self.faults.lock().unwrap().push((ending.to_owned(), fault));
+    }
+
+    /// Every request fails from the moment on at which a name is deleted that ends so.
+    pub(crate) fn down_after(&self, ending: &str) {
+        *self.down_after.lock().unwrap() = Some(ending.to_owned());
+    }
+
+    pub(crate) fn faults_left(&self) -> usize {
+        self.faults.lock().unwrap().len()
+    }
+
+    pub(crate) fn forgive(&self) {
+        self.faults.lock().unwrap().clear();
+    }
+
+    pub(crate) fn names(&self) -> Vec<String> {
+        self.objects.lock().unwrap().keys().cloned().collect()
+    }
+
+    /// Waits until a request hangs.
+    pub(crate) fn wait_for_hang(&self) {
+        let mut hanging = self.hanging.lock().unwrap();
+        while !*hanging {
+            hanging = self.released.wait(hanging).unwrap();
+        }
+    }
+
+    fn serve(&self, mut stream: &TcpStream, host: &str) -> Option<()> {
+        let mut reader = BufReader::new(stream);
+        let mut lines = Vec::new();
+        loop {
+            let mut line = String::new();
+            if reader.read_line(&mut line).ok()? == 0 {
+                return None;
+            }
+            match line.trim_end() {
+                "" => break,
+                line => lines.push(line.to_owned()),
+            }
+        }
+        let header = |name: &str| lines.iter().find_map(|line| line.strip_prefix(name)).map(str::to_owned);
+        let mut first = lines[0].split(' ');
+        let (method, target) = (first.next()?.to_owned(), first.next()?.to_owned());
+        let mut body = vec![0; header("content-length: ").and_then(|n| n.parse().ok()).unwrap_or(0)];
+        let (path, query) = target.split_once('?').unwrap_or((&target, ""));
+        let name = path.strip_prefix("/v1/a/c").map(|name| decoded(name.trim_start_matches('/')));
+        let fault = match (&*method, &name) {
+            ("PUT", Some(name)) => {
+                let mut faults = self.faults.lock().unwrap();
+                let at = faults.iter().position(|(ending, _)| name.ends_with(ending));
+                at.map(|at| faults.remove(at).1)
+            }
+            _ => None,
+        };
+        if fault == Some(Fault::Reset) {
+            let half = body.len() / 2;
+            reader.read_exact(&mut body[..half]).ok()?;
+            return None;
+        }
+        reader.read_exact(&mut body).ok()?;
+        if name.is_some() {
+            self.requests.lock().unwrap().push(format!("{method} {}", name.as_deref().unwrap_or_default()));
+        }
+        let token = format!("t{}", self.tokens.load(Ordering::Relaxed));
+        let answer = match name {
+            None => {
+                let new = self.tokens.fetch_add(1, Ordering::Relaxed) + 1;
+                format!("200 OK\r\nx-auth-token: t{new}\r\nx-storage-url: {host}/v1/a\r\ncontent-length: 0\r\n\r\n")
+                    .into_bytes()
+            }
+            Some(_) if self.is_down.load(Ordering::Relaxed) => status(503),
+            Some(_) if header("x-auth-token: ") != Some(token) => status(401),
+            Some(name) if name.is_empty() => self.listing(query),
+            Some(name) => self.object(&method, &name, &header, body, fault)?,
+        };
+        stream.write_all(b"HTTP/1.1 ").and_then(|()| stream.write_all(&answer)).ok()
+    }
+
+    fn object(
+        &self,
+        method: &str,
+        name: &str,
+        header: &dyn Fn(&str) -> Option<String>,
+        mut body: Vec<u8>,
+        fault: Option<Fault>,
+    ) -> Option<Vec<u8>> {
+        let mut objects = self.objects.lock().unwrap();
+        match method {
+            "PUT" => {
+                let sent = etag(&body);
+                assert_eq!(header("etag: ").as_deref(), Some(&*sent), "the digest goes with {name}");
+                match fault {
+                    Some(Fault::Status(code)) => return Some(status(code)),
+                    Some(Fault::Expired) => {
+                        self.tokens.fetch_add(1, Ordering::Relaxed);
+                        return Some(status(401));
+                    }
+                    Some(Fault::Hang) => {
+                        drop(objects);
+                        *self.hanging.lock().unwrap() = true;
+                        self.released.notify_all();
+                        loop {
+                            std::thread::park();
+                        }
+                    }
+                    Some(Fault::WrongEtag | Fault::Rot) => body[0] ^= 1,
+                    Some(Fault::NoAnswer | Fault::Reset) | None => {}
+                }
+                let told = if fault == Some(Fault::Rot) { sent } else { etag(&body) };
+                objects.insert(name.to_owned(), Object { bytes: body, modified: MODIFIED.to_owned() });
+                if fault == Some(Fault::NoAnswer) {
+                    return None;
+                }
+                Some(format!("201 Created\r\netag: {told}\r\ncontent-length: 0\r\n\r\n").into_bytes())
+            }
+            "DELETE" if self.down_after.lock().unwrap().as_deref().is_some_and(|end| name.ends_with(end)) => {
+                *self.down_after.lock().unwrap() = None;
+                self.is_down.store(true, Ordering::Relaxed);
+                objects.remove(name);
+                Some(status(204))
+            }
+            "DELETE" => Some(status(if objects.remove(name).is_some() { 204 } else { 404 })),
+            _ => {
+                let Some(Object { bytes, .. }) = objects.get(name) else { return Some(status(404)) };
+                let (etag, len) = (etag(bytes), bytes.len());
+                if method == "HEAD" {
+                    return Some(
+                        format!("200 OK\r\netag: {etag}\r\ncontent-length: {len}\r\n\r\n").into_bytes(),
+                    );
+                }
+                let range = header("range: bytes=")?;
+                let (from, to) = range.split_once('-')?;
+                let (from, to): (usize, usize) = (from.parse().ok()?, to.parse().ok()?);
+                let to = to.min(len - 1);
+                let head = format!(
+                    "206 Partial Content\r\ncontent-range: bytes {from}-{to}/{len}\r\netag: {etag}\r\ncontent-length: {}\r\n\r\n",
+                    to + 1 - from
+                );
+                Some([head.as_bytes(), &bytes[from..=to]].concat())
+            }
+        }
+    }
+
+    fn listing(&self, query: &str) -> Vec<u8> {
+        let parameter = |key: &str| {
+            let found = query.split('&').find_map(|pair| pair.strip_prefix(key)?.strip_prefix('='));
+            decoded(found.unwrap_or_default())
+        };
+        let (prefix, marker) = (parameter("prefix"), parameter("marker"));
+        let objects = self.objects.lock().unwrap();
+        let listed: Vec<_> = objects
+            .iter()
+            .filter(|(name, _)| name.starts_with(&prefix) && **name > marker)
+            .take(7)
+            .map(|(name, object)| {
+                serde_json::json!({"name": name, "bytes": object.bytes.len(), "hash": etag(&object.bytes),
+                    "last_modified": object.modified})
+            })
+            .collect();
+        let body = serde_json::Value::from(listed).to_string();
+        format!("200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len()).into_bytes()
+    }
+}
+
+fn status(code: u16) -> Vec<u8> {
+    format!("{code} X\r\n{}\r\n", if code == 204 { "" } else { "content-length: 0\r\n" }).into_bytes()
+}
+
+fn etag(bytes: &[u8]) -> String {
+    Md5::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn decoded(text: &str) -> String {
+    let mut bytes = Vec::new();
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        bytes.push(match byte {
+            b'%' => {
+                let digits = [rest.next().unwrap(), rest.next().unwrap()];
+                u8::from_str_radix(std::str::from_utf8(&digits).unwrap(), 16).unwrap()
+            }
+            b'+' => b' ',
+            byte => byte,
+        });
+    }
+    String::from_utf8(bytes).unwrap()
+}
