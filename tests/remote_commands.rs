@@ -82,3 +82,40 @@ fn a_mount_outlives_its_token() {
     }
     assert!(mount.log().contains("the Swift token has expired"), "{}", mount.log());
 }
+
+#[test]
+#[ignore = "needs servers; scripts/services/test.sh"]
+fn backups_are_made_consolidated_and_taken_away() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = folder.path().join("volume");
+    let mut plain: Vec<u8> = (0..3_000_000_u32).map(|at| (at / 7 * 13 % 251) as u8).collect();
+    for kind in ALL {
+        let bucket = Bucket::new(kind);
+        let (word, _) = bucket.word();
+        let create = |plain: &[u8], words: &[&str]| {
+            std::fs::write(&source, plain).unwrap();
+            let all =
+                [&["create", "-q", "--object-size", "1M", &word, source.to_str().unwrap()], words].concat();
+            run(&bucket, &all).trim().to_owned()
+        };
+        let restored = |id: &str| {
+            let target = folder.path().join(id);
+            run(&bucket, &["restore", "-q", "--force", &word, id, target.to_str().unwrap()]);
+            std::fs::read(target).unwrap()
+        };
+        let full = create(&plain, &[]);
+        assert!(restored(&full) == plain, "{kind:?}");
+        plain[1_500_000..1_500_100].fill(9);
+        let increment = create(&plain, &["--incremental"]);
+        assert!(restored(&increment) == plain, "{kind:?}");
+        let whole = run(&bucket, &["consolidate", "-q", &word, &increment]).trim().to_owned();
+        run(&bucket, &["delete", "-q", "--cascade", &word, &full]);
+        assert!(restored(&whole) == plain, "{kind:?}");
+        run(&bucket, &["verify", "-q", &word]);
+        assert_eq!(run(&bucket, &["list", &word, "-f", "value", "-c", "ID"]).trim(), whole);
+        run(&bucket, &["delete", "-q", &word, &whole]);
+        run(&bucket, &["delete", "-q", &word, "--leftovers"]);
+        let left = bucket.store().into_objects().unwrap().list_below("", &|| false).unwrap();
+        assert!(left.is_empty(), "{kind:?}: {left:?}");
+    }
+}

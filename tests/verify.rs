@@ -395,7 +395,7 @@ fn people_read_it_too() {
         "    also in aaaaaaaa-0000-4000-8000-000000000002\n",
         "2 backups: 0 good, 2 damaged\n3 objects, 160.00 KiB verified in ",
         "1 case of damage",
-        "what to do\n  - object_*: put the object back from a copy of the store;",
+        "what to do\n  - object_*: `cinderfs repair` mends what other backups of the store still",
     ] {
         assert!(text.contains(words), "{words:?} is not in\n{text}");
     }

@@ -20,6 +20,8 @@ use crate::cache_dir::CacheDir;
 use crate::catalog::{Catalog, CatalogOptions};
 use crate::error::ErrorKind;
 use crate::store::deadline::{self, DeadlineStore, TIMEOUT_SECONDS, TIMEOUT_SECONDS_MAX};
+use crate::store::objects::ObjectStore;
+use crate::writer::Target;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -241,13 +243,27 @@ impl StoreArg {
         Ok(self.place.get_or_init(|| place))
     }
 
-    /// The directory that the word names, which exists, for a verb that writes to the store.
+    /// The store that the word names, for a verb that writes to it.
+    pub(crate) fn writable(&self) -> Result<Writable, Failure> {
+        let place = self.place()?;
+        if let Some(path) = place.directory() {
+            return Ok(Writable::Folder(path.to_owned()));
+        }
+        let store = place.open(&self.word.location, self.timeout())?.store();
+        let location = store.location().to_owned();
+        match store.into_objects() {
+            Some(store) => Ok(Writable::Objects(store)),
+            None => Err(Failure::new(ErrorKind::Usage, format!("{location} can only be read"))),
+        }
+    }
+
+    /// The directory that the word names, which exists, for a verb that changes files where they lie.
     pub(crate) fn directory_to_write(&self) -> Result<PathBuf, Failure> {
         self.directory()?.ok_or_else(|| {
-            let message =
-                format!("{}: cinderfs only reads object stores so far", self.word.location.display());
-            Failure::new(ErrorKind::Usage, message)
-                .hint("`restore`, `mount` and all other commands that only read work there")
+            let message = format!("{}: objects cannot be mended in place", self.word.location.display());
+            Failure::new(ErrorKind::Usage, message).hint(
+                "`restore`, `mount` and `verify` read it, and take lost blocks from other backups as well",
+            )
         })
     }
 
@@ -318,6 +334,32 @@ impl StoreArg {
         let store = DeadlineStore::cancelled_by(opened.store(), timeout, is_interrupted);
         store.arm();
         Ok(Arc::new(store))
+    }
+}
+
+/// Where a verb writes to.
+pub(crate) enum Writable {
+    /// A store in this directory.
+    Folder(PathBuf),
+    /// One that objects are put into.
+    Objects(Arc<dyn ObjectStore>),
+}
+
+impl Writable {
+    /// What the writer knows it by.
+    pub(crate) fn target(&self) -> Target<'_> {
+        match self {
+            Self::Folder(path) => path.into(),
+            Self::Objects(store) => store.into(),
+        }
+    }
+
+    /// What people call it.
+    pub(crate) fn location(&self) -> &Path {
+        match self {
+            Self::Folder(path) => path,
+            Self::Objects(store) => Path::new(store.location()),
+        }
     }
 }
 

@@ -80,9 +80,9 @@ pub(crate) struct ConsolidateArgs {
 /// Runs `consolidate`. `quiet` takes away the bar and the summary.
 pub(crate) fn run(args: &ConsolidateArgs, quiet: bool) -> Result<Outcome, Failure> {
     let output = args.made.choose()?;
-    let store = args.store.directory_to_write()?;
+    let store = args.store.writable()?;
     let catalog = args.store.catalog_to_read_and_write()?;
-    let _watch = Watch::start(&store, args.store.timeout());
+    let _watch = Watch::start(store.location(), args.store.timeout());
     let snapshot = catalog.snapshot();
     let entries = select::newest_first(&snapshot);
     let usable = |entry: &Arc<Entry>| catalog.image(entry).is_ok();
@@ -102,9 +102,10 @@ pub(crate) fn run(args: &ConsolidateArgs, quiet: bool) -> Result<Outcome, Failur
     let signals = Signals::watch()?;
     let reporter = Reporter::new(args.progress, quiet, 0);
     let started = Instant::now();
-    let result = engine::consolidate(&store, &catalog, &entry, &wanted, &signals.cancel, &|progress| {
-        reporter.update_backup(progress);
-    });
+    let result =
+        engine::consolidate(store.target(), &catalog, &entry, &wanted, &signals.cancel, &|progress| {
+            reporter.update_backup(progress);
+        });
     let seconds = started.elapsed().as_secs_f64();
     let consolidated = match result {
         Ok(consolidated) => consolidated,

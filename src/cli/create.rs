@@ -11,7 +11,7 @@ use clap::{ArgAction, Args, ValueEnum};
 use indicatif::BinaryBytes;
 use jiff::Timestamp;
 
-use super::args::{StoreArg, threads};
+use super::args::{StoreArg, Writable, threads};
 use super::exit::{Failure, Outcome, note};
 use super::made::MadeArgs;
 use super::progress::{Mode, Reporter};
@@ -163,7 +163,7 @@ pub(crate) fn run(args: &CreateArgs, quiet: bool) -> Result<Outcome, Failure> {
     let catalog = args.store.catalog_to_write()?;
     // Before the snapshot, which a signal must not leave behind.
     let signals = Signals::watch()?;
-    let _watch = Watch::start(&store, args.store.timeout());
+    let _watch = Watch::start(store.location(), args.store.timeout());
     let mut new = new_backup(args, &catalog)?;
     refuse_odd_source(args, &store)?;
     let prepared = snapshot::prepare(&args.source, args.snapshot.0, args.force)?;
@@ -177,10 +177,17 @@ pub(crate) fn run(args: &CreateArgs, quiet: bool) -> Result<Outcome, Failure> {
     }
     let reporter = Reporter::new(args.progress, quiet, 0);
     let started = Instant::now();
-    let result =
-        engine::create(&store, &catalog, &source, &new, Timestamp::now(), &signals.cancel, &|progress| {
+    let result = engine::create(
+        store.target(),
+        &catalog,
+        &source,
+        &new,
+        Timestamp::now(),
+        &signals.cancel,
+        &|progress| {
             reporter.update_backup(progress);
-        });
+        },
+    );
     let seconds = started.elapsed().as_secs_f64();
     let result = result.map_err(|error| prepared.explain(error));
     drop(source);
@@ -204,9 +211,9 @@ pub(crate) fn run(args: &CreateArgs, quiet: bool) -> Result<Outcome, Failure> {
     Ok(Outcome::Done)
 }
 
-/// The store's directory. Who has none yet is told how to come by one.
-fn store_to_fill(store: &StoreArg) -> Result<PathBuf, Failure> {
-    store.directory_to_write().map_err(|failure| match failure.kind() {
+/// The store to write to. Who has none yet is told how to come by one.
+fn store_to_fill(store: &StoreArg) -> Result<Writable, Failure> {
+    store.writable().map_err(|failure| match failure.kind() {
         ErrorKind::StoreNotFound => {
             failure.hint("is its share mounted? A new store is an empty directory, which `mkdir` makes")
         }
@@ -215,9 +222,10 @@ fn store_to_fill(store: &StoreArg) -> Result<PathBuf, Failure> {
 }
 
 /// Refuses what could be backed up, but hardly is what somebody wants.
-fn refuse_odd_source(args: &CreateArgs, store: &Path) -> Result<(), Failure> {
+fn refuse_odd_source(args: &CreateArgs, store: &Writable) -> Result<(), Failure> {
     let shown = &args.source;
-    if let (Ok(source), Ok(store)) = (shown.canonicalize(), store.canonicalize())
+    if let Writable::Folder(store) = store
+        && let (Ok(source), Ok(store)) = (shown.canonicalize(), store.canonicalize())
         && source.starts_with(&store)
     {
         let message = format!("source {shown:?} lies in the store itself");

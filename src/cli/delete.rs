@@ -73,9 +73,10 @@ const KEPT_SHOWN_MAX: usize = 8;
 /// Runs `delete`. `quiet` takes away the summary.
 pub(crate) fn run(args: &DeleteArgs, quiet: bool) -> Result<Outcome, Failure> {
     let chosen = args.output.choose(&COLUMNS)?;
-    let path = args.store.directory_to_write()?;
-    let _watch = Watch::start(&path, args.store.timeout());
-    let leftovers = if args.dry_run { Leftovers::default() } else { engine::remove_leftovers(&path)? };
+    let store = args.store.writable()?;
+    let _watch = Watch::start(store.location(), args.store.timeout());
+    let leftovers =
+        if args.dry_run { Leftovers::default() } else { engine::remove_leftovers(store.target())? };
     let say = |text: String| {
         if !quiet {
             note(&format!("cinderfs: {text}\n"));
@@ -99,13 +100,14 @@ pub(crate) fn run(args: &DeleteArgs, quiet: bool) -> Result<Outcome, Failure> {
     }
     let options =
         DeleteOptions { cascade: args.cascade, despite_unseen: args.force, ..DeleteOptions::default() };
-    let plan = engine::plan(&catalog, &path, &ids, &options).map_err(|error| match error.kind() {
-        ErrorKind::Usage => Failure::from(error).hint("--cascade deletes these too"),
-        ErrorKind::AccessDenied | ErrorKind::StoreIo => {
-            Failure::from(error).hint("--force deletes all the same")
-        }
-        _ => error.into(),
-    })?;
+    let plan =
+        engine::plan(&catalog, store.target(), &ids, &options).map_err(|error| match error.kind() {
+            ErrorKind::Usage => Failure::from(error).hint("--cascade deletes these too"),
+            ErrorKind::AccessDenied | ErrorKind::StoreIo => {
+                Failure::from(error).hint("--force deletes all the same")
+            }
+            _ => error.into(),
+        })?;
     note(&kept_note(&plan));
     if args.dry_run {
         let titles: Vec<&str> = chosen.iter().map(|&column| COLUMNS[column]).collect();
@@ -121,7 +123,7 @@ pub(crate) fn run(args: &DeleteArgs, quiet: bool) -> Result<Outcome, Failure> {
         return Ok(Outcome::Done);
     }
     let stop = || signals.cancel.load(Ordering::Relaxed);
-    engine::delete(&path, &plan, &options, &stop, &mut |backup| {
+    engine::delete(store.target(), &plan, &options, &stop, &mut |backup| {
         let (count, bytes) = (backup.object_count(), BinaryBytes(backup.stored_bytes()));
         say(format!("deleted {}: {count} object(s), {bytes}", backup.entry.id));
     })

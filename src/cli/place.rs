@@ -168,13 +168,25 @@ impl Place {
                 container: None,
             });
         };
-        let container = conf.container.as_deref().map(ObjectName::parse).transpose();
+        // A store that is a container itself is written to without naming it.
+        let container = conf.container.as_deref().filter(|_| self.has_containers());
+        let container = container.map(ObjectName::parse).transpose();
         Ok(Defaults {
             codec: conf.compression.unwrap_or(Codec::Zlib),
             object_bytes: conf.object_bytes,
             block_bytes: conf.block_bytes,
             container: container.map_err(|error| error.context("backup_container of the cinder.conf"))?,
         })
+    }
+
+    fn has_containers(&self) -> bool {
+        match &self.at {
+            At::Directory(_) => true,
+            #[cfg(feature = "remote")]
+            At::Remote(Settings::Swift(settings)) => settings.container.is_none(),
+            #[cfg(feature = "remote")]
+            At::Remote(Settings::S3(_) | Settings::Gcs(_)) => false,
+        }
     }
 
     #[cfg(feature = "fuse")]

@@ -46,8 +46,7 @@ impl Place {
     pub(super) fn clean_up(&self) -> Result<(Vec<BackupId>, u64)> {
         match self {
             Self::Folder(remover, _) => remover.clean_up(),
-            // That goes with a marker of one's own, as a clock.
-            Self::Objects(_) => Ok((Vec::new(), 0)),
+            Self::Objects(remover) => Ok((Vec::new(), remover.clean_up()?)),
         }
     }
 

@@ -53,6 +53,13 @@ impl ObjectRemover {
         &self.store
     }
 
+    /// Removes what dead runs of this machine left, where their markers are sure to be found: in the store, or in the container
+    /// that is written to unless told. The rest goes with the next run that writes there. How many they were.
+    pub(in crate::writer) fn clean_up(&self) -> Result<u64> {
+        let folder = super::folder_of(&*self.store, None)?;
+        marker::remove_dead(&self.store, &folder, None, &|| false)
+    }
+
     /// What in a folder begins with a prefix.
     pub(in crate::writer) fn names(&self, folder: &str, prefix: &str) -> Result<Vec<Found>> {
         let whole = joined(folder, prefix);
