@@ -12,6 +12,7 @@ mod mount;
 mod swift_server;
 
 use std::fs::{self, File};
+use std::net::TcpListener;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -141,6 +142,8 @@ fn read(image: &Path) -> Vec<u8> {
     fs::read(image).unwrap()
 }
 
+// > The daemon of an object store can open, in place of the store's files, those by which host names are looked up and,
+// > where credentials are renewed from files, these files; and sockets of IPv4 and IPv6, none of which listens.
 #[test]
 fn a_mount_gives_up_its_rights_and_gets_other_tokens_all_the_same() {
     let world = World::new("ext4");
@@ -157,6 +160,7 @@ fn a_mount_gives_up_its_rights_and_gets_other_tokens_all_the_same() {
     assert!(mount.log().contains("another one is asked for"), "{}", mount.log());
 }
 
+// > An object store does the same.
 #[test]
 fn a_server_that_says_nothing_costs_reads_and_no_remount() {
     let world = World::new("ext4");
@@ -174,4 +178,23 @@ fn a_server_that_says_nothing_costs_reads_and_no_remount() {
         std::thread::sleep(std::time::Duration::from_millis(50));
     }
     backup.check("afterwards", &read(&mount.image(&backup.id)));
+}
+
+// > A server that has never answered, and refuses connections or cannot be found, is given up after 10 seconds.
+#[test]
+fn a_server_that_is_not_there_is_given_up_soon() {
+    let world = World::new("ext4");
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    for host in [nobody.to_string(), "nobody.invalid:80".to_owned()] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cinderfs"));
+        command.args(["list", "--store-timeout", "3600", "swift:c"]);
+        command.env("OS_IDENTITY_API_VERSION", "1").env("OS_AUTH_URL", format!("http://{host}/auth/v1.0"));
+        command.env("OS_USERNAME", "u").env("OS_PASSWORD", "k").env_remove("OS_CLOUD");
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        mount::within(3 * PATIENCE, "the command's end", || child.try_wait().unwrap().is_some());
+        let output = child.wait_with_output().unwrap();
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{told}");
+        assert!(told.contains("did not answer within") && !told.contains("3600"), "{told}");
+    }
 }
