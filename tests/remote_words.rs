@@ -152,6 +152,9 @@ fn a_mount_gives_up_its_rights_and_gets_other_tokens_all_the_same() {
     for line in ["NoNewPrivs:\t1", "Seccomp:\t2", "CapEff:\t0000000000000000"] {
         assert!(status.contains(line), "{line}: {status}");
     }
+    let threads = fs::read_dir(format!("/proc/{}/task", mount.pid().as_raw_nonzero())).unwrap();
+    let mut names = threads.map(|thread| fs::read_to_string(thread.unwrap().path().join("comm")).unwrap());
+    assert!(names.all(|name| name != "closing\n"), "it lists while nobody looks");
     assert!(mount.log().contains("one thread, no core dumps"), "{}", mount.log());
     for backup in backups("ext4") {
         world.server.forget_tokens();
@@ -183,7 +186,6 @@ fn a_server_that_says_nothing_costs_reads_and_no_remount() {
 // > A server that has never answered, and refuses connections or cannot be found, is given up after 10 seconds.
 #[test]
 fn a_server_that_is_not_there_is_given_up_soon() {
-    let world = World::new("ext4");
     let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     for host in [nobody.to_string(), "nobody.invalid:80".to_owned()] {
         let mut command = Command::new(env!("CARGO_BIN_EXE_cinderfs"));

@@ -217,7 +217,10 @@ fn serve(args: &MountArgs, options: &MountOptions, child: Option<Child>) -> Resu
         mounted.end()?;
         return Err(error.into());
     }
-    if let Err(error) = catalog.close_deleted_regularly() {
+    // An object store frees the space of what is deleted at once, and listing it while nobody looks has its price.
+    if matches!(opened, Opened::Directory(_))
+        && let Err(error) = catalog.close_deleted_regularly()
+    {
         tracing::warn!("deleted backups that were read will keep their space until the unmount: {error}");
     }
     let ended = mounted.serve();
