@@ -49,7 +49,9 @@ class Pipe:
                 self.target.close()
                 return
             self.bytes -= len(data)
-            self.target.write(data)
+            # Who went away before the end gets no more.
+            if not self.target.is_closing():
+                self.target.write(data)
         self.flow()
 
     def flow(self):
