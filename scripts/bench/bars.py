@@ -40,6 +40,10 @@ BARS = {
     "create changed": ("`create --parent` with 1 % changed in extents of 64 KiB: time, against that without change", "<= 1.2x"),
     "create sparse": ("`create`, 1 TiB with 2 GiB of data, the rest holes: time, against `dd` of its digest file, fsync included",
                       "<= 2x"),
+    "remote sequential": ("an object store 20 ms away: `restore` to stdout and `dd` through the mount, one object of 1 GiB, against parallel "
+                          "ranged GETs of the same stored bytes", "0.7"),
+    "remote bytes": ("the same: stored bytes fetched for one random 4 KiB read, against the distance between two restart points, of "
+                     "`index` and of `create`", "<= 1.2x"),
     "create rss": ("peak RSS of every `create` of this page", "<= 256 MiB"),
 }
 

@@ -4,8 +4,8 @@ A part has a `TITLE`, the name of the `VOLUMES` that it reads and perhaps shares
 yields the lines of its section and puts what it found for the bars.
 """
 
-from . import (bytes_fetched, chain, create, created, first_file, hydrate, iops, memory, opening, random_reads, recording, restore, sequential,
-               speed)
+from . import (bytes_fetched, chain, create, created, first_file, hydrate, iops, memory, opening, random_reads, recording, remote,
+               restore, sequential, speed)
 
 PARTS = {
     "random": random_reads,
@@ -22,4 +22,5 @@ PARTS = {
     "memory": memory,
     "opening": opening,
     "create": create,
+    "remote": remote,
 }
