@@ -87,6 +87,7 @@ fn what_passes_is_not_seen_in_the_backup() {
     }
 }
 
+// > In an object store a run puts in its marker, `.cinderfs-<backup id>`, first and `_metadata` last, so that one that is killed at any moment leaves a whole backup in sight, or none.
 #[test]
 fn the_order_is_marker_objects_digests_metadata() {
     let (server, store) = FakeSwift::start(DEADLINE);
@@ -116,6 +117,7 @@ fn what_lasts_leaves_nothing() {
     }
 }
 
+// > A backup is finished only when the store has confirmed each object by its digest, where it does not encrypt it, and a listing has shown all of them as they were confirmed; else there is no backup, and what was put in is taken out.
 #[test]
 fn bytes_that_changed_behind_the_servers_own_back_are_found_before_anything_is_visible() {
     for ending in ["-00001", "-00011", "_sha256file"] {
@@ -193,6 +195,7 @@ fn kill(object: &mut Object) {
     object.bytes = claim.to_string().into_bytes();
 }
 
+// > What a run that is dead left in an object store is removed by the next `create`, `consolidate` or `delete` that writes into the same bucket or container: at once when it ran on the same machine, else when its marker is an hour old; nothing is removed that no marker tells of.
 #[test]
 fn what_a_killed_run_left_goes_with_the_next_one_and_not_before_it_is_dead() {
     let (server, store) = FakeSwift::start(Duration::from_secs(1));
@@ -215,6 +218,7 @@ fn what_a_killed_run_left_goes_with_the_next_one_and_not_before_it_is_dead() {
     check(&store, &created, &content());
 }
 
+// > What a run that is dead left in an object store is removed by the next `create`, `consolidate` or `delete` that writes into the same bucket or container: at once when it ran on the same machine, else when its marker is an hour old; nothing is removed that no marker tells of.
 #[test]
 fn a_run_of_another_machine_is_dead_when_its_marker_is_old() {
     let (server, store) = FakeSwift::start(Duration::from_secs(1));
@@ -256,6 +260,7 @@ fn deleted(store: &Arc<dyn Store>, created: &Created) -> cinderfs::Result<()> {
     delete::delete(&objects, &plan, &options, &|| false, &mut |_| ())
 }
 
+// > `delete` puts a marker that names everything first, takes out `_metadata` next, and the marker last; killed, it leaves a backup whole or out of sight, and the next run removes the rest.
 #[test]
 fn a_deletion_takes_the_metadata_first_and_the_marker_last() {
     let (server, store) = FakeSwift::start(DEADLINE);

@@ -70,6 +70,7 @@ export TEST_KEYSTONE_TOKEN_SECONDS=20
 TEST_CINDER_PYTHON=$(scripts/genuine-cinder/setup.sh) || exit 1
 export TEST_CINDER_PYTHON
 status=0
-cargo test --locked --no-fail-fast --test remote_servers --test remote_commands --test remote_create -- --ignored "$@" || status=1
+cargo test --locked --no-fail-fast --test remote_servers --test remote_commands --test remote_create \
+    --test remote_conf --test remote_killed -- --ignored "$@" || status=1
 gluster "$@" || status=1
 exit $status

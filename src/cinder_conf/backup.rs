@@ -106,10 +106,6 @@ pub struct Swift {
     pub project_domain: Option<String>,
     /// Region to take from the catalogue.
     pub region: Option<String>,
-    /// Tries after the first one.
-    pub retries: u64,
-    /// Seconds between tries.
-    pub backoff_seconds: u64,
     /// CA file to check the server with.
     pub ca_file: Option<PathBuf>,
     /// Whether the server's certificate is not checked.
@@ -131,10 +127,6 @@ pub struct S3 {
     pub verifies_tls: bool,
     /// CA file to check the server with.
     pub ca_file: Option<PathBuf>,
-    /// Tries for one request.
-    pub attempts: u64,
-    /// Seconds until a request is given up.
-    pub timeout_seconds: u64,
     /// Connections at once.
     pub connections: u64,
     /// Algorithm and key that objects are encrypted with by the server (SSE-C).
@@ -150,8 +142,6 @@ pub struct Gcs {
     pub credential_file: Option<PathBuf>,
     /// A proxy for all requests; may hold a password.
     pub proxy: Option<Secret>,
-    /// Tries after the first one.
-    pub retries: u64,
 }
 
 /// Text that is in no message.
@@ -222,11 +212,11 @@ impl BackupConf {
         }
         Ok(Self {
             compression: read.compression()?,
+            ignored: ignored(conf, &driver),
             driver,
             object_bytes,
             block_bytes,
             container,
-            ignored: ignored(conf),
         })
     }
 }
@@ -298,6 +288,8 @@ impl Reader<'_> {
     }
 
     fn swift(&self) -> Result<Swift> {
+        self.conf.number(DEFAULT, "backup_swift_retry_attempts")?;
+        self.conf.number(DEFAULT, "backup_swift_retry_backoff")?;
         let how = self.conf.text_or(DEFAULT, "backup_swift_auth", "per_user")?;
         let is_single_user = match how.as_str() {
             "single_user" => true,
@@ -344,14 +336,14 @@ impl Reader<'_> {
             user_domain: self.optional("backup_swift_user_domain")?,
             project_domain: self.optional("backup_swift_project_domain")?,
             region: self.optional("backup_swift_region_name")?,
-            retries: self.conf.number(DEFAULT, "backup_swift_retry_attempts")?.unwrap_or(3),
-            backoff_seconds: self.conf.number(DEFAULT, "backup_swift_retry_backoff")?.unwrap_or(2),
             ca_file: self.optional("backup_swift_ca_cert_file")?.map(PathBuf::from),
             is_insecure: self.conf.flag(DEFAULT, "backup_swift_auth_insecure", false)?,
         })
     }
 
     fn s3(&self) -> Result<S3> {
+        self.conf.number(DEFAULT, "backup_s3_retry_max_attempts")?;
+        self.check_seconds("backup_s3_timeout")?;
         let algorithm = self.optional("backup_s3_sse_customer_algorithm")?;
         let key = self.optional("backup_s3_sse_customer_key")?.map(Secret);
         Ok(S3 {
@@ -361,8 +353,6 @@ impl Reader<'_> {
             bucket: self.conf.text_or(DEFAULT, "backup_s3_store_bucket", "volumebackups")?,
             verifies_tls: self.conf.flag(DEFAULT, "backup_s3_verify_ssl", true)?,
             ca_file: self.optional("backup_s3_ca_cert_file")?.map(PathBuf::from),
-            attempts: self.conf.number(DEFAULT, "backup_s3_retry_max_attempts")?.unwrap_or(4).max(1),
-            timeout_seconds: self.seconds("backup_s3_timeout", 60)?,
             connections: self.conf.number(DEFAULT, "backup_s3_max_pool_connections")?.unwrap_or(10).max(1),
             // Cinder writes unencrypted unless it has both.
             customer_key: algorithm.zip(key),
@@ -370,11 +360,11 @@ impl Reader<'_> {
     }
 
     fn gcs(&self) -> Result<Gcs> {
+        self.conf.number(DEFAULT, "backup_gcs_num_retries")?;
         Ok(Gcs {
             bucket: self.needed("backup_gcs_bucket")?,
             credential_file: self.optional("backup_gcs_credential_file")?.map(PathBuf::from),
             proxy: self.optional("backup_gcs_proxy_url")?.map(Secret),
-            retries: self.conf.number(DEFAULT, "backup_gcs_num_retries")?.unwrap_or(3),
         })
     }
 
@@ -396,13 +386,12 @@ impl Reader<'_> {
         }
     }
 
-    /// A time in seconds, whose fraction does not count but keeps it from being 0.
-    fn seconds(&self, option: &str, default: u64) -> Result<u64> {
-        let Some(text) = self.optional(option)? else { return Ok(default) };
-        let seconds = text.trim().parse::<f64>().ok().filter(|s| s.is_finite() && (0.0..1e9).contains(s));
-        match seconds {
-            Some(seconds) => Ok((seconds as u64).max(1)),
-            None => Err(Error::new(ErrorKind::Usage, format!("{option} = {text:?} is no time in seconds"))),
+    /// Whether it is a time in seconds, if it is set; oslo.config takes fractions.
+    fn check_seconds(&self, option: &str) -> Result<()> {
+        let Some(text) = self.optional(option)? else { return Ok(()) };
+        match text.trim().parse::<f64>() {
+            Ok(seconds) if seconds.is_finite() && seconds >= 0.0 => Ok(()),
+            _ => Err(Error::new(ErrorKind::Usage, format!("{option} = {text:?} is no time in seconds"))),
         }
     }
 
@@ -424,13 +413,12 @@ const FOLLOWED: &str = "backup_driver backup_posix_path backup_container backup_
     glusterfs_backup_mount_point backup_compression_algorithm \
     backup_swift_url backup_swift_auth_url backup_swift_auth backup_swift_auth_version backup_swift_tenant \
     backup_swift_user_domain backup_swift_project_domain backup_swift_project backup_swift_user backup_swift_key \
-    backup_swift_container backup_swift_object_size backup_swift_block_size backup_swift_retry_attempts \
-    backup_swift_retry_backoff backup_swift_ca_cert_file backup_swift_auth_insecure backup_swift_region_name \
+    backup_swift_container backup_swift_object_size backup_swift_block_size backup_swift_ca_cert_file backup_swift_auth_insecure backup_swift_region_name \
     backup_s3_endpoint_url backup_s3_store_access_key backup_s3_store_secret_key backup_s3_store_bucket \
-    backup_s3_object_size backup_s3_block_size backup_s3_timeout backup_s3_max_pool_connections \
-    backup_s3_retry_max_attempts backup_s3_verify_ssl backup_s3_ca_cert_file backup_s3_sse_customer_key \
+    backup_s3_object_size backup_s3_block_size backup_s3_max_pool_connections \
+    backup_s3_verify_ssl backup_s3_ca_cert_file backup_s3_sse_customer_key \
     backup_s3_sse_customer_algorithm \
-    backup_gcs_bucket backup_gcs_object_size backup_gcs_block_size backup_gcs_credential_file backup_gcs_num_retries \
+    backup_gcs_bucket backup_gcs_object_size backup_gcs_block_size backup_gcs_credential_file \
     backup_gcs_proxy_url \
     backup_api_class backup_manager backup_metadata_version backup_name_template backup_object_number_per_notification \
     backup_service_inithost_offload backup_timer_interval backup_use_same_host backup_use_temp_snapshot \
@@ -441,8 +429,23 @@ const FOLLOWED: &str = "backup_driver backup_posix_path backup_container backup_
     backup_gcs_project_id backup_gcs_user_agent backup_gcs_reader_chunk_size backup_gcs_writer_chunk_size \
     backup_s3_md5_validation backup_gcs_retry_error_codes backup_s3_retry_mode";
 
+/// How long and how often each driver of Cinder's tries. We wait for a store as long as the caller says, in seconds and not in tries: a
+/// create that runs for hours should outlive a server that is restarted, whatever a driver would make of it.
+const TRIES: [(&str, &[&str]); 3] = [
+    ("swift", &["backup_swift_retry_attempts", "backup_swift_retry_backoff"]),
+    ("s3", &["backup_s3_timeout", "backup_s3_retry_max_attempts"]),
+    ("gcs", &["backup_gcs_num_retries"]),
+];
+
+/// Whether the option says how long or how often a store is tried.
+pub fn is_about_tries(option: &str) -> bool {
+    TRIES.iter().any(|(_, options)| options.contains(&option))
+}
+
 /// Options for backups that are set, that are not [`FOLLOWED`], and that do not belong to another driver's matters.
-fn ignored(conf: &CinderConf) -> Vec<String> {
+fn ignored(conf: &CinderConf, driver: &Driver) -> Vec<String> {
+    let is_anothers_tries =
+        |name: &str| TRIES.iter().any(|(of, options)| *of != driver.name() && options.contains(&name));
     let mut names: Vec<_> = conf
         .names(DEFAULT)
         .filter(|name| {
@@ -451,6 +454,7 @@ fn ignored(conf: &CinderConf) -> Vec<String> {
                 && !name.starts_with("backup_tsm_")
         })
         .filter(|name| !FOLLOWED.split_whitespace().any(|followed| followed == *name))
+        .filter(|name| !is_anothers_tries(name))
         .map(str::to_owned)
         .collect();
     names.sort();
@@ -516,13 +520,11 @@ mod tests {
                     backup_s3_store_access_key = a\n";
         let error = backup(text).unwrap_err();
         assert!(error.to_string().contains("backup_s3_store_secret_key"), "{error}");
-        let text = format!(
-            "{text}backup_s3_store_secret_key = b\nbackup_s3_sse_customer_algorithm = AES256\nbackup_s3_timeout = 0.5\n"
-        );
+        let text =
+            format!("{text}backup_s3_store_secret_key = b\nbackup_s3_sse_customer_algorithm = AES256\n");
         let half = backup(&text).unwrap();
         let Driver::S3(s3) = &half.driver else { panic!("{:?}", half.driver) };
         assert!(s3.customer_key.is_none());
-        assert_eq!(s3.timeout_seconds, 1);
         let both = backup(&format!("{text}backup_s3_sse_customer_key = k\n")).unwrap();
         let Driver::S3(s3) = &both.driver else { panic!("{:?}", both.driver) };
         assert_eq!(s3.customer_key.as_ref().unwrap().0, "AES256");
@@ -536,6 +538,27 @@ mod tests {
         )
         .unwrap();
         assert_eq!(conf.ignored, ["backup_future_setting", "backup_swift_service_auth"]);
+    }
+
+    #[test]
+    fn how_long_and_how_often_cinder_tries_is_not_followed_and_told_of_the_driver_in_use() {
+        let all = "backup_s3_timeout = 0.5\nbackup_s3_retry_max_attempts = 4\nbackup_swift_retry_attempts = 3\n\
+                   backup_swift_retry_backoff = 2\nbackup_gcs_num_retries = 3\n";
+        let s3 = "backup_driver = cinder.backup.drivers.s3.S3BackupDriver\nbackup_s3_endpoint_url = http://h\n\
+                  backup_s3_store_access_key = a\nbackup_s3_store_secret_key = b\n";
+        let gcs = "backup_driver = cinder.backup.drivers.gcs.GoogleBackupDriver\nbackup_gcs_bucket = b\n";
+        let ignored = |text: &str| backup(&format!("{text}{all}")).unwrap().ignored;
+        assert_eq!(ignored(s3), ["backup_s3_retry_max_attempts", "backup_s3_timeout"]);
+        assert_eq!(ignored(""), ["backup_swift_retry_attempts", "backup_swift_retry_backoff"]);
+        assert_eq!(ignored(gcs), ["backup_gcs_num_retries"]);
+        assert!(ignored("backup_driver = cinder.backup.drivers.posix\n").is_empty());
+        assert!(is_about_tries("backup_s3_timeout") && !is_about_tries("backup_s3_max_pool_connections"));
+        for wrong in
+            ["backup_s3_timeout = soon", "backup_s3_timeout = -1", "backup_s3_retry_max_attempts = x"]
+        {
+            let error = backup(&format!("{s3}{wrong}\n")).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Usage, "{wrong}");
+        }
     }
 
     #[test]

@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use super::exit::{Failure, note};
 use super::render;
+use crate::cinder_conf::backup::is_about_tries;
 use crate::cinder_conf::{BackupConf, CinderConf, Driver};
 use crate::codec::Codec;
 use crate::error::{Error, ErrorKind};
@@ -205,8 +206,11 @@ impl Place {
     fn configured(word: &OsStr, conf: BackupConf, within: Option<Duration>) -> Result<Self, Failure> {
         if !conf.ignored.is_empty() {
             let names = conf.ignored.join(", ");
+            let tries = conf.ignored.iter().any(|name| is_about_tries(name));
+            let instead =
+                if tries { "; how long a store is tried is what the store timeout says" } else { "" };
             note(&format!(
-                "cinderfs: {} sets what cinderfs does not follow: {}\n",
+                "cinderfs: {} sets what cinderfs does not follow: {}{instead}\n",
                 word.display(),
                 render::visible(&names)
             ));

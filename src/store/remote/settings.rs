@@ -553,6 +553,26 @@ mod tests {
     }
 
     #[test]
+    fn connections_are_as_many_as_the_pool_of_the_cinder_conf() {
+        let limits = |more: &str| {
+            let text = format!(
+                "[DEFAULT]\nbackup_driver = cinder.backup.drivers.s3\nbackup_s3_endpoint_url = http://h\n\
+                 backup_s3_store_access_key = a\nbackup_s3_store_secret_key = b\n{more}"
+            );
+            let conf = crate::cinder_conf::CinderConf::from_text(&text).unwrap().backup().unwrap();
+            match Settings::from_conf(&conf, &env(&[])).unwrap().unwrap() {
+                Settings::S3(s3) => s3.limits,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(limits("").connections, 10, "boto3's own");
+        assert_eq!(limits("backup_s3_max_pool_connections = 3\n").connections, 3);
+        assert_eq!(limits("backup_s3_max_pool_connections = 0\n").connections, 1);
+        assert_eq!(limits("backup_s3_max_pool_connections = 100000\n").connections, 64);
+        assert_eq!(limits("backup_s3_timeout = 1\n").deadline, Limits::default().deadline);
+    }
+
+    #[test]
     fn buckets_take_their_servers_from_the_environment_unless_told() {
         let words = [("AWS_ENDPOINT_URL", "http://e"), ("AWS_DEFAULT_REGION", "r"), ("AWS_CA_BUNDLE", "/ca")];
         let s3 = S3Settings::from_env("b", None, None, &env(&words));
