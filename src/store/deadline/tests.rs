@@ -30,6 +30,15 @@ impl Gate {
     }
 }
 
+/// Lets everybody pass in the end, so that a test that fails ends.
+struct Opened<'a>(&'a Gate);
+
+impl Drop for Opened<'_> {
+    fn drop(&mut self) {
+        self.0.set(false);
+    }
+}
+
 struct GatedStore(Arc<Gate>, bool);
 
 struct GatedObject(Arc<Gate>, bool, ObjectStat);
@@ -203,7 +212,9 @@ fn an_expendable_thread_calls_by_itself_and_a_hung_one_stalls_the_store() {
             expendable::declare();
             object.read_at(&mut [0; 4], 3).unwrap()
         });
-        while store.calls.reads.oldest(1) == 0 {
+        let _opened = Opened(&gate);
+        // It is noted before it begins.
+        while store.calls.reads.oldest(1) == 0 || gate.waiting.load(Ordering::SeqCst) == 0 {
             thread::yield_now();
         }
         assert_eq!(gate.waiting.load(Ordering::SeqCst), 1, "and nobody else in its place");
