@@ -25,15 +25,8 @@ use crate::types::ObjectName;
 /// First window of a reader that goes on where it was.
 const WINDOW_BYTES_MIN: u64 = 256 << 10;
 
-/// Largest window. Longer ones would gain nothing: several are on their way at once.
+/// Largest window: at 100 MB/s two of them hide 40 ms.
 const WINDOW_BYTES_MAX: u64 = 4 << 20;
-
-/// How far ahead of a reader windows are asked for: six of the largest on their way at once, since one connection carries only a part of what
-/// a server can send. No reader gets more than it has read in a row, or those who soon stop would waste what came.
-const AHEAD_BYTES_MAX: u64 = 24 << 20;
-
-/// How far from where one read ended another may begin and still be of the same reader, which reads large pieces with several threads.
-const SIDE_BY_SIDE_BYTES: u64 = 4 << 20;
 
 /// Least that is fetched at once. A few bytes more cost nothing beside the journey, and digests lie side by side.
 const FETCH_BYTES_MIN: u64 = 4 << 10;
@@ -85,8 +78,6 @@ struct Stream {
     asked: u64,
     /// How much is asked for at once; 0 until it has gone on behind what it announced.
     window: u64,
-    /// How much it has read in a row.
-    run: u64,
 }
 
 impl RemoteObject {
@@ -131,47 +122,39 @@ impl RemoteObject {
     fn window_at(&self, offset: u64, len: u64) -> Option<Arc<Window>> {
         let mut plan = self.lock();
         let known = plan.find(offset);
-        let exact = plan.streams.iter().position(|stream| stream.next == offset);
-        let followed = exact.or_else(|| plan.beside(offset, len));
+        let followed = plan.streams.iter().position(|stream| stream.next == offset);
         let mut stream = match followed {
             Some(at) => plan.streams.remove(at),
-            None => Stream { next: offset, asked: offset, window: 0, run: 0 },
+            None => Stream { next: offset, asked: offset, window: 0 },
         };
-        stream.next = if exact.is_some() { offset + len } else { stream.next.max(offset + len) };
-        stream.run = stream.run.saturating_add(len);
+        stream.next = offset + len;
         let found = match known {
             Some(window) => {
                 stream.asked = stream.asked.max(window.end());
                 Some(window)
             }
             None => {
-                let mut wanted = len.max(FETCH_BYTES_MIN);
                 // One that was followed goes on behind what it said it would need.
-                if followed.is_some() {
+                let is_going_on = followed.is_some();
+                if is_going_on {
                     stream.window = (stream.window * 2).clamp(WINDOW_BYTES_MIN, WINDOW_BYTES_MAX);
-                    wanted = wanted.max(stream.window.min(plan.room_at(offset)));
                 }
-                let window = self.fetch(&mut plan, offset, wanted, true);
-                let end = window.as_ref().map_or(offset, |window| window.end());
-                stream.asked = if exact.is_some() { end } else { stream.asked.max(end) };
+                let window = self.fetch(&mut plan, offset, len.max(stream.window).max(FETCH_BYTES_MIN), true);
+                stream.asked = window.as_ref().map_or(offset, |window| window.end());
                 window
             }
         };
         if stream.window > 0 {
-            let ahead = stream.run.clamp(stream.window, AHEAD_BYTES_MAX);
-            while stream.asked < stream.next.saturating_add(ahead).min(self.stat.len_bytes) {
-                if let Some(known) = plan.find(stream.asked) {
-                    stream.asked = known.end();
-                    continue;
-                }
+            while stream.asked < stream.next.saturating_add(stream.window) {
                 let wider = (stream.window * 2).min(WINDOW_BYTES_MAX);
-                let wanted = wider.min(plan.room_at(stream.asked));
-                let Some(window) = self.fetch(&mut plan, stream.asked, wanted, false) else { break };
-                stream.asked = window.end();
-                stream.window = wider;
+                if plan.find(stream.asked).is_some() {
+                    break;
+                }
+                let Some(window) = self.fetch(&mut plan, stream.asked, wider, false) else { break };
+                (stream.asked, stream.window) = (window.end(), wider);
             }
-            // What lies behind all who may read side by side will hardly be read again.
-            let behind = stream.next.saturating_sub(SIDE_BY_SIDE_BYTES + WINDOW_BYTES_MIN);
+            // What lies behind it will hardly be read again.
+            let behind = stream.next.saturating_sub(stream.window.max(WINDOW_BYTES_MIN));
             plan.windows.retain(|_, window| {
                 window.len < WINDOW_BYTES_MIN || window.end() > behind || window.start > offset
             });
@@ -192,19 +175,6 @@ impl RemoteObject {
 }
 
 impl Plan {
-    /// The reader that a large read at `offset` may be a part of, though it does not begin where the last one ended.
-    fn beside(&self, offset: u64, len: u64) -> Option<usize> {
-        // Small reads near each other are random reads, and get what they ask for.
-        let is_near = |stream: &Stream| stream.next.abs_diff(offset) <= SIDE_BY_SIDE_BYTES;
-        (len >= WINDOW_BYTES_MIN).then(|| self.streams.iter().rposition(is_near)).flatten()
-    }
-
-    /// How many bytes from `offset` on are in no window; at least 1.
-    fn room_at(&self, offset: u64) -> u64 {
-        let next = self.windows.range(offset.saturating_add(1)..).next();
-        next.map_or(u64::MAX, |(start, _)| start - offset)
-    }
-
     /// A window with the byte at `offset`, or one that gets it.
     fn find(&mut self, offset: u64) -> Option<Arc<Window>> {
         let near = self.windows.range(..=offset).rev().take(OVERLAPS_MAX);
@@ -304,93 +274,5 @@ async fn fill(tries: Tries, source: Arc<Source>, filled: Filled, start: u64, len
         .await;
     if let (Err(error), Some(window)) = (outcome, window.upgrade()) {
         window.fail(error);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::engine::Limits;
-    use super::*;
-    use crate::store::{ObjectVersion, Ownership};
-
-    const LEN: u64 = 48 << 20;
-
-    fn byte(at: u64) -> u8 {
-        (at / 4099) as u8
-    }
-
-    fn object() -> RemoteObject {
-        let operator = Operator::new(opendal::services::Memory::default()).unwrap();
-        let bytes: Vec<u8> = (0..LEN).map(byte).collect();
-        let engine = Arc::new(Engine::new(Limits::default()));
-        engine
-            .wait(async {
-                operator.write("a", bytes).await.unwrap();
-                Ok(())
-            })
-            .unwrap();
-        let owner = Ownership { mode: 0o400, uid: 0, gid: 0 };
-        let version = ObjectVersion("1".into());
-        let stat = ObjectStat { len_bytes: LEN, version, modified: None, owner };
-        let source = Source { operator, path: "a".into(), options: ReaderOptions::default() };
-        RemoteObject::new(ObjectName::parse("a").unwrap(), stat, source, engine, Arc::default())
-    }
-
-    fn read(object: &RemoteObject, offset: u64, len: usize) {
-        let mut buf = vec![0; len];
-        let read = object.read_at(&mut buf, offset).unwrap();
-        assert!(read > 0);
-        let right = |(at, got): (usize, &u8)| *got == byte(offset + at as u64);
-        assert!(buf[..read].iter().enumerate().all(right));
-    }
-
-    /// Bytes asked for behind `offset`, and whether any are asked for twice.
-    fn ahead_of(object: &RemoteObject, offset: u64) -> (u64, bool) {
-        let plan = object.lock();
-        let windows: Vec<_> = plan.windows.values().collect();
-        let end = windows.iter().map(|window| window.end()).max().unwrap();
-        (end - offset, windows.windows(2).any(|two| two[0].end() > two[1].start))
-    }
-
-    #[test]
-    fn a_reader_is_ahead_by_what_it_has_read_and_no_more() {
-        let object = object();
-        let piece = 128 << 10;
-        for at in (0..8 << 20).step_by(piece) {
-            read(&object, at, piece);
-            let next = at + piece as u64;
-            let (ahead, is_twice) = ahead_of(&object, next);
-            assert!(ahead <= next.max(WINDOW_BYTES_MIN) + WINDOW_BYTES_MAX && !is_twice);
-        }
-        let (ahead, _) = ahead_of(&object, 8 << 20);
-        assert!(ahead >= 8 << 20, "{ahead}");
-        for at in (8 << 20..LEN).step_by(piece) {
-            read(&object, at, piece);
-        }
-        assert!(!ahead_of(&object, LEN).1);
-    }
-
-    #[test]
-    fn threads_that_read_large_pieces_side_by_side_are_one_reader() {
-        let object = object();
-        let piece = 512 << 10;
-        for four in (0..8 << 20).step_by(4 * piece) {
-            for place in [1, 0, 3, 2] {
-                read(&object, four + place * piece as u64, piece);
-            }
-        }
-        let (ahead, is_twice) = ahead_of(&object, 8 << 20);
-        assert!(ahead >= 4 << 20 && !is_twice, "{ahead}");
-        assert_eq!(object.lock().streams.len(), 1);
-    }
-
-    #[test]
-    fn small_reads_near_each_other_get_what_they_ask_for() {
-        let object = object();
-        for at in [0, 300, 200, 100] {
-            read(&object, at << 10, 16 << 10);
-        }
-        let plan = object.lock();
-        assert_eq!(plan.windows.values().map(|window| window.len).collect::<Vec<_>>(), [16 << 10; 4]);
     }
 }
