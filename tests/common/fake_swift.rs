@@ -29,6 +29,8 @@ pub(crate) enum Fault {
     Expired,
     /// No answer until [`FakeSwift::release`].
     Hang,
+    /// The answer comes so much later.
+    Late(Duration),
 }
 
 #[derive(Clone)]
@@ -188,6 +190,11 @@ impl FakeSwift {
                         loop {
                             std::thread::park();
                         }
+                    }
+                    Some(Fault::Late(time)) => {
+                        drop(objects);
+                        std::thread::sleep(time);
+                        objects = self.objects.lock().unwrap();
                     }
                     Some(Fault::WrongEtag | Fault::Rot) => body[0] ^= 1,
                     Some(Fault::NoAnswer | Fault::Reset) | None => {}

@@ -43,7 +43,7 @@ pub use self::engine::Limits;
 use self::engine::{Engine, Tries};
 use self::failure::Failed;
 pub use self::http::Access;
-use self::http::{Pages, Transport, bare_etag, client};
+use self::http::{Pages, Transport, bare_etag, clients};
 use self::object::{RemoteObject, Source};
 use self::settings::{GcsSettings, S3Settings, SwiftSettings};
 use self::swift::{Account, Listed, encoded};
@@ -88,7 +88,7 @@ pub fn s3(settings: S3Settings) -> Result<Arc<dyn Store>> {
     }
     let engine = Engine::new(settings.limits);
     let pages = Pages { tries: engine.tries().clone(), mark: "<ListBucketResult" };
-    let transport = Transport::new(client(&settings.access)?, None, Some(pages));
+    let transport = Transport::new(clients(&settings.access, settings.limits)?, None, Some(pages));
     let operator = operator_of(Operator::new(builder), transport)?;
     let location = match &settings.endpoint {
         Some(endpoint) => format!("s3://{}?endpoint={endpoint}", settings.bucket),
@@ -119,7 +119,7 @@ pub fn gcs(settings: GcsSettings) -> Result<Arc<dyn Store>> {
     }
     let engine = Engine::new(settings.limits);
     let pages = Pages { tries: engine.tries().clone(), mark: "storage#objects" };
-    let transport = Transport::new(client(&settings.access)?, None, Some(pages));
+    let transport = Transport::new(clients(&settings.access, settings.limits)?, None, Some(pages));
     let operator = operator_of(Operator::new(builder), transport)?;
     let location = match &settings.endpoint {
         Some(endpoint) => format!("gs://{}?endpoint={endpoint}", settings.bucket),
@@ -130,11 +130,11 @@ pub fn gcs(settings: GcsSettings) -> Result<Arc<dyn Store>> {
 
 /// A container of Swift, or an account whose containers are folders.
 pub fn swift(settings: SwiftSettings) -> Result<Arc<dyn Store>> {
-    let client = client(&settings.access)?;
+    let clients = clients(&settings.access, settings.limits)?;
     let (container, limits) = (settings.container.clone(), settings.limits);
     let location = format!("swift:{}", container.as_deref().unwrap_or_default());
-    let tokens = Arc::new(Tokens::new(client.clone(), settings));
-    let account = Account { client, tokens };
+    let tokens = Arc::new(Tokens::new(clients.clone(), settings));
+    let account = Account { clients, tokens };
     RemoteStore::new(
         location,
         Backend::Swift { account, container, operators: Mutex::default() },
@@ -210,7 +210,7 @@ impl RemoteStore {
         }
         let session = self.tries().run(|_| account.tokens.session()).await?;
         let builder = Swift::default().endpoint(&session.storage_url).container(&encoded(container));
-        let transport = Transport::new(account.client.clone(), Some(account.tokens.clone()), None);
+        let transport = Transport::new(account.clients.clone(), Some(account.tokens.clone()), None);
         let operator = operator_of(Operator::new(builder), transport)?;
         lock().insert(container.to_owned(), operator.clone());
         Ok(operator)

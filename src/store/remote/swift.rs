@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 
 use super::engine::Tries;
 use super::failure::Failed;
-use super::http::body_of;
+use super::http::{Clients, body_of};
 use super::token::Tokens;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -34,7 +34,7 @@ pub(super) struct Listed {
 
 /// An account, by its tokens.
 pub(super) struct Account {
-    pub(super) client: reqwest::Client,
+    pub(super) clients: Clients,
     pub(super) tokens: Arc<Tokens>,
 }
 
