@@ -186,18 +186,19 @@ impl RemoteStore {
 
     /// The operator for an object, its name there, and how it is told from others.
     async fn place<'a>(&self, name: &'a ObjectName) -> Result<(Operator, &'a str, Naming)> {
-        match &self.backend {
-            Backend::Bucket(operator, naming) => Ok((operator.clone(), name.as_str(), *naming)),
+        let whole = name.as_str();
+        let (operator, path, naming) = match &self.backend {
+            Backend::Bucket(operator, naming) => (operator.clone(), whole, *naming),
             Backend::Swift { container: Some(container), .. } => {
-                Ok((self.of_container(container).await?, name.as_str(), Naming::Etag))
+                (self.of_container(container).await?, whole, Naming::Etag)
             }
             Backend::Swift { container: None, .. } => {
-                let Some((container, path)) = name.as_str().split_once('/') else {
-                    return Err(missing(name));
-                };
-                Ok((self.of_container(container).await?, path, Naming::Etag))
+                let (container, path) = whole.split_once('/').ok_or_else(|| missing(name))?;
+                (self.of_container(container).await?, path, Naming::Etag)
             }
-        }
+        };
+        check_ends(path)?;
+        Ok((operator, path, naming))
     }
 
     async fn of_container(&self, container: &str) -> Result<Operator> {
@@ -218,13 +219,6 @@ impl RemoteStore {
 
     async fn stat(&self, name: &ObjectName) -> Result<(ObjectStat, Source)> {
         let (operator, path, naming) = self.place(name).await?;
-        // OpenDAL takes spaces off both ends, and would ask for another object.
-        if path.trim() != path {
-            return Err(Error::new(
-                ErrorKind::UnsafeName,
-                format!("object name {name:?} begins or ends with a space, which cannot be asked for"),
-            ));
-        }
         let run = self
             .tries()
             .run(|_| async { operator.stat(path).await.map_err(|error| Failed::from_opendal(&error)) });
@@ -388,6 +382,15 @@ impl Store for RemoteStore {
     fn into_objects(self: Arc<Self>) -> Option<Arc<dyn ObjectStore>> {
         Some(self)
     }
+}
+
+/// OpenDAL takes spaces off both ends, and would ask for another object, or delete it.
+fn check_ends(path: &str) -> Result<()> {
+    if path.trim() != path {
+        let message = format!("object name {path:?} begins or ends with a space, which cannot be asked for");
+        return Err(Error::new(ErrorKind::UnsafeName, message));
+    }
+    Ok(())
 }
 
 fn missing(name: &ObjectName) -> Error {
