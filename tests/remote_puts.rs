@@ -7,8 +7,10 @@
 #[path = "common/fake_swift.rs"]
 mod fake_swift;
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use cinderfs::ErrorKind;
 use cinderfs::store::objects::Content;
 use cinderfs::types::ObjectName;
 
@@ -28,4 +30,12 @@ fn what_takes_longer_to_be_sent_than_a_server_may_be_silent_is_sent_once() {
     server.fail("o", Fault::Late(DEADLINE / 2));
     store.put(&name("o"), &Content::of(vec![7; 100_000]), &|| false).unwrap();
     assert_eq!(*server.requests.lock().unwrap(), ["PUT o"]);
+}
+
+#[test]
+fn a_listing_without_an_end_is_given_up() {
+    let (server, store) = FakeSwift::start(Duration::from_secs(60));
+    server.is_endless.store(true, Ordering::Relaxed);
+    let error = store.into_objects().unwrap().list_below("x", &|| false).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::LimitExceeded, "{error}");
 }

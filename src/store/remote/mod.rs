@@ -240,8 +240,8 @@ impl RemoteStore {
         &self,
         operator: &Operator,
         naming: Naming,
-        prefix: &str,
-        suffix: &str,
+        (prefix, suffix): (&str, &str),
+        listed_max: u64,
     ) -> Result<Listing> {
         let mut listing = Listing::default();
         let options = ListOptions { recursive: true, ..ListOptions::default() };
@@ -250,11 +250,8 @@ impl RemoteStore {
         let mut looked: u64 = 0;
         while let Some(entry) = lister.try_next().await.map_err(failed)? {
             looked += 1;
-            if looked > LISTED_MAX {
-                return Err(Error::new(
-                    ErrorKind::LimitExceeded,
-                    format!("the bucket has more than {LISTED_MAX} objects"),
-                ));
+            if looked > listed_max {
+                return Err(too_many(listed_max));
             }
             let is_wanted = entry.path().starts_with(prefix) && entry.path().ends_with(suffix);
             if entry.metadata().is_dir() || !is_wanted {
@@ -277,8 +274,8 @@ impl RemoteStore {
         account: &Account,
         container: &str,
         folder: &str,
-        prefix: &str,
-        suffix: &str,
+        (prefix, suffix): (&str, &str),
+        listed_max: u64,
     ) -> Result<Listing> {
         let mut listing = Listing::default();
         let mut manifests = Vec::new();
@@ -294,7 +291,7 @@ impl RemoteStore {
                 Err(error) => listing.unreadable.push((text, error)),
             }
         };
-        account.objects(self.tries(), container, prefix, take).await?;
+        account.objects(self.tries(), container, prefix, listed_max, take).await?;
         let mut stats = futures_util::stream::iter(manifests)
             .map(|name| async move { (self.stat(&name).await, name) })
             .buffer_unordered(STATS_AT_ONCE);
@@ -315,7 +312,7 @@ impl RemoteStore {
         let mut listings = futures_util::stream::iter(names)
             .map(|container| async move {
                 let folder = format!("{container}/");
-                (self.container(account, &container, &folder, "", suffix).await, container)
+                (self.container(account, &container, &folder, ("", suffix), LISTED_MAX).await, container)
             })
             .buffer_unordered(CONTAINERS_AT_ONCE);
         let mut all = Listing::default();
@@ -342,9 +339,11 @@ impl Store for RemoteStore {
     fn list(&self, suffix: &str) -> Result<Listing> {
         let listed = self.engine.wait(async {
             match &self.backend {
-                Backend::Bucket(operator, naming) => self.bucket(operator, *naming, "", suffix).await,
+                Backend::Bucket(operator, naming) => {
+                    self.bucket(operator, *naming, ("", suffix), LISTED_MAX).await
+                }
                 Backend::Swift { account, container: Some(name), .. } => {
-                    self.container(account, name, "", "", suffix).await
+                    self.container(account, name, "", ("", suffix), LISTED_MAX).await
                 }
                 Backend::Swift { account, container: None, .. } => self.account(account, suffix).await,
             }
@@ -391,6 +390,10 @@ fn check_ends(path: &str) -> Result<()> {
         return Err(Error::new(ErrorKind::UnsafeName, message));
     }
     Ok(())
+}
+
+fn too_many(listed_max: u64) -> Error {
+    Error::new(ErrorKind::LimitExceeded, format!("the store lists more than {listed_max} objects"))
 }
 
 fn missing(name: &ObjectName) -> Error {

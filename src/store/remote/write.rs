@@ -25,6 +25,7 @@ use super::swift::{Account, encoded};
 use super::upload::confirm;
 use super::{Backend, Naming, RemoteStore, check_ends, missing, stat_of, version};
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::metadata::OBJECTS_MAX;
 use crate::store::objects::{Content, ObjectStore, Stop};
 use crate::store::{ListedObject, ObjectVersion};
 use crate::types::{Md5, ObjectName};
@@ -46,6 +47,9 @@ const SWIFT_BYTES_MAX: u64 = 5 << 30;
 
 /// How much of a body is read at once, in bytes.
 const PIECE_BYTES: u64 = 256 << 10;
+
+/// Objects below one prefix, at most, since all of them are kept: a backup's, its two documents and a marker, and some to spare.
+const BELOW_MAX: u64 = OBJECTS_MAX + 16;
 
 /// How often a caller is asked whether to stop.
 const STOP_EVERY: Duration = Duration::from_millis(50);
@@ -272,14 +276,16 @@ impl ObjectStore for RemoteStore {
     fn list_below(&self, prefix: &str, stop: Stop<'_>) -> Result<Vec<ListedObject>> {
         let list = async {
             match &self.backend {
-                Backend::Bucket(operator, naming) => self.bucket(operator, *naming, prefix, "").await,
+                Backend::Bucket(operator, naming) => {
+                    self.bucket(operator, *naming, (prefix, ""), BELOW_MAX).await
+                }
                 Backend::Swift { account, container: Some(name), .. } => {
-                    self.container(account, name, "", prefix, "").await
+                    self.container(account, name, "", (prefix, ""), BELOW_MAX).await
                 }
                 Backend::Swift { account, container: None, .. } => {
                     let (container, prefix) = prefix.split_once('/').unwrap_or((prefix, ""));
                     let folder = format!("{container}/");
-                    self.container(account, container, &folder, prefix, "").await
+                    self.container(account, container, &folder, (prefix, ""), BELOW_MAX).await
                 }
             }
         };
