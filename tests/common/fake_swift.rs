@@ -29,6 +29,8 @@ pub(crate) enum Fault {
     Expired,
     /// No answer until [`FakeSwift::release`].
     Hang,
+    /// The answer comes so much later.
+    Late(Duration),
 }
 
 #[derive(Clone)]
@@ -46,6 +48,8 @@ pub(crate) struct FakeSwift {
     tokens: AtomicUsize,
     /// Every request but authentication fails.
     pub(crate) is_down: AtomicBool,
+    /// Its listings have no end.
+    pub(crate) is_endless: AtomicBool,
     /// It goes down when a name that ends so is deleted.
     down_after: Mutex<Option<String>>,
     /// Method and name of all requests.
@@ -189,6 +193,11 @@ impl FakeSwift {
                             std::thread::park();
                         }
                     }
+                    Some(Fault::Late(time)) => {
+                        drop(objects);
+                        std::thread::sleep(time);
+                        objects = self.objects.lock().unwrap();
+                    }
                     Some(Fault::WrongEtag | Fault::Rot) => body[0] ^= 1,
                     Some(Fault::NoAnswer | Fault::Reset) | None => {}
                 }
@@ -233,6 +242,12 @@ impl FakeSwift {
             decoded(found.unwrap_or_default())
         };
         let (prefix, marker) = (parameter("prefix"), parameter("marker"));
+        if self.is_endless.load(Ordering::Relaxed) {
+            let from: u64 = marker.trim_start_matches(&*prefix).parse().map_or(0, |last: u64| last + 1);
+            let one = |n| format!(r#"{{"name":"{prefix}{n:012}","bytes":1,"hash":"","last_modified":""}}"#);
+            let body = format!("[{}]", (from..from + 300_000).map(one).collect::<Vec<_>>().join(","));
+            return format!("200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len()).into_bytes();
+        }
         let objects = self.objects.lock().unwrap();
         let listed: Vec<_> = objects
             .iter()

@@ -154,12 +154,18 @@ pub(super) fn story(error: &(dyn StdError + 'static)) -> String {
     clipped(&last)
 }
 
+/// Whether a request was signed too long ago, or the clocks differ.
+pub(super) fn is_skewed(error: &Error) -> bool {
+    error.to_string().contains("RequestTimeTooSkewed")
+}
+
 /// What an answer that is no success says.
 pub(super) fn of_status(url: &Url, status: StatusCode, text: &[u8]) -> Failed {
     let host = shown(url);
     let words = words_of(text);
     let said = if words.is_empty() { String::new() } else { format!(": {words:?}") };
     let make = |kind, why: &str| Error::new(kind, format!("{host} answered {}{why}{said}", status.as_u16()));
+    let is_code = |code: &str| words.split(',').next() == Some(code);
     let mut failed = match status {
         StatusCode::UNAUTHORIZED => {
             Failed::lasting(make(ErrorKind::AccessDenied, ", it does not accept the credentials"))
@@ -170,6 +176,10 @@ pub(super) fn of_status(url: &Url, status: StatusCode, text: &[u8]) -> Failed {
         StatusCode::FORBIDDEN => Failed::lasting(make(ErrorKind::AccessDenied, ", access is denied")),
         StatusCode::NOT_FOUND if words.contains("NoSuchBucket") => {
             Failed::lasting(make(ErrorKind::StoreNotFound, ", there is no such bucket"))
+        }
+        // Neither the bucket nor the object: what was to be put together.
+        StatusCode::NOT_FOUND if words.contains("NoSuchUpload") => {
+            Failed::lasting(make(ErrorKind::StoreIo, ", it does not know the upload any more"))
         }
         StatusCode::NOT_FOUND => {
             Failed::lasting(make(ErrorKind::ObjectNotFound, ", it has nothing of that name"))
@@ -183,6 +193,10 @@ pub(super) fn of_status(url: &Url, status: StatusCode, text: &[u8]) -> Failed {
         }
         StatusCode::BAD_REQUEST if words.contains("BadDigest") => {
             Failed::passing(make(ErrorKind::StoreIo, ", the bytes were changed on the way"))
+        }
+        // What S3 says where 408 is meant.
+        StatusCode::BAD_REQUEST if is_code("RequestTimeout") => {
+            Failed::passing(make(ErrorKind::StoreIo, ", it waited too long for the request"))
         }
         StatusCode::BAD_REQUEST if words.contains("EntityTooLarge") => {
             Failed::lasting(make(ErrorKind::Target, ", the object is too large for it"))
@@ -303,6 +317,12 @@ mod tests {
         assert!(failed.error.to_string().ends_with(r#": "NoSuchBucket, no such\u{1b}""#), "{}", failed.error);
         let json = "{\"error\": {\"code\": 401, \"message\": \"The request you have made requires authentication.\"}}";
         assert!(status(401, json).error.to_string().ends_with("requires authentication\""));
+        let timeout = "<Error><Code>RequestTimeout</Code><Message>Your socket connection to the server was not read from or written to within the timeout period.</Message></Error>";
+        let failed = status(400, timeout);
+        assert_eq!((failed.error.kind(), failed.is_passing), (ErrorKind::StoreIo, true), "{}", failed.error);
+        assert!(!status(400, "<Error><Code>InvalidRequest</Code></Error>").is_passing);
+        let upload = status(404, "<Error><Code>NoSuchUpload</Code><Message>none</Message></Error>");
+        assert_eq!((upload.error.kind(), upload.is_passing), (ErrorKind::StoreIo, false));
         let html = "<html><h1>Forbidden</h1><p>Access was denied.</p></html>";
         assert!(status(403, html).error.to_string().ends_with(": \"Forbidden Access was denied\""));
         assert!(status(500, &"x".repeat(5000)).error.to_string().len() < 400);

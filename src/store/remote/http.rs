@@ -19,7 +19,7 @@ use opendal::raw::Operation;
 use opendal::{Buffer, HttpBody, HttpTransport};
 use reqwest::redirect;
 
-use super::engine::Tries;
+use super::engine::{Limits, Tries};
 use super::failure::{self, Failed};
 use super::names::Names;
 use super::token::Tokens;
@@ -29,8 +29,11 @@ use crate::error::{Error, ErrorKind, Result};
 /// Time for the name, the connection and TLS.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Longest silence of a server in the midst of an answer.
-const READ_TIMEOUT: Duration = Duration::from_secs(20);
+/// Longest silence of a server that was asked for something, until its answer begins and in the midst of it.
+const READ_TIMEOUT_MAX: Duration = Duration::from_secs(20);
+
+/// How many silences a deadline lasts, so that there is time for another connection.
+const SILENCES_MAX: u32 = 3;
 
 /// Connections kept open for the next request.
 const IDLE_CONNECTIONS_MAX: usize = 16;
@@ -62,16 +65,39 @@ pub struct Access {
     pub proxy: Option<String>,
 }
 
-/// A client for `access`. [`ErrorKind::Usage`] when the CA file or the proxy is none.
-pub(super) fn client(access: &Access) -> Result<reqwest::Client> {
+/// What requests are sent with.
+#[derive(Clone)]
+pub(super) struct Clients {
+    /// For what is asked: silence ends a request before its deadline does.
+    pub(super) asking: reqwest::Client,
+    /// For what has a body: reqwest takes the time until the answer begins for silence, however long the body is. Who sends has to see that
+    /// bytes are taken, as [`Tries::run_sending`] does.
+    pub(super) sending: reqwest::Client,
+}
+
+/// Clients for `access`. [`ErrorKind::Usage`] when the CA file or the proxy is none.
+pub(super) fn clients(access: &Access, limits: Limits) -> Result<Clients> {
+    let silence_max = READ_TIMEOUT_MAX.min(limits.deadline / SILENCES_MAX);
+    let names = Arc::new(Names::default());
+    let build = |builder: reqwest::ClientBuilder| {
+        builder.build().map_err(|error| {
+            Error::new(ErrorKind::StoreIo, format!("cannot set up HTTPS: {}", failure::story(&error)))
+        })
+    };
+    Ok(Clients {
+        asking: build(builder(access, names.clone())?.read_timeout(silence_max))?,
+        sending: build(builder(access, names)?)?,
+    })
+}
+
+fn builder(access: &Access, names: Arc<Names>) -> Result<reqwest::ClientBuilder> {
     static PROVIDER: Once = Once::new();
     // Fails only where the process has one already, which will do.
     PROVIDER.call_once(|| drop(rustls::crypto::ring::default_provider().install_default()));
     let mut builder = reqwest::Client::builder()
         .user_agent(concat!("cinderfs/", env!("CARGO_PKG_VERSION")))
         .connect_timeout(CONNECT_TIMEOUT)
-        .read_timeout(READ_TIMEOUT)
-        .dns_resolver(Arc::new(Names::default()))
+        .dns_resolver(names)
         .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
         .redirect(redirect::Policy::custom(|attempt| {
             let first = attempt.previous().first();
@@ -97,9 +123,7 @@ pub(super) fn client(access: &Access) -> Result<reqwest::Client> {
             .map_err(|_| Error::new(ErrorKind::Usage, "the proxy's URL is not one"))?;
         builder = builder.proxy(proxy);
     }
-    builder.build().map_err(|error| {
-        Error::new(ErrorKind::StoreIo, format!("cannot set up HTTPS: {}", failure::story(&error)))
-    })
+    Ok(builder)
 }
 
 /// Sends a request and returns the answer, which is a success.
@@ -154,7 +178,7 @@ async fn head_of(answer: reqwest::Response) -> Vec<u8> {
 
 /// What OpenDAL sends its requests with.
 pub(super) struct Transport {
-    client: reqwest::Client,
+    clients: Clients,
     /// For Swift, whose requests get the token of the moment.
     tokens: Option<Arc<Tokens>>,
     pages: Option<Pages>,
@@ -169,8 +193,8 @@ pub(super) struct Pages {
 }
 
 impl Transport {
-    pub(super) fn new(client: reqwest::Client, tokens: Option<Arc<Tokens>>, pages: Option<Pages>) -> Self {
-        Self { client, tokens, pages }
+    pub(super) fn new(clients: Clients, tokens: Option<Arc<Tokens>>, pages: Option<Pages>) -> Self {
+        Self { clients, tokens, pages }
     }
 
     async fn page(&self, request: reqwest::Request, pages: &Pages) -> Result<Response<HttpBody>, Failed> {
@@ -178,7 +202,7 @@ impl Transport {
             let again = request.try_clone().ok_or_else(|| {
                 Failed::lasting(Error::new(ErrorKind::StoreIo, "a listing cannot be asked for twice"))
             })?;
-            let answer = send(&self.client, again).await?;
+            let answer = send(&self.clients.asking, again).await?;
             let (status, headers) = (answer.status(), answer.headers().clone());
             let body = body_of(answer).await?;
             let mark = pages.mark.as_bytes();
@@ -207,12 +231,12 @@ impl Transport {
             (Some(pages), Some(Operation::List)) => return self.page(request, pages).await,
             (Some(pages), Some(Operation::Write)) => {
                 let upload = Upload { method: parts.method, url, headers: parts.headers, body };
-                return upload.send(&self.client, &pages.tries).await;
+                return upload.send(&self.clients.sending, &pages.tries).await;
             }
             _ => {}
         }
         let answer = match &self.tokens {
-            None => send(&self.client, request).await?,
+            None => send(&self.clients.asking, request).await?,
             Some(tokens) => tokens.send(request).await?,
         };
         if parts.method == Method::GET {

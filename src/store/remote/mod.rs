@@ -43,7 +43,7 @@ pub use self::engine::Limits;
 use self::engine::{Engine, Tries};
 use self::failure::Failed;
 pub use self::http::Access;
-use self::http::{Pages, Transport, bare_etag, client};
+use self::http::{Pages, Transport, bare_etag, clients};
 use self::object::{RemoteObject, Source};
 use self::settings::{GcsSettings, S3Settings, SwiftSettings};
 use self::swift::{Account, Listed, encoded};
@@ -88,7 +88,7 @@ pub fn s3(settings: S3Settings) -> Result<Arc<dyn Store>> {
     }
     let engine = Engine::new(settings.limits);
     let pages = Pages { tries: engine.tries().clone(), mark: "<ListBucketResult" };
-    let transport = Transport::new(client(&settings.access)?, None, Some(pages));
+    let transport = Transport::new(clients(&settings.access, settings.limits)?, None, Some(pages));
     let operator = operator_of(Operator::new(builder), transport)?;
     let location = match &settings.endpoint {
         Some(endpoint) => format!("s3://{}?endpoint={endpoint}", settings.bucket),
@@ -119,7 +119,7 @@ pub fn gcs(settings: GcsSettings) -> Result<Arc<dyn Store>> {
     }
     let engine = Engine::new(settings.limits);
     let pages = Pages { tries: engine.tries().clone(), mark: "storage#objects" };
-    let transport = Transport::new(client(&settings.access)?, None, Some(pages));
+    let transport = Transport::new(clients(&settings.access, settings.limits)?, None, Some(pages));
     let operator = operator_of(Operator::new(builder), transport)?;
     let location = match &settings.endpoint {
         Some(endpoint) => format!("gs://{}?endpoint={endpoint}", settings.bucket),
@@ -130,11 +130,11 @@ pub fn gcs(settings: GcsSettings) -> Result<Arc<dyn Store>> {
 
 /// A container of Swift, or an account whose containers are folders.
 pub fn swift(settings: SwiftSettings) -> Result<Arc<dyn Store>> {
-    let client = client(&settings.access)?;
+    let clients = clients(&settings.access, settings.limits)?;
     let (container, limits) = (settings.container.clone(), settings.limits);
     let location = format!("swift:{}", container.as_deref().unwrap_or_default());
-    let tokens = Arc::new(Tokens::new(client.clone(), settings));
-    let account = Account { client, tokens };
+    let tokens = Arc::new(Tokens::new(clients.clone(), settings));
+    let account = Account { clients, tokens };
     RemoteStore::new(
         location,
         Backend::Swift { account, container, operators: Mutex::default() },
@@ -186,18 +186,19 @@ impl RemoteStore {
 
     /// The operator for an object, its name there, and how it is told from others.
     async fn place<'a>(&self, name: &'a ObjectName) -> Result<(Operator, &'a str, Naming)> {
-        match &self.backend {
-            Backend::Bucket(operator, naming) => Ok((operator.clone(), name.as_str(), *naming)),
+        let whole = name.as_str();
+        let (operator, path, naming) = match &self.backend {
+            Backend::Bucket(operator, naming) => (operator.clone(), whole, *naming),
             Backend::Swift { container: Some(container), .. } => {
-                Ok((self.of_container(container).await?, name.as_str(), Naming::Etag))
+                (self.of_container(container).await?, whole, Naming::Etag)
             }
             Backend::Swift { container: None, .. } => {
-                let Some((container, path)) = name.as_str().split_once('/') else {
-                    return Err(missing(name));
-                };
-                Ok((self.of_container(container).await?, path, Naming::Etag))
+                let (container, path) = whole.split_once('/').ok_or_else(|| missing(name))?;
+                (self.of_container(container).await?, path, Naming::Etag)
             }
-        }
+        };
+        check_ends(path)?;
+        Ok((operator, path, naming))
     }
 
     async fn of_container(&self, container: &str) -> Result<Operator> {
@@ -210,7 +211,7 @@ impl RemoteStore {
         }
         let session = self.tries().run(|_| account.tokens.session()).await?;
         let builder = Swift::default().endpoint(&session.storage_url).container(&encoded(container));
-        let transport = Transport::new(account.client.clone(), Some(account.tokens.clone()), None);
+        let transport = Transport::new(account.clients.clone(), Some(account.tokens.clone()), None);
         let operator = operator_of(Operator::new(builder), transport)?;
         lock().insert(container.to_owned(), operator.clone());
         Ok(operator)
@@ -218,13 +219,6 @@ impl RemoteStore {
 
     async fn stat(&self, name: &ObjectName) -> Result<(ObjectStat, Source)> {
         let (operator, path, naming) = self.place(name).await?;
-        // OpenDAL takes spaces off both ends, and would ask for another object.
-        if path.trim() != path {
-            return Err(Error::new(
-                ErrorKind::UnsafeName,
-                format!("object name {name:?} begins or ends with a space, which cannot be asked for"),
-            ));
-        }
         let run = self
             .tries()
             .run(|_| async { operator.stat(path).await.map_err(|error| Failed::from_opendal(&error)) });
@@ -246,8 +240,8 @@ impl RemoteStore {
         &self,
         operator: &Operator,
         naming: Naming,
-        prefix: &str,
-        suffix: &str,
+        (prefix, suffix): (&str, &str),
+        listed_max: u64,
     ) -> Result<Listing> {
         let mut listing = Listing::default();
         let options = ListOptions { recursive: true, ..ListOptions::default() };
@@ -256,11 +250,8 @@ impl RemoteStore {
         let mut looked: u64 = 0;
         while let Some(entry) = lister.try_next().await.map_err(failed)? {
             looked += 1;
-            if looked > LISTED_MAX {
-                return Err(Error::new(
-                    ErrorKind::LimitExceeded,
-                    format!("the bucket has more than {LISTED_MAX} objects"),
-                ));
+            if looked > listed_max {
+                return Err(too_many(listed_max));
             }
             let is_wanted = entry.path().starts_with(prefix) && entry.path().ends_with(suffix);
             if entry.metadata().is_dir() || !is_wanted {
@@ -283,8 +274,8 @@ impl RemoteStore {
         account: &Account,
         container: &str,
         folder: &str,
-        prefix: &str,
-        suffix: &str,
+        (prefix, suffix): (&str, &str),
+        listed_max: u64,
     ) -> Result<Listing> {
         let mut listing = Listing::default();
         let mut manifests = Vec::new();
@@ -300,7 +291,7 @@ impl RemoteStore {
                 Err(error) => listing.unreadable.push((text, error)),
             }
         };
-        account.objects(self.tries(), container, prefix, take).await?;
+        account.objects(self.tries(), container, prefix, listed_max, take).await?;
         let mut stats = futures_util::stream::iter(manifests)
             .map(|name| async move { (self.stat(&name).await, name) })
             .buffer_unordered(STATS_AT_ONCE);
@@ -321,7 +312,7 @@ impl RemoteStore {
         let mut listings = futures_util::stream::iter(names)
             .map(|container| async move {
                 let folder = format!("{container}/");
-                (self.container(account, &container, &folder, "", suffix).await, container)
+                (self.container(account, &container, &folder, ("", suffix), LISTED_MAX).await, container)
             })
             .buffer_unordered(CONTAINERS_AT_ONCE);
         let mut all = Listing::default();
@@ -348,9 +339,11 @@ impl Store for RemoteStore {
     fn list(&self, suffix: &str) -> Result<Listing> {
         let listed = self.engine.wait(async {
             match &self.backend {
-                Backend::Bucket(operator, naming) => self.bucket(operator, *naming, "", suffix).await,
+                Backend::Bucket(operator, naming) => {
+                    self.bucket(operator, *naming, ("", suffix), LISTED_MAX).await
+                }
                 Backend::Swift { account, container: Some(name), .. } => {
-                    self.container(account, name, "", "", suffix).await
+                    self.container(account, name, "", ("", suffix), LISTED_MAX).await
                 }
                 Backend::Swift { account, container: None, .. } => self.account(account, suffix).await,
             }
@@ -388,6 +381,19 @@ impl Store for RemoteStore {
     fn into_objects(self: Arc<Self>) -> Option<Arc<dyn ObjectStore>> {
         Some(self)
     }
+}
+
+/// OpenDAL takes spaces off both ends, and would ask for another object, or delete it.
+fn check_ends(path: &str) -> Result<()> {
+    if path.trim() != path {
+        let message = format!("object name {path:?} begins or ends with a space, which cannot be asked for");
+        return Err(Error::new(ErrorKind::UnsafeName, message));
+    }
+    Ok(())
+}
+
+fn too_many(listed_max: u64) -> Error {
+    Error::new(ErrorKind::LimitExceeded, format!("the store lists more than {listed_max} objects"))
 }
 
 fn missing(name: &ObjectName) -> Error {

@@ -10,8 +10,9 @@ use serde::de::DeserializeOwned;
 
 use super::engine::Tries;
 use super::failure::Failed;
-use super::http::body_of;
+use super::http::{Clients, body_of};
 use super::token::Tokens;
+use super::{LISTED_MAX, too_many};
 use crate::error::{Error, ErrorKind, Result};
 
 /// A container, as the account lists it.
@@ -34,7 +35,7 @@ pub(super) struct Listed {
 
 /// An account, by its tokens.
 pub(super) struct Account {
-    pub(super) client: reqwest::Client,
+    pub(super) clients: Clients,
     pub(super) tokens: Arc<Tokens>,
 }
 
@@ -44,8 +45,8 @@ impl Account {
         let mut names = Vec::new();
         self.pages(
             tries,
-            "",
-            "",
+            ("", ""),
+            LISTED_MAX,
             |container: &Container| &container.name,
             |container| names.push(container.name),
         )
@@ -54,27 +55,30 @@ impl Account {
     }
 
     /// All objects of a container whose names begin with `prefix`, each handed to `take` as its page comes.
+    /// [`ErrorKind::LimitExceeded`] when the server lists more than `listed_max`.
     pub(super) async fn objects(
         &self,
         tries: &Tries,
         container: &str,
         prefix: &str,
+        listed_max: u64,
         take: impl FnMut(Listed),
     ) -> Result<()> {
         let below = format!("/{}", encoded(container));
-        self.pages(tries, &below, prefix, |object: &Listed| &object.name, take).await
+        self.pages(tries, (&below, prefix), listed_max, |object: &Listed| &object.name, take).await
     }
 
-    /// Pages of a listing, from the first to an empty one.
+    /// Pages of the listing of what lies below the account and begins with a prefix, from the first to an empty one.
     async fn pages<T: DeserializeOwned>(
         &self,
         tries: &Tries,
-        below: &str,
-        prefix: &str,
+        (below, prefix): (&str, &str),
+        listed_max: u64,
         name: impl Fn(&T) -> &String,
         mut take: impl FnMut(T),
     ) -> Result<()> {
         let mut marker = String::new();
+        let mut listed: u64 = 0;
         loop {
             let page: Vec<T> = tries.run(|_| self.page(below, prefix, &marker)).await?;
             let Some(last) = page.last() else { return Ok(()) };
@@ -85,6 +89,10 @@ impl Account {
                 return Err(Error::new(ErrorKind::StoreIo, message));
             }
             marker = last;
+            listed += page.len() as u64;
+            if listed > listed_max {
+                return Err(too_many(listed_max));
+            }
             page.into_iter().for_each(&mut take);
         }
     }

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tokio::sync::Mutex;
 
 use super::failure::Failed;
-use super::http::{TOKEN, body_of, send};
+use super::http::{Clients, TOKEN, body_of, send};
 use super::settings::{Domain, Identity, SwiftAuth, SwiftSettings};
 use crate::error::{Error, ErrorKind};
 
@@ -28,14 +28,14 @@ pub(super) struct Session {
 
 /// The session of the moment.
 pub(super) struct Tokens {
-    client: reqwest::Client,
+    clients: Clients,
     settings: SwiftSettings,
     session: Mutex<Option<Arc<Session>>>,
 }
 
 impl Tokens {
-    pub(super) fn new(client: reqwest::Client, settings: SwiftSettings) -> Self {
-        Self { client, settings, session: Mutex::new(None) }
+    pub(super) fn new(clients: Clients, settings: SwiftSettings) -> Self {
+        Self { clients, settings, session: Mutex::new(None) }
     }
 
     /// The session; authenticates where there is none yet.
@@ -52,16 +52,17 @@ impl Tokens {
                 if stale.is_some() {
                     tracing::debug!("the Swift token has expired, another one is asked for");
                 }
-                let new = authenticate(&self.client, &self.settings).await.map_err(|mut failed| {
-                    failed.is_unknown_token = false;
-                    if failed.error.kind() == ErrorKind::ObjectNotFound {
-                        // Not the store is missing, but who lets us in.
-                        let message = format!("the authentication URL is wrong: {}", failed.error);
-                        failed.error = Error::new(ErrorKind::Usage, message);
-                    }
-                    failed.error = failed.error.context("cannot get a Swift token");
-                    failed
-                })?;
+                let new =
+                    authenticate(&self.clients.asking, &self.settings).await.map_err(|mut failed| {
+                        failed.is_unknown_token = false;
+                        if failed.error.kind() == ErrorKind::ObjectNotFound {
+                            // Not the store is missing, but who lets us in.
+                            let message = format!("the authentication URL is wrong: {}", failed.error);
+                            failed.error = Error::new(ErrorKind::Usage, message);
+                        }
+                        failed.error = failed.error.context("cannot get a Swift token");
+                        failed
+                    })?;
                 let new = Arc::new(new);
                 *session = Some(new.clone());
                 Ok(new)
@@ -73,7 +74,7 @@ impl Tokens {
     pub(super) async fn send_once(&self, mut request: reqwest::Request) -> Result<reqwest::Response, Failed> {
         let session = self.session().await?;
         request.headers_mut().insert(TOKEN, session.token.clone());
-        match send(&self.client, request).await {
+        match send(&self.clients.sending, request).await {
             Err(mut failed) if failed.is_unknown_token && self.settings.auth.is_renewable() => {
                 let renewed = self.session_unless(Some(&session)).await?;
                 failed.is_passing = renewed.token != session.token;
@@ -89,11 +90,11 @@ impl Tokens {
         request.headers_mut().insert(TOKEN, session.token.clone());
         // Bodies that are streams come once; those of ours do not.
         let again = request.try_clone().filter(|_| self.settings.auth.is_renewable());
-        match (send(&self.client, request).await, again) {
+        match (send(&self.clients.asking, request).await, again) {
             (Err(failed), Some(mut again)) if failed.is_unknown_token => {
                 let session = self.session_unless(Some(&session)).await?;
                 again.headers_mut().insert(TOKEN, session.token.clone());
-                send(&self.client, again).await
+                send(&self.clients.asking, again).await
             }
             (outcome, _) => outcome,
         }

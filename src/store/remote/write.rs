@@ -16,16 +16,16 @@ use futures_util::future::{Either, select};
 use futures_util::stream;
 use http::Method;
 use http::header::{CONTENT_LENGTH, ETAG, HeaderValue};
-use md5::{Digest, Md5 as Md5Hasher};
-use opendal::{Buffer, Operator};
+use opendal::{Buffer, Metadata, Operator};
 
 use super::engine::Progress;
-use super::failure::Failed;
+use super::failure::{self, Failed};
 use super::http::{bare_etag, body_of};
 use super::swift::{Account, encoded};
 use super::upload::confirm;
-use super::{Backend, Naming, RemoteStore, missing, stat_of, version};
+use super::{Backend, Naming, RemoteStore, check_ends, missing, stat_of, version};
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::metadata::OBJECTS_MAX;
 use crate::store::objects::{Content, ObjectStore, Stop};
 use crate::store::{ListedObject, ObjectVersion};
 use crate::types::{Md5, ObjectName};
@@ -48,6 +48,9 @@ const SWIFT_BYTES_MAX: u64 = 5 << 30;
 /// How much of a body is read at once, in bytes.
 const PIECE_BYTES: u64 = 256 << 10;
 
+/// Objects below one prefix, at most, since all of them are kept: a backup's, its two documents and a marker, and some to spare.
+const BELOW_MAX: u64 = OBJECTS_MAX + 16;
+
 /// How often a caller is asked whether to stop.
 const STOP_EVERY: Duration = Duration::from_millis(50);
 
@@ -57,17 +60,19 @@ const ABORT_MAX: Duration = Duration::from_secs(10);
 impl RemoteStore {
     /// Waits for `task` unless told to stop.
     fn unless<T>(&self, stop: Stop<'_>, task: impl Future<Output = Result<T>>) -> Result<T> {
-        self.engine.wait(async {
-            let stopped = async {
-                while !stop() {
-                    tokio::time::sleep(STOP_EVERY).await;
-                }
-            };
-            match select(Box::pin(stopped), Box::pin(task)).await {
-                Either::Left(_) => Err(Error::new(ErrorKind::Interrupted, "interrupted")),
-                Either::Right((outcome, _)) => outcome,
+        self.engine.wait(unless(stop, task))
+    }
+
+    /// What is said of an object that may be there.
+    async fn found(&self, operator: &Operator, path: &str) -> Result<Option<Metadata>> {
+        let stat = |_| async {
+            match operator.stat(path).await.map_err(|error| Failed::from_opendal(&error)) {
+                Ok(meta) => Ok(Some(meta)),
+                Err(failed) if failed.error.kind() == ErrorKind::ObjectNotFound => Ok(None),
+                Err(failed) => Err(failed),
             }
-        })
+        };
+        self.tries().run(stat).await
     }
 
     async fn put_in_bucket(
@@ -78,55 +83,101 @@ impl RemoteStore {
         content: &Content,
         stop: Stop<'_>,
     ) -> Result<ObjectVersion> {
-        let failed = |error: opendal::Error| Failed::from_opendal(&error).error;
-        let len_bytes = content.len_bytes();
         let whole_bytes_max = match naming {
             Naming::Etag => WHOLE_BYTES_MAX,
             Naming::Generation => GOOGLE_WHOLE_BYTES_MAX,
         };
-        if len_bytes <= whole_bytes_max {
-            let meta = operator.write(path, bytes_of(content, 0, len_bytes)?).await.map_err(failed)?;
-            let word = match naming {
-                Naming::Etag => meta.etag().map(bare_etag),
-                Naming::Generation => meta.version(),
-            };
-            if let Some(word) = word {
-                return Ok(version(word, len_bytes));
+        let put = || async {
+            if content.len_bytes() <= whole_bytes_max {
+                unless(stop, self.put_whole(operator, naming, path, content)).await
+            } else {
+                self.put_in_parts(operator, naming, path, content, stop).await
             }
-            return Ok(stat_of(&operator.stat(path).await.map_err(failed)?, naming)?.version);
+        };
+        match put().await {
+            // Its signature has become too old while it was tried; the next one is made now.
+            Err(error) if failure::is_skewed(&error) => put().await,
+            outcome => outcome,
         }
+    }
+
+    async fn put_whole(
+        &self,
+        operator: &Operator,
+        naming: Naming,
+        path: &str,
+        content: &Content,
+    ) -> Result<ObjectVersion> {
+        let failed = |error: opendal::Error| Failed::from_opendal(&error).error;
+        let len_bytes = content.len_bytes();
+        let meta = operator.write(path, bytes_of(content, 0, len_bytes)?).await.map_err(failed)?;
+        let word = match naming {
+            Naming::Etag => meta.etag().map(bare_etag),
+            Naming::Generation => meta.version(),
+        };
+        if let Some(word) = word {
+            return Ok(version(word, len_bytes));
+        }
+        let meta = self.found(operator, path).await?.ok_or_else(not_there)?;
+        Ok(stat_of(&meta, naming)?.version)
+    }
+
+    /// The server has confirmed each part, and is told the ETags of those that it puts together. What it says of the whole is no digest of it
+    /// where it encrypts; its length is looked at.
+    async fn put_in_parts(
+        &self,
+        operator: &Operator,
+        naming: Naming,
+        path: &str,
+        content: &Content,
+        stop: Stop<'_>,
+    ) -> Result<ObjectVersion> {
+        let failed = |error: opendal::Error| Failed::from_opendal(&error).error;
+        let len_bytes = content.len_bytes();
+        let version_of = |meta: &Metadata| stat_of(meta, naming).map(|stat| stat.version);
+        let before = unless(stop, self.found(operator, path)).await?;
+        let before = before.as_ref().map(version_of).transpose()?;
         let mut writer = operator.writer(path).await.map_err(failed)?;
-        let mut digests = Md5Hasher::new();
+        let mut is_sent = false;
         let parts = async {
             let mut at = 0;
             while at < len_bytes {
-                if stop() {
-                    return Err(Error::new(ErrorKind::Interrupted, "interrupted"));
-                }
-                let part = bytes_of(content, at, PART_BYTES.min(len_bytes - at))?;
-                digests.update(Md5Hasher::digest(part.to_bytes()));
-                writer.write(part).await.map_err(failed)?;
+                writer.write(bytes_of(content, at, PART_BYTES.min(len_bytes - at))?).await.map_err(failed)?;
                 at += PART_BYTES;
             }
+            is_sent = true;
             writer.close().await.map_err(failed)
         };
-        if let Err(error) = parts.await {
-            if let Ok(Err(left)) = tokio::time::timeout(ABORT_MAX, writer.abort()).await {
-                tracing::warn!("parts of an upload may be left in the store: {left}");
+        // Here and not further out, where the parts would be forgotten.
+        let outcome = unless(stop, parts).await.map(drop);
+        if let Err(error) = outcome {
+            // The answer to its last request may be all that was lost.
+            if is_sent
+                && error.kind() != ErrorKind::Interrupted
+                && let Ok(Some(meta)) = unless(stop, self.found(operator, path)).await
+                && meta.content_length() == len_bytes
+                && let now = version_of(&meta)?
+                && before.is_none_or(|before| before != now)
+            {
+                return Ok(now);
+            }
+            match tokio::time::timeout(ABORT_MAX, writer.abort()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(left)) => tracing::warn!("parts of an upload may be left in the store: {left}"),
+                Err(_) => {
+                    tracing::warn!("parts of an upload may be left in the store, which does not answer");
+                }
             }
             return Err(error);
         }
-        let meta = operator.stat(path).await.map_err(failed)?;
-        let composed = Md5(digests.finalize().into());
-        let told = meta.etag().map(bare_etag).and_then(|etag| etag.split_once('-'));
-        let is_other = told.is_some_and(|(digest, _)| digest.len() == 32 && digest != composed.to_string());
-        if is_other && naming == Naming::Etag || meta.content_length() != len_bytes {
+        let meta = unless(stop, self.found(operator, path)).await?.ok_or_else(not_there)?;
+        if meta.content_length() != len_bytes {
             return Err(Error::new(
                 ErrorKind::StoreIo,
                 "the store has put other bytes together than were sent",
             ));
         }
-        Ok(stat_of(&meta, naming)?.version)
+        version_of(&meta)
     }
 
     /// The container's and the object's name there.
@@ -135,10 +186,12 @@ impl RemoteStore {
         container: Option<&'a str>,
         name: &'a ObjectName,
     ) -> Result<(&'a str, &'a str)> {
-        match container {
-            Some(container) => Ok((container, name.as_str())),
-            None => name.as_str().split_once('/').ok_or_else(|| missing(name)),
-        }
+        let (container, path) = match container {
+            Some(container) => (container, name.as_str()),
+            None => name.as_str().split_once('/').ok_or_else(|| missing(name))?,
+        };
+        check_ends(path)?;
+        Ok((container, path))
     }
 }
 
@@ -176,8 +229,9 @@ impl ObjectStore for RemoteStore {
         let len_bytes = content.len_bytes();
         let put = async {
             match &self.backend {
-                Backend::Bucket(operator, naming) => {
-                    self.put_in_bucket(operator, *naming, name.as_str(), content, stop).await
+                Backend::Bucket(..) => {
+                    let (operator, path, naming) = self.place(name).await?;
+                    self.put_in_bucket(&operator, naming, path, content, stop).await
                 }
                 Backend::Swift { account, container, .. } => {
                     let (container, path) = self.swift_place(container.as_deref(), name)?;
@@ -187,12 +241,12 @@ impl ObjectStore for RemoteStore {
                         let below = &below;
                         async move { account.put(&account.url(below).await?, content, md5, progress).await }
                     };
-                    self.tries().run_sending(put).await?;
+                    unless(stop, self.tries().run_sending(put)).await?;
                     Ok(version(&md5.to_string(), len_bytes))
                 }
             }
         };
-        self.unless(stop, put).map_err(|error| match error.kind() {
+        self.engine.wait(put).map_err(|error| match error.kind() {
             ErrorKind::ObjectNotFound | ErrorKind::StoreNotFound => Error::caused_by(
                 ErrorKind::StoreNotFound,
                 format!("there is no such container in {:?}", self.location),
@@ -222,14 +276,16 @@ impl ObjectStore for RemoteStore {
     fn list_below(&self, prefix: &str, stop: Stop<'_>) -> Result<Vec<ListedObject>> {
         let list = async {
             match &self.backend {
-                Backend::Bucket(operator, naming) => self.bucket(operator, *naming, prefix, "").await,
+                Backend::Bucket(operator, naming) => {
+                    self.bucket(operator, *naming, (prefix, ""), BELOW_MAX).await
+                }
                 Backend::Swift { account, container: Some(name), .. } => {
-                    self.container(account, name, "", prefix, "").await
+                    self.container(account, name, "", (prefix, ""), BELOW_MAX).await
                 }
                 Backend::Swift { account, container: None, .. } => {
                     let (container, prefix) = prefix.split_once('/').unwrap_or((prefix, ""));
                     let folder = format!("{container}/");
-                    self.container(account, container, &folder, prefix, "").await
+                    self.container(account, container, &folder, (prefix, ""), BELOW_MAX).await
                 }
             }
         };
@@ -276,6 +332,23 @@ impl ObjectStore for RemoteStore {
             Backend::Swift { .. } => SWIFT_BYTES_MAX,
         }
     }
+}
+
+/// Waits for `task` unless told to stop.
+async fn unless<T>(stop: Stop<'_>, task: impl Future<Output = Result<T>>) -> Result<T> {
+    let stopped = async {
+        while !stop() {
+            tokio::time::sleep(STOP_EVERY).await;
+        }
+    };
+    match select(Box::pin(stopped), Box::pin(task)).await {
+        Either::Left(_) => Err(Error::new(ErrorKind::Interrupted, "interrupted")),
+        Either::Right((outcome, _)) => outcome,
+    }
+}
+
+fn not_there() -> Error {
+    Error::new(ErrorKind::StoreIo, "the store does not have what it said it took")
 }
 
 /// A path in a URL; `/` stays.
