@@ -184,11 +184,20 @@ fn change_marker(server: &FakeSwift, id: &str, change: impl FnOnce(&mut Object))
 
 /// The marker's run becomes a process that is no more.
 fn kill(object: &mut Object) {
+    change_run(object, 3, "7ffffff0");
+}
+
+/// The marker's run becomes one of another start of this machine.
+fn restart(object: &mut Object) {
+    change_run(object, 5, "00000001");
+}
+
+fn change_run(object: &mut Object, from_end: usize, part: &str) {
     let mut claim: serde_json::Value = serde_json::from_slice(&object.bytes).unwrap();
     let run = claim["run"].as_str().unwrap().to_owned();
     let mut parts: Vec<&str> = run.split('-').collect();
-    let at = parts.len() - 3;
-    parts[at] = "7ffffff0";
+    let at = parts.len() - from_end;
+    parts[at] = part;
     claim["run"] = parts.join("-").into();
     object.bytes = claim.to_string().into_bytes();
 }
@@ -228,6 +237,47 @@ fn a_run_of_another_machine_is_dead_when_its_marker_is_old() {
         make(&store).unwrap();
         assert_eq!(server.names().iter().any(|name| name.contains(&id)), stays, "{modified}");
     }
+}
+
+/// Cloned machines have one name, and each its own start.
+#[test]
+fn a_run_of_another_start_is_dead_only_when_its_marker_was_not_put_in_for_a_while() {
+    let (server, store) = FakeSwift::start(Duration::from_secs(1));
+    let id = left(&server, &store);
+    for (modified, stays) in [("2026-02-03T03:44:07", true), ("2026-02-03T03:44:06", false)] {
+        change_marker(&server, &id, |object| {
+            restart(object);
+            object.modified = modified.to_owned();
+        });
+        make(&store).unwrap();
+        assert_eq!(server.names().iter().any(|name| name.contains(&id)), stays, "{modified}");
+    }
+}
+
+#[test]
+fn a_run_that_another_took_for_dead_takes_its_metadata_back() {
+    for ending in ["_sha256file", "_metadata"] {
+        let (server, store) = FakeSwift::start(DEADLINE);
+        server.take_over_with(ending);
+        let error = make(&store).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Target, "{ending}: {error}");
+        assert!(error.to_string().contains("for dead"), "{error}");
+        assert!(!server.names().iter().any(|name| name.ends_with("_metadata")), "{:?}", server.names());
+    }
+}
+
+#[test]
+fn a_claim_is_put_in_the_markers_place_before_anything_is_removed() {
+    let (server, store) = FakeSwift::start(Duration::from_secs(1));
+    let id = left(&server, &store);
+    change_marker(&server, &id, kill);
+    server.requests.lock().unwrap().clear();
+    make(&store).unwrap();
+    let requests = server.requests.lock().unwrap();
+    let first = |start: &str| {
+        requests.iter().position(|request| request.starts_with(start) && request.contains(&id)).unwrap()
+    };
+    assert!(first("PUT .cinderfs-") < first("DELETE volume_"), "{requests:?}");
 }
 
 #[test]

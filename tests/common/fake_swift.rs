@@ -48,6 +48,8 @@ pub(crate) struct FakeSwift {
     pub(crate) is_down: AtomicBool,
     /// It goes down when a name that ends so is deleted.
     down_after: Mutex<Option<String>>,
+    /// All markers become another run's when a name that ends so is put in.
+    taken_over_with: Mutex<Option<String>>,
     /// Method and name of all requests.
     pub(crate) requests: Mutex<Vec<String>>,
     hanging: Mutex<bool>,
@@ -89,6 +91,11 @@ impl FakeSwift {
     /// Every request fails from the moment on at which a name is deleted that ends so.
     pub(crate) fn down_after(&self, ending: &str) {
         *self.down_after.lock().unwrap() = Some(ending.to_owned());
+    }
+
+    /// Another run takes over all markers while a name is put in that ends so.
+    pub(crate) fn take_over_with(&self, ending: &str) {
+        *self.taken_over_with.lock().unwrap() = Some(ending.to_owned());
     }
 
     pub(crate) fn faults_left(&self) -> usize {
@@ -193,6 +200,10 @@ impl FakeSwift {
                     Some(Fault::NoAnswer | Fault::Reset) | None => {}
                 }
                 let told = if fault == Some(Fault::Rot) { sent } else { etag(&body) };
+                if self.taken_over_with.lock().unwrap().as_deref().is_some_and(|end| name.ends_with(end)) {
+                    let markers = objects.iter_mut().filter(|(name, _)| name.starts_with(".cinderfs-"));
+                    markers.for_each(|(_, marker)| marker.bytes = b"{}".to_vec());
+                }
                 objects.insert(name.to_owned(), Object { bytes: body, modified: MODIFIED.to_owned() });
                 if fault == Some(Fault::NoAnswer) {
                     return None;

@@ -109,7 +109,7 @@ impl<'a> Upload<'a> {
             return Err(error);
         }
         let (again, beating) = (marker.clone(), store.clone());
-        let beat = move |stop: &(dyn Fn() -> bool + Sync)| again.put(&*beating, stop);
+        let beat = move |stop: &(dyn Fn() -> bool + Sync)| again.put_again(&*beating, stop);
         let upload = Self {
             crew: Crew::start(store.clone(), Box::new(beat)),
             store: store.clone(),
@@ -229,17 +229,12 @@ impl Destination for Upload<'_> {
 
     fn publish(mut self: Box<Self>) -> Result<ObjectName> {
         let stop = || self.cancel.load(Ordering::Relaxed);
-        // Whoever took this run for dead has taken the marker as well.
-        if self
-            .store
-            .version_of(self.marker.name())
-            .is_err_and(|error| error.kind() == ErrorKind::ObjectNotFound)
-        {
-            let message = format!("another run has removed backup {}, taking this run for dead", self.id);
-            return Err(Error::new(ErrorKind::Target, message));
-        }
+        // Whoever takes this run for dead puts his claim in the marker's place before he looks for the metadata: either we see that, or
+        // he sees the metadata.
+        self.marker.check(&*self.store)?;
         let name = self.object(FileName::Metadata)?;
         self.store.put(&name, &self.document(FileName::Metadata)?, &stop)?;
+        self.marker.check(&*self.store)?;
         self.is_published = true;
         self.crew.end();
         self.marker.remove(&*self.store);
