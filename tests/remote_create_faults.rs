@@ -239,6 +239,31 @@ fn a_run_of_another_machine_is_dead_when_its_marker_is_old() {
     }
 }
 
+#[test]
+fn a_marker_removes_nothing_but_its_own_backups_objects() {
+    let (server, store) = FakeSwift::start(DEADLINE);
+    let others = ["volume_v/1/az_nova_backup_b-2-00001", "volume_v/1/az_nova_backup_b-1x", "photo", "-00001"];
+    let claims = [
+        ("volume_v/1/az_nova_backup_b-2", "-00001"),
+        ("volume_v/1/az_nova_backup_b-1", "x"),
+        ("volume_v/1/az_nova_backup_", "b-2-00001"),
+        ("ph", "oto"),
+        ("", "photo"),
+        ("", "-00001"),
+    ];
+    for (prefix, name) in claims {
+        let object = |bytes: &str| Object { bytes: bytes.into(), modified: "2026-01-01T00:00:00".into() };
+        let claim = serde_json::json!({"cinderfs": 1, "prefix": prefix, "run": "", "names": [name]});
+        let mut objects = server.objects.lock().unwrap();
+        objects.insert(".cinderfs-b-1".into(), object(&claim.to_string()));
+        objects.extend(others.iter().map(|&other| (other.to_owned(), object("x"))));
+        drop(objects);
+        make(&store).unwrap();
+        let names = server.names();
+        assert!(others.iter().all(|&other| names.iter().any(|name| name == other)), "{prefix}: {names:?}");
+    }
+}
+
 /// Cloned machines have one name, and each its own start.
 #[test]
 fn a_run_of_another_start_is_dead_only_when_its_marker_was_not_put_in_for_a_while() {

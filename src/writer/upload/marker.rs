@@ -14,9 +14,10 @@
 //! without, there is no backup, and its objects go. Who does it first puts a claim of his own in the marker's place, so that a run which lives
 //! after all sees it before it publishes, or behind that.
 //!
-//! Invariants: what a marker says is a claim; names are removed only that begin with a prefix that ends with the id in the marker's own name, or
-//! that the marker lists below its prefix, and that are an object's or the digests'.
+//! Invariants: what a marker says is a claim; names are removed only that begin with a prefix which nobody but the backup of the marker's own
+//! name can have, and that are an object's or the digests'.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -31,6 +32,7 @@ use crate::store::objects::{Content, ObjectStore, Stop};
 use crate::store::posix::HIDDEN_FOLDER_PREFIX;
 use crate::store::{ListedObject, ObjectSource, SourceReader};
 use crate::types::{BackupId, ObjectName};
+use crate::writer::delete::files::{is_numbered, names_id};
 use crate::writer::snapshot::Maker;
 use crate::writer::source::host::Host;
 
@@ -57,8 +59,8 @@ pub(super) struct Marker {
 struct Claim {
     prefix: String,
     run: String,
-    /// What follows the prefix, where the prefix does not say whose the names are.
-    names: Vec<String>,
+    /// What follows the prefix; empty where it is whatever a backup has.
+    names: HashSet<String>,
 }
 
 impl Marker {
@@ -147,7 +149,7 @@ impl Claim {
             return None;
         }
         let names = match &told["names"] {
-            Value::Null => Vec::new(),
+            Value::Null => HashSet::new(),
             names => names
                 .as_array()?
                 .iter()
@@ -168,13 +170,16 @@ impl Claim {
         Marker { name: name.clone(), content: Content::of(claim.to_string()) }
     }
 
+    /// Whether the prefix is one that nobody but this backup has.
+    fn is_of(&self, id: &BackupId) -> bool {
+        let (folder, prefix) = self.prefix.rsplit_once('/').unwrap_or(("", &self.prefix));
+        !prefix.is_empty() && names_id(folder, prefix, id)
+    }
+
     /// Whether a name's rest is one that this run may have left.
-    fn has(&self, suffix: &str, id: &BackupId) -> bool {
-        let is_named = self.prefix.strip_suffix(id.as_str()).is_some_and(|rest| rest.ends_with("_backup_"));
-        let digits = suffix.strip_prefix('-').unwrap_or_default();
-        let is_object = digits.len() >= 5 && digits.bytes().all(|byte| byte.is_ascii_digit());
-        (is_named && (is_object || suffix == SHA256FILE_SUFFIX))
-            || self.names.iter().any(|name| name == suffix)
+    fn has(&self, suffix: &str) -> bool {
+        let is_told = self.names.is_empty() || self.names.contains(suffix);
+        is_told && (is_numbered(suffix) || suffix == SHA256FILE_SUFFIX)
     }
 }
 
@@ -230,8 +235,8 @@ fn remove_one(
     };
     let bytes = read(&*source, &listed.name)?;
     let is_readable = bytes.len() as u64 <= MARKER_BYTES_MAX;
-    let Some(claim) =
-        Claim::parse(&bytes).filter(|claim| is_readable && claim.names.len() as u64 <= OBJECTS_MAX + 1)
+    let Some(claim) = Claim::parse(&bytes)
+        .filter(|claim| is_readable && claim.names.len() as u64 <= OBJECTS_MAX + 1 && claim.is_of(id))
     else {
         tracing::warn!("{:?} is no marker of this program's, and stays", listed.name);
         return Ok(false);
@@ -264,7 +269,7 @@ fn remove_one(
         return Ok(false);
     }
     if !has_metadata {
-        let of_run = |listed: &&ListedObject| suffix(listed).is_some_and(|suffix| claim.has(&suffix, id));
+        let of_run = |listed: &&ListedObject| suffix(listed).is_some_and(|suffix| claim.has(&suffix));
         let names: Vec<_> = found.iter().filter(of_run).map(|listed| listed.name.clone()).collect();
         tracing::info!("a run that is dead left {} objects of backup {id}; they are removed", names.len());
         removal::remove_all(&**store, &names, stop)?;
@@ -282,16 +287,19 @@ mod tests {
         let id = BackupId::parse("b-1").unwrap();
         let claim = |text: &str| Claim::parse(text.as_bytes()).unwrap();
         let named = claim(r#"{"cinderfs": 1, "prefix": "volume_v/2024/az_n_backup_b-1"}"#);
-        assert!(named.has("-00001", &id) && named.has("_sha256file", &id) && named.has("-100000", &id));
+        assert!(named.is_of(&id) && claim(r#"{"cinderfs": 1, "prefix": "b-/1/b-1/backup"}"#).is_of(&id));
+        assert!(named.has("-00001") && named.has("_sha256file") && named.has("-100000"));
         for other in ["_metadata", "", "-0001", "-00001x", "0-00001", "/x"] {
-            assert!(!named.has(other, &id), "{other}");
+            assert!(!named.has(other), "{other}");
+            let telling = json!({"cinderfs": 1, "prefix": "x_backup_b-1", "names": [other]});
+            assert!(!claim(&telling.to_string()).has(other), "{other}");
         }
-        for prefix in ["backup", "", "volume_v/2024/az_n_backup_b-2", "b-1", "x_backup_xb-1"] {
-            let foreign = claim(&json!({"cinderfs": 1, "prefix": prefix}).to_string());
-            assert!(!foreign.has("-00001", &id), "{prefix}");
+        for prefix in ["backup", "", "volume_v/2024/az_n_backup_b-2", "b-1", "x_backup_xb-1", "b-1/"] {
+            let telling = json!({"cinderfs": 1, "prefix": prefix, "names": ["-00001"]});
+            assert!(!claim(&telling.to_string()).is_of(&id), "{prefix}");
         }
-        let listing = claim(r#"{"cinderfs": 1, "prefix": "backup", "names": ["-00001"]}"#);
-        assert!(listing.has("-00001", &id) && !listing.has("-00002", &id));
+        let telling = claim(r#"{"cinderfs": 1, "prefix": "x_backup_b-1", "names": ["-00001"]}"#);
+        assert!(telling.has("-00001") && !telling.has("-00002"));
         for wrong in ["", "[]", "{}", r#"{"cinderfs": 2, "prefix": "x"}"#, r#"{"cinderfs": 1, "prefix": 1}"#]
         {
             assert!(Claim::parse(wrong.as_bytes()).is_none(), "{wrong}");
