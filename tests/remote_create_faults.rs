@@ -264,6 +264,20 @@ fn a_marker_removes_nothing_but_its_own_backups_objects() {
     }
 }
 
+#[test]
+fn what_is_listed_beside_the_prefix_stays() {
+    let (server, store) = FakeSwift::start(DEADLINE);
+    let object = Object { bytes: b"x".to_vec(), modified: "2026-01-01T00:00:00".into() };
+    server.objects.lock().unwrap().insert("photo".into(), object);
+    server.is_blind_to_prefixes.store(true, Ordering::Relaxed);
+    let created = make(&store).unwrap();
+    check(&store, &created, &content());
+    let before = server.names();
+    server.fail("-00003", Fault::Status(403));
+    make(&store).unwrap_err();
+    assert_eq!(server.names(), before);
+}
+
 /// Cloned machines have one name, and each its own start.
 #[test]
 fn a_run_of_another_start_is_dead_only_when_its_marker_was_not_put_in_for_a_while() {

@@ -50,6 +50,8 @@ pub(crate) struct FakeSwift {
     down_after: Mutex<Option<String>>,
     /// All markers become another run's when a name that ends so is put in.
     taken_over_with: Mutex<Option<String>>,
+    /// Listings tell all names, whatever the prefix.
+    pub(crate) is_blind_to_prefixes: AtomicBool,
     /// Method and name of all requests.
     pub(crate) requests: Mutex<Vec<String>>,
     hanging: Mutex<bool>,
@@ -243,7 +245,10 @@ impl FakeSwift {
             let found = query.split('&').find_map(|pair| pair.strip_prefix(key)?.strip_prefix('='));
             decoded(found.unwrap_or_default())
         };
-        let (prefix, marker) = (parameter("prefix"), parameter("marker"));
+        let (mut prefix, marker) = (parameter("prefix"), parameter("marker"));
+        if self.is_blind_to_prefixes.load(Ordering::Relaxed) {
+            prefix.clear();
+        }
         let objects = self.objects.lock().unwrap();
         let listed: Vec<_> = objects
             .iter()
