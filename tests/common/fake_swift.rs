@@ -27,7 +27,7 @@ pub(crate) enum Fault {
     Rot,
     /// The token is not known any more.
     Expired,
-    /// No answer until [`FakeSwift::release`].
+    /// No answer; the bytes are stored when they are let [arrive](FakeSwift::arrive).
     Hang,
 }
 
@@ -55,6 +55,8 @@ pub(crate) struct FakeSwift {
     /// Method and name of all requests.
     pub(crate) requests: Mutex<Vec<String>>,
     hanging: Mutex<bool>,
+    /// What hangs.
+    late: Mutex<Vec<(String, Object)>>,
     released: Condvar,
 }
 
@@ -106,6 +108,11 @@ impl FakeSwift {
 
     pub(crate) fn forgive(&self) {
         self.faults.lock().unwrap().clear();
+    }
+
+    /// What hangs arrives; nobody is told.
+    pub(crate) fn arrive(&self) {
+        self.objects.lock().unwrap().extend(self.late.lock().unwrap().drain(..));
     }
 
     pub(crate) fn names(&self) -> Vec<String> {
@@ -192,6 +199,8 @@ impl FakeSwift {
                     }
                     Some(Fault::Hang) => {
                         drop(objects);
+                        let object = Object { bytes: body, modified: MODIFIED.to_owned() };
+                        self.late.lock().unwrap().push((name.to_owned(), object));
                         *self.hanging.lock().unwrap() = true;
                         self.released.notify_all();
                         loop {
