@@ -318,7 +318,7 @@ fn metadata_that_arrives_late_finds_its_objects() {
 fn a_run_of_another_start_is_dead_only_when_its_marker_was_not_put_in_for_a_while() {
     let (server, store) = FakeSwift::start(Duration::from_secs(1));
     let id = left(&server, &store);
-    for (modified, stays) in [("2026-02-03T03:44:07", true), ("2026-02-03T03:44:06", false)] {
+    for (modified, stays) in [("2026-02-03T03:45:07", true), ("2026-02-03T03:45:06", false)] {
         change_marker(&server, &id, |object| {
             restart(object);
             object.modified = modified.to_owned();
