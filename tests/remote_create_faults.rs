@@ -53,8 +53,12 @@ fn make(store: &Arc<dyn Store>) -> cinderfs::Result<Created> {
 }
 
 fn check(store: &Arc<dyn Store>, created: &Created, bytes: &[u8]) {
+    check_id(store, created.id.as_str(), bytes);
+}
+
+fn check_id(store: &Arc<dyn Store>, id: &str, bytes: &[u8]) {
     let catalog = Catalog::open(store.clone(), CatalogOptions::default()).unwrap();
-    let entry = catalog.snapshot().get(created.id.as_str()).unwrap().clone();
+    let entry = catalog.snapshot().get(id).unwrap().clone();
     let image = catalog.image(&entry).unwrap();
     let mut read = vec![1; bytes.len()];
     let mut at = 0;
@@ -141,7 +145,7 @@ fn bytes_that_changed_behind_the_servers_own_back_are_found_before_anything_is_v
 /// The deadline is far away: without being stopped at once this would go on for an hour.
 #[test]
 fn an_interruption_ends_a_request_that_hangs() {
-    for ending in [".cinderfs-", "-00002", "_sha256file", "_metadata"] {
+    for ending in [".cinderfs-", "-00002", "_sha256file"] {
         let (server, store) = FakeSwift::start(Duration::from_secs(3600));
         let cancel = AtomicBool::new(false);
         match ending {
@@ -186,11 +190,20 @@ fn change_marker(server: &FakeSwift, id: &str, change: impl FnOnce(&mut Object))
 
 /// The marker's run becomes a process that is no more.
 fn kill(object: &mut Object) {
+    change_run(object, 3, "7ffffff0");
+}
+
+/// The marker's run becomes one of another start of this machine.
+fn restart(object: &mut Object) {
+    change_run(object, 5, "00000001");
+}
+
+fn change_run(object: &mut Object, from_end: usize, part: &str) {
     let mut claim: serde_json::Value = serde_json::from_slice(&object.bytes).unwrap();
     let run = claim["run"].as_str().unwrap().to_owned();
     let mut parts: Vec<&str> = run.split('-').collect();
-    let at = parts.len() - 3;
-    parts[at] = "7ffffff0";
+    let at = parts.len() - from_end;
+    parts[at] = part;
     claim["run"] = parts.join("-").into();
     object.bytes = claim.to_string().into_bytes();
 }
@@ -232,6 +245,117 @@ fn a_run_of_another_machine_is_dead_when_its_marker_is_old() {
         make(&store).unwrap();
         assert_eq!(server.names().iter().any(|name| name.contains(&id)), stays, "{modified}");
     }
+}
+
+#[test]
+fn a_marker_removes_nothing_but_its_own_backups_objects() {
+    let (server, store) = FakeSwift::start(DEADLINE);
+    let others = ["volume_v/1/az_nova_backup_b-2-00001", "volume_v/1/az_nova_backup_b-1x", "photo", "-00001"];
+    let claims = [
+        ("volume_v/1/az_nova_backup_b-2", "-00001"),
+        ("volume_v/1/az_nova_backup_b-1", "x"),
+        ("volume_v/1/az_nova_backup_", "b-2-00001"),
+        ("ph", "oto"),
+        ("", "photo"),
+        ("", "-00001"),
+    ];
+    for (prefix, name) in claims {
+        let object = |bytes: &str| Object { bytes: bytes.into(), modified: "2026-01-01T00:00:00".into() };
+        let claim = serde_json::json!({"cinderfs": 1, "prefix": prefix, "run": "", "names": [name]});
+        let mut objects = server.objects.lock().unwrap();
+        objects.insert(".cinderfs-b-1".into(), object(&claim.to_string()));
+        objects.extend(others.iter().map(|&other| (other.to_owned(), object("x"))));
+        drop(objects);
+        make(&store).unwrap();
+        let names = server.names();
+        assert!(others.iter().all(|&other| names.iter().any(|name| name == other)), "{prefix}: {names:?}");
+    }
+}
+
+#[test]
+fn what_is_listed_beside_the_prefix_stays() {
+    let (server, store) = FakeSwift::start(DEADLINE);
+    let object = Object { bytes: b"x".to_vec(), modified: "2026-01-01T00:00:00".into() };
+    server.objects.lock().unwrap().insert("photo".into(), object);
+    server.is_blind_to_prefixes.store(true, Ordering::Relaxed);
+    let created = make(&store).unwrap();
+    check(&store, &created, &content());
+    let before = server.names();
+    server.fail("-00003", Fault::Status(403));
+    make(&store).unwrap_err();
+    assert_eq!(server.names(), before);
+}
+
+#[test]
+fn metadata_that_arrives_late_finds_its_objects() {
+    for arrives in [true, false] {
+        let (server, store) = FakeSwift::start(Duration::from_secs(1));
+        let cancel = AtomicBool::new(false);
+        server.fail("_metadata", Fault::Hang);
+        let error = std::thread::scope(|scope| {
+            let run = scope.spawn(|| make_with(&store, content(), &settings(), &cancel));
+            server.wait_for_hang();
+            cancel.store(true, Ordering::Relaxed);
+            run.join().unwrap().unwrap_err()
+        });
+        assert_eq!(error.kind(), ErrorKind::StoreIo, "{error}");
+        assert!(error.to_string().contains("may be complete"), "{error}");
+        let names = server.names();
+        let id = names.iter().find_map(|name| name.strip_prefix(".cinderfs-")).unwrap();
+        if arrives {
+            server.arrive();
+            check_id(&store, id, &content());
+        }
+        change_marker(&server, id, kill);
+        let created = make(&store).unwrap();
+        check(&store, &created, &content());
+        assert!(!server.names().iter().any(|name| name.starts_with('.')), "{:?}", server.names());
+        match arrives {
+            true => check_id(&store, id, &content()),
+            false => assert!(!server.names().iter().any(|name| name.contains(id))),
+        }
+    }
+}
+
+/// Cloned machines have one name, and each its own start.
+#[test]
+fn a_run_of_another_start_is_dead_only_when_its_marker_was_not_put_in_for_a_while() {
+    let (server, store) = FakeSwift::start(Duration::from_secs(1));
+    let id = left(&server, &store);
+    for (modified, stays) in [("2026-02-03T03:45:07", true), ("2026-02-03T03:45:06", false)] {
+        change_marker(&server, &id, |object| {
+            restart(object);
+            object.modified = modified.to_owned();
+        });
+        make(&store).unwrap();
+        assert_eq!(server.names().iter().any(|name| name.contains(&id)), stays, "{modified}");
+    }
+}
+
+#[test]
+fn a_run_that_another_took_for_dead_takes_its_metadata_back() {
+    for ending in ["_sha256file", "_metadata"] {
+        let (server, store) = FakeSwift::start(DEADLINE);
+        server.take_over_with(ending);
+        let error = make(&store).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Target, "{ending}: {error}");
+        assert!(error.to_string().contains("for dead"), "{error}");
+        assert!(!server.names().iter().any(|name| name.ends_with("_metadata")), "{:?}", server.names());
+    }
+}
+
+#[test]
+fn a_claim_is_put_in_the_markers_place_before_anything_is_removed() {
+    let (server, store) = FakeSwift::start(Duration::from_secs(1));
+    let id = left(&server, &store);
+    change_marker(&server, &id, kill);
+    server.requests.lock().unwrap().clear();
+    make(&store).unwrap();
+    let requests = server.requests.lock().unwrap();
+    let first = |start: &str| {
+        requests.iter().position(|request| request.starts_with(start) && request.contains(&id)).unwrap()
+    };
+    assert!(first("PUT .cinderfs-") < first("DELETE volume_"), "{requests:?}");
 }
 
 #[test]

@@ -27,7 +27,7 @@ pub(crate) enum Fault {
     Rot,
     /// The token is not known any more.
     Expired,
-    /// No answer until [`FakeSwift::release`].
+    /// No answer; the bytes are stored when they are let [arrive](FakeSwift::arrive).
     Hang,
     /// The answer comes so much later.
     Late(Duration),
@@ -52,9 +52,15 @@ pub(crate) struct FakeSwift {
     pub(crate) is_endless: AtomicBool,
     /// It goes down when a name that ends so is deleted.
     down_after: Mutex<Option<String>>,
+    /// All markers become another run's when a name that ends so is put in.
+    taken_over_with: Mutex<Option<String>>,
+    /// Listings tell all names, whatever the prefix.
+    pub(crate) is_blind_to_prefixes: AtomicBool,
     /// Method and name of all requests.
     pub(crate) requests: Mutex<Vec<String>>,
     hanging: Mutex<bool>,
+    /// What hangs.
+    late: Mutex<Vec<(String, Object)>>,
     released: Condvar,
 }
 
@@ -95,12 +101,22 @@ impl FakeSwift {
         *self.down_after.lock().unwrap() = Some(ending.to_owned());
     }
 
+    /// Another run takes over all markers while a name is put in that ends so.
+    pub(crate) fn take_over_with(&self, ending: &str) {
+        *self.taken_over_with.lock().unwrap() = Some(ending.to_owned());
+    }
+
     pub(crate) fn faults_left(&self) -> usize {
         self.faults.lock().unwrap().len()
     }
 
     pub(crate) fn forgive(&self) {
         self.faults.lock().unwrap().clear();
+    }
+
+    /// What hangs arrives; nobody is told.
+    pub(crate) fn arrive(&self) {
+        self.objects.lock().unwrap().extend(self.late.lock().unwrap().drain(..));
     }
 
     pub(crate) fn names(&self) -> Vec<String> {
@@ -187,6 +203,8 @@ impl FakeSwift {
                     }
                     Some(Fault::Hang) => {
                         drop(objects);
+                        let object = Object { bytes: body, modified: MODIFIED.to_owned() };
+                        self.late.lock().unwrap().push((name.to_owned(), object));
                         *self.hanging.lock().unwrap() = true;
                         self.released.notify_all();
                         loop {
@@ -202,6 +220,10 @@ impl FakeSwift {
                     Some(Fault::NoAnswer | Fault::Reset) | None => {}
                 }
                 let told = if fault == Some(Fault::Rot) { sent } else { etag(&body) };
+                if self.taken_over_with.lock().unwrap().as_deref().is_some_and(|end| name.ends_with(end)) {
+                    let markers = objects.iter_mut().filter(|(name, _)| name.starts_with(".cinderfs-"));
+                    markers.for_each(|(_, marker)| marker.bytes = b"{}".to_vec());
+                }
                 objects.insert(name.to_owned(), Object { bytes: body, modified: MODIFIED.to_owned() });
                 if fault == Some(Fault::NoAnswer) {
                     return None;
@@ -241,12 +263,15 @@ impl FakeSwift {
             let found = query.split('&').find_map(|pair| pair.strip_prefix(key)?.strip_prefix('='));
             decoded(found.unwrap_or_default())
         };
-        let (prefix, marker) = (parameter("prefix"), parameter("marker"));
+        let (mut prefix, marker) = (parameter("prefix"), parameter("marker"));
         if self.is_endless.load(Ordering::Relaxed) {
             let from: u64 = marker.trim_start_matches(&*prefix).parse().map_or(0, |last: u64| last + 1);
             let one = |n| format!(r#"{{"name":"{prefix}{n:012}","bytes":1,"hash":"","last_modified":""}}"#);
             let body = format!("[{}]", (from..from + 300_000).map(one).collect::<Vec<_>>().join(","));
             return format!("200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len()).into_bytes();
+        }
+        if self.is_blind_to_prefixes.load(Ordering::Relaxed) {
+            prefix.clear();
         }
         let objects = self.objects.lock().unwrap();
         let listed: Vec<_> = objects

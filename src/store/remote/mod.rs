@@ -280,7 +280,9 @@ impl RemoteStore {
         let mut listing = Listing::default();
         let mut manifests = Vec::new();
         let take = |listed: Listed| {
-            if !listed.name.ends_with(suffix) || listed.name.ends_with('/') {
+            // A server or a proxy that does not heed the prefix tells others' names too.
+            let is_wanted = listed.name.starts_with(prefix) && listed.name.ends_with(suffix);
+            if !is_wanted || listed.name.ends_with('/') {
                 return;
             }
             let text = format!("{folder}{}", listed.name);

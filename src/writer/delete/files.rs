@@ -123,12 +123,13 @@ impl Neighbours<'_> {
 }
 
 /// Whether nobody but this backup can have files of that name: `…_backup_<id>` since Cinder 10.0.3, the folder before.
-fn names_id(folder: &str, prefix: &str, id: &BackupId) -> bool {
+pub(in crate::writer) fn names_id(folder: &str, prefix: &str, id: &BackupId) -> bool {
     let by_prefix = prefix.strip_suffix(id.as_str()).is_some_and(|rest| rest.ends_with("_backup_"));
     by_prefix || folder.rsplit('/').next() == Some(id.as_str())
 }
 
-fn is_numbered(suffix: &str) -> bool {
+/// Whether a name's rest is an object's.
+pub(in crate::writer) fn is_numbered(suffix: &str) -> bool {
     let digits = suffix.strip_prefix('-').unwrap_or_default();
     digits.len() >= NUMBER_DIGITS_MIN && digits.bytes().all(|byte| byte.is_ascii_digit())
 }

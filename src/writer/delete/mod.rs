@@ -14,7 +14,7 @@
 //!
 //! A backup that is being made on top of one that is deleted at that moment cannot be seen here, and will be without a parent.
 
-mod files;
+pub(in crate::writer) mod files;
 mod place;
 
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, HashSet};

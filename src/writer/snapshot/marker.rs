@@ -83,16 +83,21 @@ impl Marker {
         (marker.name() == name).then_some(marker)
     }
 
-    /// Whether its maker is gone for sure.
+    /// Whether its maker is gone for sure, where nobody else has this machine's name.
     pub(in crate::writer) fn is_abandoned(&self, host: &Host) -> bool {
-        let Some(us) = Self::of_this_process(host) else { return false };
-        if self.machine != us.machine {
-            return false;
-        }
-        if self.boot != us.boot {
-            return true;
-        }
-        self.pids == us.pids && is_gone(host, self)
+        self.is_of_other_start(host) || self.is_gone(host)
+    }
+
+    /// Whether its maker was a process that could be seen from here, and is no more.
+    pub(in crate::writer) fn is_gone(&self, host: &Host) -> bool {
+        Self::of_this_process(host).is_some_and(|us| {
+            (self.machine, self.boot, self.pids) == (us.machine, us.boot, us.pids) && is_gone(host, self)
+        })
+    }
+
+    /// Whether it was made when this machine had not been started last; or on another one of the same name.
+    pub(in crate::writer) fn is_of_other_start(&self, host: &Host) -> bool {
+        Self::of_this_process(host).is_some_and(|us| self.machine == us.machine && self.boot != us.boot)
     }
 }
 

@@ -64,7 +64,7 @@ pub(super) struct Crew {
 }
 
 impl Crew {
-    /// A crew that puts objects into `store` and calls `beat` now and then.
+    /// A crew that puts objects into `store` and calls `beat` now and then, whose failure ends all.
     pub(super) fn start(store: Arc<dyn ObjectStore>, beat: Beat) -> Self {
         let state = State {
             waiting: VecDeque::new(),
@@ -174,10 +174,12 @@ impl Shared {
             if Instant::now() >= state.next_beat {
                 state.next_beat = Instant::now() + BEAT_EVERY;
                 drop(state);
-                if let Err(error) = (self.beat)(&|| self.is_ended()) {
-                    tracing::warn!("the marker could not be put in again: {error}");
-                }
+                let outcome = (self.beat)(&|| self.is_ended());
                 state = lock(&self.state);
+                if let Err(error) = outcome {
+                    state.failure.get_or_insert(error);
+                    self.changed.notify_all();
+                }
                 continue;
             }
             let Some(job) = state.waiting.pop_front() else {

@@ -8,32 +8,42 @@
 //! Problem: objects without metadata may be a backup that Cinder, or another run of ours, is just writing. Idea: only those whose marker says
 //! that they are ours, and that its run is dead, are removed. A run is dead when its process on this machine is gone; or when its marker is older
 //! by [`DEAD_AFTER`] than one that was put in just now, both by the store's own clock, since a living run puts its own in again every five
-//! minutes. Cinder neither lists nor deletes a name that begins with a dot: it looks for prefixes only.
+//! minutes. [`RESTARTED_AFTER`] is enough where this machine was started since; but cloned machines have one name. Cinder neither lists nor deletes a name that begins with a dot: it looks for prefixes only.
 //!
 //! What is done for a dead run is the same whether it wrote or deleted: with its metadata a backup is whole, and only the marker goes;
-//! without, there is no backup, and its objects go.
+//! without, there is no backup, and its objects go. Who does it first puts a claim of his own in the marker's place, so that a run which lives
+//! after all sees it before it publishes, or behind that.
 //!
-//! Invariants: what a marker says is a claim; names are removed only that begin with a prefix that ends with the id in the marker's own name, or
-//! that the marker lists below its prefix, and that are an object's or the digests'.
+//! Invariants: what a marker says is a claim; names are removed only that begin with a prefix which nobody but the backup of the marker's own
+//! name can have, and that are an object's or the digests'.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 
+use super::crew::BEAT_EVERY;
 use super::removal;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::metadata::OBJECTS_MAX;
 use crate::format::names::{METADATA_SUFFIX, SHA256FILE_SUFFIX};
 use crate::store::objects::{Content, ObjectStore, Stop};
 use crate::store::posix::HIDDEN_FOLDER_PREFIX;
-use crate::store::{ListedObject, SourceReader};
+use crate::store::{ListedObject, ObjectSource, SourceReader};
 use crate::types::{BackupId, ObjectName};
+use crate::writer::delete::files::{is_numbered, names_id};
 use crate::writer::snapshot::Maker;
 use crate::writer::source::host::Host;
 
 /// From which age on a marker's run is dead, wherever it ran: several times the five minutes after which a living one is seen again.
 const DEAD_AFTER: Duration = Duration::from_secs(3600);
+
+/// The same for one of this machine before it was started again: several times what a living run takes to be seen again.
+const RESTARTED_AFTER: Duration = Duration::from_secs(4 * BEAT_EVERY.as_secs());
+
+/// How far this machine's clock may be ahead of the store's where nothing was put in just now.
+const CLOCKS_APART_MAX: Duration = Duration::from_secs(1800);
 
 /// Longest marker that is read, in bytes: with names for as many objects as there may be.
 const MARKER_BYTES_MAX: u64 = 64 << 20;
@@ -49,8 +59,8 @@ pub(super) struct Marker {
 struct Claim {
     prefix: String,
     run: String,
-    /// What follows the prefix, where the prefix does not say whose the names are.
-    names: Vec<String>,
+    /// What follows the prefix; empty where it is whatever a backup has.
+    names: HashSet<String>,
 }
 
 impl Marker {
@@ -82,6 +92,49 @@ impl Marker {
     pub(super) fn put(&self, store: &dyn ObjectStore, stop: Stop<'_>) -> Result<()> {
         store.put(&self.name, &self.content, stop).map(drop)
     }
+
+    /// Puts it in again, unless another run took this one for dead. What else fails is told to the log.
+    pub(super) fn put_again(&self, store: &dyn ObjectStore, stop: Stop<'_>) -> Result<()> {
+        let again = match self.check(store) {
+            Err(error) if error.kind() == ErrorKind::Target => return Err(error),
+            checked => checked.and_then(|()| self.put(store, stop)),
+        };
+        again.unwrap_or_else(|error| tracing::warn!("the marker could not be put in again: {error}"));
+        Ok(())
+    }
+
+    /// [`ErrorKind::Target`] when the marker is not there, or another run's.
+    pub(super) fn check(&self, store: &dyn ObjectStore) -> Result<()> {
+        if self.is_there(store)? {
+            return Ok(());
+        }
+        let message = format!("another run took this one for dead, and {:?} with it", self.name);
+        Err(Error::new(ErrorKind::Target, message))
+    }
+
+    /// Whether the store has it with these bytes: versions of some stores are new each time it is put in.
+    pub(super) fn is_there(&self, store: &dyn ObjectStore) -> Result<bool> {
+        let source = match store.open(&self.name) {
+            Err(error) if error.kind() == ErrorKind::ObjectNotFound => return Ok(false),
+            other => other?,
+        };
+        let len_bytes = self.content.len_bytes();
+        if source.stat().len_bytes != len_bytes {
+            return Ok(false);
+        }
+        let mut ours = vec![0; len_bytes as usize];
+        self.content.read_exact_at(&mut ours, 0)?;
+        Ok(read(&*source, &self.name)? == ours)
+    }
+}
+
+/// What a marker's object holds, or the beginning of it.
+fn read(source: &dyn ObjectSource, name: &ObjectName) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let mut reader = std::io::Read::take(SourceReader::new(source, 0), MARKER_BYTES_MAX + 1);
+    std::io::Read::read_to_end(&mut reader, &mut bytes)
+        .map_err(|error| Error::caused_by(ErrorKind::StoreIo, format!("cannot read {name:?}"), error))?;
+    Ok(bytes)
 }
 
 /// This process; nothing where it cannot be told, and age alone says when it is dead.
@@ -96,7 +149,7 @@ impl Claim {
             return None;
         }
         let names = match &told["names"] {
-            Value::Null => Vec::new(),
+            Value::Null => HashSet::new(),
             names => names
                 .as_array()?
                 .iter()
@@ -107,13 +160,26 @@ impl Claim {
         Some(Self { prefix: text("prefix")?, run: text("run").unwrap_or_default(), names })
     }
 
+    /// The marker of this run, which removes what the claim's left.
+    fn taken_over(&self, name: &ObjectName) -> Marker {
+        let Self { prefix, run: dead, names } = self;
+        let mut claim = json!({"cinderfs": 1, "prefix": prefix, "run": run(), "instead_of": dead});
+        if !names.is_empty() {
+            claim["names"] = json!(names);
+        }
+        Marker { name: name.clone(), content: Content::of(claim.to_string()) }
+    }
+
+    /// Whether the prefix is one that nobody but this backup has.
+    fn is_of(&self, id: &BackupId) -> bool {
+        let (folder, prefix) = self.prefix.rsplit_once('/').unwrap_or(("", &self.prefix));
+        !prefix.is_empty() && names_id(folder, prefix, id)
+    }
+
     /// Whether a name's rest is one that this run may have left.
-    fn has(&self, suffix: &str, id: &BackupId) -> bool {
-        let is_named = self.prefix.strip_suffix(id.as_str()).is_some_and(|rest| rest.ends_with("_backup_"));
-        let digits = suffix.strip_prefix('-').unwrap_or_default();
-        let is_object = digits.len() >= 5 && digits.bytes().all(|byte| byte.is_ascii_digit());
-        (is_named && (is_object || suffix == SHA256FILE_SUFFIX))
-            || self.names.iter().any(|name| name == suffix)
+    fn has(&self, suffix: &str) -> bool {
+        let is_told = self.names.is_empty() || self.names.contains(suffix);
+        is_told && (is_numbered(suffix) || suffix == SHA256FILE_SUFFIX)
     }
 }
 
@@ -147,8 +213,10 @@ pub(super) fn remove_if_dead(store: &Arc<dyn ObjectStore>, folder: &str, name: &
     let Some(Ok(id)) = name.as_str().strip_prefix(&begin).map(BackupId::parse) else { return Ok(false) };
     let listed = store.list_below(name.as_str(), &|| false)?;
     match listed.iter().find(|listed| listed.name == *name) {
-        // This machine's clock may differ from the store's, by less than that.
-        Some(listed) => remove_one(store, folder, &id, listed, Some(SystemTime::now()), &|| false),
+        Some(listed) => {
+            let now = SystemTime::now().checked_sub(CLOCKS_APART_MAX);
+            remove_one(store, folder, &id, listed, now, &|| false)
+        }
         None => Ok(true),
     }
 }
@@ -165,29 +233,43 @@ fn remove_one(
         Err(error) if error.kind() == ErrorKind::ObjectNotFound => return Ok(false),
         other => other?,
     };
-    let mut bytes = Vec::new();
-    let mut reader = std::io::Read::take(SourceReader::new(&*source, 0), MARKER_BYTES_MAX + 1);
-    std::io::Read::read_to_end(&mut reader, &mut bytes).map_err(|error| {
-        Error::caused_by(ErrorKind::StoreIo, format!("cannot read {:?}", listed.name), error)
-    })?;
+    let bytes = read(&*source, &listed.name)?;
     let is_readable = bytes.len() as u64 <= MARKER_BYTES_MAX;
-    let Some(claim) =
-        Claim::parse(&bytes).filter(|claim| is_readable && claim.names.len() as u64 <= OBJECTS_MAX + 1)
+    let Some(claim) = Claim::parse(&bytes)
+        .filter(|claim| is_readable && claim.names.len() as u64 <= OBJECTS_MAX + 1 && claim.is_of(id))
     else {
         tracing::warn!("{:?} is no marker of this program's, and stays", listed.name);
         return Ok(false);
     };
     let age = now.zip(listed.stat.modified).and_then(|(now, then)| now.duration_since(then).ok());
-    let is_abandoned = Maker::parse(&claim.run).is_some_and(|maker| maker.is_abandoned(&Host::default()));
-    if !is_abandoned && age.is_none_or(|age| age < DEAD_AFTER) {
+    let (maker, host) = (Maker::parse(&claim.run), Host::default());
+    let dead_after = match maker {
+        Some(maker) if maker.is_gone(&host) => Duration::ZERO,
+        Some(maker) if maker.is_of_other_start(&host) => RESTARTED_AFTER,
+        _ => DEAD_AFTER,
+    };
+    if !dead_after.is_zero() && age.is_none_or(|age| age < dead_after) {
         return Ok(false);
     }
+    let ours = claim.taken_over(&listed.name);
+    ours.put(&**store, stop)?;
     let whole_prefix = format!("{folder}{}", claim.prefix);
     let found = store.list_below(&whole_prefix, stop)?;
     let suffix = |listed: &ListedObject| listed.name.as_str().strip_prefix(&whole_prefix).map(str::to_owned);
-    let has_metadata = found.iter().any(|listed| suffix(listed).as_deref() == Some(METADATA_SUFFIX));
+    // Listings of Swift may be behind.
+    let metadata = ObjectName::parse(&format!("{whole_prefix}{METADATA_SUFFIX}"))?;
+    let has_metadata = match store.version_of(&metadata) {
+        Err(error) if error.kind() == ErrorKind::ObjectNotFound => {
+            found.iter().any(|listed| listed.name == metadata)
+        }
+        other => other.map(|_| true)?,
+    };
+    // It lives after all, or a third run was faster.
+    if !ours.is_there(&**store)? {
+        return Ok(false);
+    }
     if !has_metadata {
-        let of_run = |listed: &&ListedObject| suffix(listed).is_some_and(|suffix| claim.has(&suffix, id));
+        let of_run = |listed: &&ListedObject| suffix(listed).is_some_and(|suffix| claim.has(&suffix));
         let names: Vec<_> = found.iter().filter(of_run).map(|listed| listed.name.clone()).collect();
         tracing::info!("a run that is dead left {} objects of backup {id}; they are removed", names.len());
         removal::remove_all(&**store, &names, stop)?;
@@ -205,16 +287,19 @@ mod tests {
         let id = BackupId::parse("b-1").unwrap();
         let claim = |text: &str| Claim::parse(text.as_bytes()).unwrap();
         let named = claim(r#"{"cinderfs": 1, "prefix": "volume_v/2024/az_n_backup_b-1"}"#);
-        assert!(named.has("-00001", &id) && named.has("_sha256file", &id) && named.has("-100000", &id));
+        assert!(named.is_of(&id) && claim(r#"{"cinderfs": 1, "prefix": "b-/1/b-1/backup"}"#).is_of(&id));
+        assert!(named.has("-00001") && named.has("_sha256file") && named.has("-100000"));
         for other in ["_metadata", "", "-0001", "-00001x", "0-00001", "/x"] {
-            assert!(!named.has(other, &id), "{other}");
+            assert!(!named.has(other), "{other}");
+            let telling = json!({"cinderfs": 1, "prefix": "x_backup_b-1", "names": [other]});
+            assert!(!claim(&telling.to_string()).has(other), "{other}");
         }
-        for prefix in ["backup", "", "volume_v/2024/az_n_backup_b-2", "b-1", "x_backup_xb-1"] {
-            let foreign = claim(&json!({"cinderfs": 1, "prefix": prefix}).to_string());
-            assert!(!foreign.has("-00001", &id), "{prefix}");
+        for prefix in ["backup", "", "volume_v/2024/az_n_backup_b-2", "b-1", "x_backup_xb-1", "b-1/"] {
+            let telling = json!({"cinderfs": 1, "prefix": prefix, "names": ["-00001"]});
+            assert!(!claim(&telling.to_string()).is_of(&id), "{prefix}");
         }
-        let listing = claim(r#"{"cinderfs": 1, "prefix": "backup", "names": ["-00001"]}"#);
-        assert!(listing.has("-00001", &id) && !listing.has("-00002", &id));
+        let telling = claim(r#"{"cinderfs": 1, "prefix": "x_backup_b-1", "names": ["-00001"]}"#);
+        assert!(telling.has("-00001") && !telling.has("-00002"));
         for wrong in ["", "[]", "{}", r#"{"cinderfs": 2, "prefix": "x"}"#, r#"{"cinderfs": 1, "prefix": 1}"#]
         {
             assert!(Claim::parse(wrong.as_bytes()).is_none(), "{wrong}");

@@ -11,7 +11,7 @@
 //!   .number_object(place, 1)      now its name is known, and it is sent; waits while too much is on its way
 //!   .settle()                     all are there, then `_sha256file`; a listing tells the same versions as each answer did
 //!   .publish()                    `_metadata`; the marker goes
-//! drop                            metadata, digests, objects go, then the marker
+//! drop                            metadata, digests, objects go, then the marker; all stays when nobody knows whether `_metadata` arrives yet
 //! ```
 //!
 //! Invariants:
@@ -72,6 +72,8 @@ pub(super) struct Upload<'a> {
     files: Arc<Files>,
     crew: Crew,
     is_published: bool,
+    /// The metadata may arrive yet, so nothing may go.
+    is_unknown: bool,
 }
 
 impl<'a> Upload<'a> {
@@ -110,7 +112,7 @@ impl<'a> Upload<'a> {
             return Err(error);
         }
         let (again, beating) = (marker.clone(), store.clone());
-        let beat = move |stop: &(dyn Fn() -> bool + Sync)| again.put(&*beating, stop);
+        let beat = move |stop: &(dyn Fn() -> bool + Sync)| again.put_again(&*beating, stop);
         let upload = Self {
             crew: Crew::start(store.clone(), Box::new(beat)),
             store: store.clone(),
@@ -121,6 +123,7 @@ impl<'a> Upload<'a> {
             marker,
             files: Arc::default(),
             is_published: false,
+            is_unknown: false,
         };
         marker::remove_dead(store, &upload.folder, Some(&upload.marker), &stop)?;
         Ok(upload)
@@ -169,6 +172,13 @@ impl<'a> Upload<'a> {
 
 fn other(name: &ObjectName) -> Error {
     Error::new(ErrorKind::StoreIo, format!("object {name:?} is no longer the one that was put in"))
+}
+
+const UNKNOWN_MESSAGE: &str = "the backup may be complete or not, and stays until the next run sees which";
+
+/// Whether the store has said that it did not take an object.
+fn is_refusal(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::AccessDenied | ErrorKind::StoreNotFound | ErrorKind::Target)
 }
 
 fn interrupted() -> Error {
@@ -229,18 +239,20 @@ impl Destination for Upload<'_> {
     }
 
     fn publish(mut self: Box<Self>) -> Result<ObjectName> {
-        let stop = || self.cancel.load(Ordering::Relaxed);
-        // Whoever took this run for dead has taken the marker as well.
-        if self
-            .store
-            .version_of(self.marker.name())
-            .is_err_and(|error| error.kind() == ErrorKind::ObjectNotFound)
-        {
-            let message = format!("another run has removed backup {}, taking this run for dead", self.id);
-            return Err(Error::new(ErrorKind::Target, message));
-        }
+        // Whoever takes this run for dead puts his claim in the marker's place before he looks for the metadata: either we see that, or
+        // he sees the metadata.
+        self.marker.check(&*self.store)?;
         let name = self.object(FileName::Metadata)?;
-        self.store.put(&name, &self.document(FileName::Metadata)?, &stop)?;
+        let document = self.document(FileName::Metadata)?;
+        if self.stop() {
+            return Err(interrupted());
+        }
+        // Not to be stopped: what is broken off may arrive when the objects are gone.
+        if let Err(error) = self.store.put(&name, &document, &|| false) {
+            self.is_unknown = !is_refusal(&error);
+            return Err(if self.is_unknown { error.context(UNKNOWN_MESSAGE) } else { error });
+        }
+        self.marker.check(&*self.store)?;
         self.is_published = true;
         self.crew.end();
         self.marker.remove(&*self.store);
@@ -254,6 +266,9 @@ impl Drop for Upload<'_> {
             return;
         }
         self.crew.end();
+        if self.is_unknown {
+            return;
+        }
         let told = self.crew.told();
         if let Err(error) = removal::take_back(&self.store, &self.folder, &self.prefix, &told, &self.marker) {
             let id = &self.id;

@@ -11,6 +11,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::names::{METADATA_SUFFIX, SHA256FILE_SUFFIX};
 use crate::store::objects::{ObjectStore, Stop};
 use crate::types::ObjectName;
+use crate::writer::delete::files::is_numbered;
 
 /// Objects that are removed at once.
 const THREADS: usize = 8;
@@ -33,9 +34,13 @@ pub(super) fn take_back(
         store.remove(&ObjectName::parse(&format!("{whole_prefix}{suffix}"))?, &stop)?;
     }
     remove_all(&**store, told, &stop)?;
-    // What a request that was broken off has written all the same.
-    let left: Vec<_> =
-        store.list_below(&whole_prefix, &stop)?.into_iter().map(|listed| listed.name).collect();
+    // What a request that was broken off has written all the same; nothing that this run has no name for.
+    let is_ours = |name: &ObjectName| {
+        let suffix = name.as_str().strip_prefix(&whole_prefix).unwrap_or_default();
+        is_numbered(suffix) || [METADATA_SUFFIX, SHA256FILE_SUFFIX].contains(&suffix)
+    };
+    let listed = store.list_below(&whole_prefix, &stop)?.into_iter().map(|listed| listed.name);
+    let left: Vec<_> = listed.filter(is_ours).collect();
     remove_all(&**store, &left, &stop)?;
     store.remove(marker.name(), &stop)
 }
