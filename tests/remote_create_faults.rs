@@ -287,6 +287,15 @@ fn what_is_listed_beside_the_prefix_stays() {
 }
 
 #[test]
+fn a_name_that_cannot_be_one_stops_no_backup() {
+    let (server, store) = FakeSwift::start(DEADLINE);
+    let object = Object { bytes: Vec::new(), modified: "2026-02-03T04:05:06.000000".to_owned() };
+    server.objects.lock().unwrap().insert(".cinderfs-a/../b".to_owned(), object);
+    let created = make(&store).unwrap();
+    check(&store, &created, &content());
+}
+
+#[test]
 fn metadata_that_arrives_late_finds_its_objects() {
     for arrives in [true, false] {
         let (server, store) = FakeSwift::start(Duration::from_secs(1));

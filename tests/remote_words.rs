@@ -138,6 +138,13 @@ fn what_objects_do_not_allow_is_refused() {
     assert!(told.contains("which is one itself"), "{told}");
 }
 
+#[test]
+fn an_account_needs_no_usual_container_to_delete() {
+    let world = World::new("ext4");
+    let (_, told) = world.run("k", &["delete", "swift:", "--leftovers"], 0);
+    assert!(told.contains("there was nothing left of killed runs"), "{told}");
+}
+
 fn read(image: &Path) -> Vec<u8> {
     fs::read(image).unwrap()
 }

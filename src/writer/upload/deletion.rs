@@ -57,7 +57,11 @@ impl ObjectRemover {
     /// that is written to unless told. The rest goes with the next run that writes there. How many they were.
     pub(in crate::writer) fn clean_up(&self) -> Result<u64> {
         let folder = super::folder_of(&*self.store, None)?;
-        marker::remove_dead(&self.store, &folder, None, &|| false)
+        match marker::remove_dead(&self.store, &folder, None, &|| false) {
+            // An account need not have the container that is written to unless told.
+            Err(error) if error.kind() == ErrorKind::StoreNotFound && !folder.is_empty() => Ok(0),
+            outcome => outcome,
+        }
     }
 
     /// What in a folder begins with a prefix.
