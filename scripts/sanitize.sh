@@ -27,12 +27,16 @@ asan() {
         cargo +nightly test --target "$host" --lib --test codec --test fuzz_smoke
 }
 
-# Threads: real ones, many readers of many images. The standard library is not instrumented, which is of no harm: its locks are
-# inlined into ours.
+# Threads: real ones, many readers of many images. The standard library has to be built for it: else its locks are not seen, and all
+# that they guard is called a race.
 tsan() {
     nightly || return 1
+    [ -d "$(rustc +nightly --print sysroot)/lib/rustlib/src/rust/library" ] || {
+        echo "the source of the standard library is missing: rustup +nightly component add rust-src" >&2
+        return 1
+    }
     CARGO_TARGET_DIR=$target/tsan RUSTFLAGS='-Zsanitizer=thread -Cunsafe-allow-abi-mismatch=sanitizer' \
-        cargo +nightly test --target "$host" --test restart_stress
+        cargo +nightly test -Zbuild-std --target "$host" --test restart_stress
 }
 
 # Memory once more, with what C does in it: zstd and libdeflate, mapped files, inflaters that threads hand on.
