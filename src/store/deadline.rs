@@ -12,7 +12,7 @@
 //!
 //! A thread more on the way halves what small reads can do, so it is taken only where it must be:
 //! - an object that [is local](ObjectSource::is_local) is read by the caller: this machine's disks have timeouts of their own;
-//! - an [expendable] thread reads by itself, and is left in the call by whoever gave it its work;
+//! - an [expendable](crate::expendable) thread reads by itself, and is left in the call by whoever gave it its work;
 //! - opening and listing always take the way, because what lies in a folder may be anybody's mount.
 //!
 //! A store that [has deadlines](Store::has_deadlines) of its own is the one to say whether it answers: a call that it gave up tells nothing but
@@ -21,7 +21,7 @@
 //! What expendable threads have under way is [looked at](DeadlineStore::look) now and then. One that hangs while the store opens others fails
 //! the reads of its object only; else the store has stalled.
 //!
-//! Invariants: a call of a thread that is not expendable returns within the timeout; at most [`THREADS_MAX`] threads exist, at most [`STUCK_MAX`] of them stuck (beyond,
+//! Invariants: a call of a thread that is not expendable returns within the timeout; at most [`THREADS_MAX`](calls::THREADS_MAX) threads exist, at most [`STUCK_MAX`](calls::STUCK_MAX) of them stuck (beyond,
 //! nothing is tried until one returns); a thread that was left behind writes to buffers of its own only.
 
 mod calls;

@@ -1,7 +1,7 @@
 //! Who keeps the mount of a share for a daemon, and takes it away behind it.
 //!
 //! Problem: a daemon that gave up its rights may not unmount the share that it was mounted for, and one that is killed cannot.
-//! Idea: a [companion](super::companion), started before, uses the mount as well until the daemon is gone, however it went, and then
+//! Idea: a [companion], started before, uses the mount as well until the daemon is gone, however it went, and then
 //! takes the mount away if nobody else uses it.
 
 use std::io;

@@ -1,7 +1,7 @@
 //! Who takes the mount away when the daemon may not.
 //!
 //! Problem: a daemon that gave up its rights may neither unmount nor start `fusermount3`, and still must not leave a dead mount
-//! behind. Idea: before that it starts a [companion](super::companion), the *unmounter*, a process that can do this one thing to this
+//! behind. Idea: before that it starts a [companion], the *unmounter*, a process that can do this one thing to this
 //! one mountpoint, and sleeps until it is asked:
 //!
 //! ```text

@@ -7,10 +7,10 @@
 //! - [`settings`]: credentials and servers, from the environment, a `clouds.yaml` ([`clouds`]) or a cinder.conf.
 //! - [`http`], [`failure`]: one transport beneath OpenDAL, and what errors mean.
 //! - [`names`]: addresses of servers, remembered.
-//! - [`token`], [`swift`]: what Swift needs beyond OpenDAL.
+//! - [`token`], [`mod@swift`]: what Swift needs beyond OpenDAL.
 //! - [`engine`]: threads, retries, deadlines.
 //! - [`object`], [`window`]: ranged reads, a little ahead of who reads on.
-//! - [`write`], [`upload`]: whole objects, as the server confirms them.
+//! - [`mod@write`], [`upload`]: whole objects, as the server confirms them.
 //!
 //! Invariants: an object's bytes are of the one that was opened, or the read fails; nothing is asked of a server before the first call; no
 //! credential is in a message or a location.

@@ -22,7 +22,7 @@ pub(super) enum Handle {
     Folder { node: Node, children: Vec<(String, Node)> },
 }
 
-/// An opened file, to be closed with [`Tree::release`].
+/// An opened file, to be closed with [`Tree::release`](super::Tree::release).
 pub struct Opened {
     /// Names this opening.
     pub number: u64,
