@@ -37,7 +37,7 @@ use std::time::Duration;
 
 use self::calls::Calls;
 use self::object::DeadlineObject;
-use super::{Listing, ObjectSource, ObjectVersion, Store};
+use super::{ListedObject, Listing, ObjectSource, ObjectVersion, Store};
 use crate::error::{Error, ErrorKind, Result};
 use crate::types::ObjectName;
 
@@ -78,6 +78,18 @@ impl DeadlineStore {
     pub fn cancelled_by(inner: Arc<dyn Store>, timeout: Duration, is_cancelled: fn() -> bool) -> Self {
         let calls = Arc::new(Calls::cancelled_by(&inner, timeout, is_cancelled));
         Self { inner, calls }
+    }
+
+    fn opened(
+        &self,
+        name: &ObjectName,
+        open: impl FnOnce() -> Result<Arc<dyn ObjectSource>> + Send + 'static,
+    ) -> Result<Arc<dyn ObjectSource>> {
+        let source = self.calls.run(&format_args!("object {name:?}"), open)?;
+        if source.is_local() {
+            return Ok(source);
+        }
+        Ok(Arc::new(DeadlineObject::new(source, name.clone(), self.calls.clone())))
     }
 
     /// How long a call may take.
@@ -167,11 +179,17 @@ impl Store for DeadlineStore {
 
     fn open(&self, name: &ObjectName) -> Result<Arc<dyn ObjectSource>> {
         let (inner, wanted) = (self.inner.clone(), name.clone());
-        let source = self.calls.run(&format_args!("object {name:?}"), move || inner.open(&wanted))?;
-        if source.is_local() {
-            return Ok(source);
-        }
-        Ok(Arc::new(DeadlineObject::new(source, name.clone(), self.calls.clone())))
+        self.opened(name, move || inner.open(&wanted))
+    }
+
+    fn open_listed(&self, listed: &ListedObject) -> Result<Arc<dyn ObjectSource>> {
+        let (inner, wanted) = (self.inner.clone(), listed.clone());
+        self.opened(&listed.name, move || inner.open_listed(&wanted))
+    }
+
+    fn calls_at_once(&self) -> usize {
+        // The rest is for who else asks meanwhile.
+        self.inner.calls_at_once().min(calls::THREADS_MAX / 2)
     }
 
     fn version_of(&self, name: &ObjectName) -> Result<ObjectVersion> {

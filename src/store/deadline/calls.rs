@@ -210,6 +210,11 @@ impl Calls {
             let _waiting = Waiting::begin(what);
             return call();
         }
+        // Many short calls are to end as early as a long one.
+        if self.is_cancelled.is_some_and(|is| is()) {
+            let message = format!("interrupted before the store {:?} was asked for {what}", self.location);
+            return Err(Error::new(ErrorKind::Interrupted, message));
+        }
         let begun = Instant::now();
         let (thread, granted) = self.admit(what, begun)?;
         // A probe has less time than the store is given for an answer.

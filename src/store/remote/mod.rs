@@ -174,6 +174,18 @@ enum Naming {
     Generation,
 }
 
+impl Naming {
+    /// Reads the object that has this word and no other.
+    fn only(self, word: &str) -> ReaderOptions {
+        let mut options = ReaderOptions::default();
+        match self {
+            Self::Etag => options.if_match = Some(quoted(word)),
+            Self::Generation => options.if_version_match = Some(word.to_owned()),
+        }
+        options
+    }
+}
+
 impl RemoteStore {
     #[expect(clippy::new_ret_no_self, reason = "all that is made of it is a store")]
     fn new(location: String, backend: Backend, engine: Engine) -> Result<Arc<dyn Store>> {
@@ -227,12 +239,14 @@ impl RemoteStore {
             _ => error.context(format!("cannot open object {name:?}")),
         })?;
         let stat = stat_of(&meta, naming)?;
-        let mut options = ReaderOptions::default();
-        match naming {
-            Naming::Etag => options.if_match = meta.etag().map(quoted),
-            Naming::Generation => options.if_version_match = meta.version().map(str::to_owned),
-        }
+        let options = naming.only(word_of(&stat.version));
         Ok((stat, Source { operator: operator.clone(), path: path.to_owned(), options }))
+    }
+
+    /// What a request for an object in the version that a listing told says. Nothing is asked of the server.
+    async fn source_of(&self, listed: &ListedObject) -> Result<Source> {
+        let (operator, path, naming) = self.place(&listed.name).await?;
+        Ok(Source { operator, path: path.to_owned(), options: naming.only(word_of(&listed.stat.version)) })
     }
 
     /// All objects of a bucket whose names begin with `prefix` and end with `suffix`.
@@ -368,6 +382,16 @@ impl Store for RemoteStore {
         Ok(Arc::new(RemoteObject::new(name.clone(), stat, source, self.engine.clone(), self.shelf.clone())))
     }
 
+    fn open_listed(&self, listed: &ListedObject) -> Result<Arc<dyn ObjectSource>> {
+        let source = self.engine.wait(self.source_of(listed))?;
+        let (name, stat) = (listed.name.clone(), listed.stat.clone());
+        Ok(Arc::new(RemoteObject::new(name, stat, source, self.engine.clone(), self.shelf.clone())))
+    }
+
+    fn calls_at_once(&self) -> usize {
+        self.tries().limits().connections
+    }
+
     fn is_answering(&self) -> bool {
         self.tries().is_answering()
     }
@@ -438,6 +462,11 @@ fn stat_of_swift(listed: &Listed) -> ObjectStat {
 
 fn version(word: &str, len_bytes: u64) -> ObjectVersion {
     ObjectVersion(format!("{word}:{len_bytes}").into())
+}
+
+/// What [`version`] was made of: the ETag or the generation.
+fn word_of(version: &ObjectVersion) -> &str {
+    version.0.rsplit_once(':').map_or(&*version.0, |(word, _)| word)
 }
 
 /// Listings tell fractions that HEAD does not.
