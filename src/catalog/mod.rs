@@ -13,6 +13,7 @@ mod closing;
 mod scan;
 
 use std::collections::HashMap;
+use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, mpsc};
@@ -142,6 +143,7 @@ pub struct Entry {
 pub struct Snapshot {
     entries: Vec<Arc<Entry>>,
     by_id: HashMap<BackupId, usize>,
+    shadowed: Vec<(ObjectName, Option<BackupId>)>,
     unreadable: Vec<(String, Error)>,
 }
 
@@ -161,11 +163,16 @@ impl Snapshot {
         &self.unreadable
     }
 
+    /// Documents that are behind no entry: another one stands for their id, or they tell none and neither does their name.
+    pub fn shadowed(&self) -> &[(ObjectName, Option<BackupId>)] {
+        &self.shadowed
+    }
+
     /// A snapshot of these backups.
     pub fn new(mut entries: Vec<Arc<Entry>>) -> Self {
         entries.sort_by(|a, b| (a.created_at, &a.id).cmp(&(b.created_at, &b.id)));
         let by_id = entries.iter().enumerate().map(|(index, entry)| (entry.id.clone(), index)).collect();
-        Self { entries, by_id, unreadable: Vec::new() }
+        Self { entries, by_id, ..Self::default() }
     }
 
     /// The chain of a backup that has no problem, the full one first.
@@ -191,6 +198,12 @@ impl Snapshot {
 /// The backups of one store, kept up to date, and their images. A clone is the same catalog.
 #[derive(Clone)]
 pub struct Catalog(Arc<Shared>);
+
+impl fmt::Debug for Catalog {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Catalog").field("location", &self.store().location()).finish_non_exhaustive()
+    }
+}
 
 struct Shared {
     engine: Arc<Engine>,
@@ -261,6 +274,11 @@ impl Catalog {
     /// last known state. The error when the store cannot be listed; [`snapshot`](Self::snapshot) still knows what it held.
     pub fn refresh(&self) -> Result<Arc<Snapshot>> {
         self.0.refresh()
+    }
+
+    /// The state now, from a scan however short ago the last one was. What has not changed since is not read again.
+    pub fn rescan(&self) -> Result<Arc<Snapshot>> {
+        self.0.scan(lock(&self.0.scanning))
     }
 
     /// The state at the last scan.

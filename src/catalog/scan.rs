@@ -175,15 +175,21 @@ fn is_gone_or_failed(kind: ErrorKind) -> bool {
 /// Gives each id to one document, resolves the chains, and writes the result down.
 fn snapshot_of(documents: &HashMap<ObjectName, Document>) -> Snapshot {
     let mut of_id: BTreeMap<BackupId, Vec<&Document>> = BTreeMap::new();
+    let mut shadowed = Vec::new();
     for document in documents.values() {
-        if let Some(id) = id_of(document) {
-            of_id.entry(id).or_default().push(document);
+        match id_of(document) {
+            Some(id) => of_id.entry(id).or_default().push(document),
+            None => shadowed.push((document.listed.name.clone(), None)),
         }
     }
     let mut chosen = HashMap::with_capacity(of_id.len());
     for (id, mut claimants) in of_id {
         claimants.sort_by(|a, b| a.listed.name.cmp(&b.listed.name));
-        chosen.insert(id, choose(&claimants));
+        let (document, problem) = choose(&claimants);
+        let others = claimants.iter().map(|claimant| &claimant.listed.name);
+        let others = others.filter(|name| **name != document.listed.name);
+        shadowed.extend(others.map(|name| (name.clone(), Some(id.clone()))));
+        chosen.insert(id, (document, problem));
     }
     let links = chosen.iter().filter_map(|(id, (document, problem))| {
         let summary = document.summary.as_ref().ok()?;
@@ -197,7 +203,7 @@ fn snapshot_of(documents: &HashMap<ObjectName, Document>) -> Snapshot {
         let problem = problem.or_else(|| chains.get(&id).and_then(|chain| chain.clone().err()));
         Arc::new(entry_of(id, document, problem))
     });
-    Snapshot::new(entries.collect())
+    Snapshot { shadowed, ..Snapshot::new(entries.collect()) }
 }
 
 fn id_of(document: &Document) -> Option<BackupId> {

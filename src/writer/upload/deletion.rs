@@ -49,10 +49,6 @@ impl ObjectRemover {
         Self { store }
     }
 
-    pub(in crate::writer) fn store(&self) -> &Arc<dyn ObjectStore> {
-        &self.store
-    }
-
     /// Removes what dead runs of this machine left, where their markers are sure to be found: in the store, or in the container
     /// that is written to unless told. The rest goes with the next run that writes there. How many they were.
     pub(in crate::writer) fn clean_up(&self) -> Result<u64> {
