@@ -25,6 +25,7 @@ use self::place::{Lock, Place as Removal};
 use super::Target;
 use super::staging::Hook;
 use super::staging::removal::{Doomed, Identity};
+use crate::backup::Backup;
 use crate::catalog::{Catalog, Entry, Snapshot};
 use crate::error::{Error, ErrorKind, Result, ResultExt};
 use crate::format::names::{METADATA_SUFFIX, SHA256FILE_SUFFIX};
@@ -173,6 +174,11 @@ fn doomed(
         return Err(error.clone().context(message));
     }
     let documents = Catalogued::of(&snapshot);
+    // What the catalog has read is not read again.
+    let open = |name: &ObjectName| match documents.known.get(name) {
+        Some(entry) => catalog.backup(entry),
+        None => Backup::open(store, name).map(Arc::new),
+    };
     let mut backups = Vec::with_capacity(wanted.len());
     for entry in in_order(&snapshot, &wanted) {
         if let Some(problem) = entry.problem.as_ref().filter(|problem| problem.kind() == ErrorKind::Ambiguous)
@@ -181,7 +187,7 @@ fn doomed(
         }
         let files_of = |metadata_name: &ObjectName| {
             let (folder, _) = place_of(metadata_name);
-            let neighbours = Neighbours { store, documents: documents.in_folder(folder) };
+            let neighbours = Neighbours { open: &open, documents: documents.in_folder(folder) };
             files::of(remover, &neighbours, metadata_name, &entry.id)
         };
         let names = std::iter::once(&entry.metadata_name).chain(documents.more_of(&entry.id));
@@ -193,15 +199,18 @@ fn doomed(
 }
 
 /// All `_metadata` documents of a store.
-struct Catalogued {
+struct Catalogued<'a> {
+    /// Those behind the entries.
+    known: HashMap<&'a ObjectName, &'a Entry>,
     by_folder: HashMap<String, Vec<ObjectName>>,
     /// Those that stand behind another document of the same id.
     more: HashMap<BackupId, Vec<ObjectName>>,
 }
 
-impl Catalogued {
-    fn of(snapshot: &Snapshot) -> Self {
-        let mut documents = Self { by_folder: HashMap::new(), more: HashMap::new() };
+impl<'a> Catalogued<'a> {
+    fn of(snapshot: &'a Snapshot) -> Self {
+        let known = snapshot.entries().map(|entry| (&entry.metadata_name, &**entry)).collect();
+        let mut documents = Self { known, by_folder: HashMap::new(), more: HashMap::new() };
         let shadowed = snapshot.shadowed().iter().map(|(name, _)| name);
         for name in snapshot.entries().map(|entry| &entry.metadata_name).chain(shadowed) {
             let (folder, _) = place_of(name);
