@@ -24,7 +24,7 @@ use crate::codec::Codec;
 use crate::error::{Error, ErrorKind, Result, ResultExt};
 use crate::format::metadata::{self, BackupMetadata, METADATA_BYTES_MAX, ObjectRecord};
 use crate::format::names::{METADATA_SUFFIX, Place, SHA256FILE_SUFFIX};
-use crate::store::{ListedObject, ObjectSource, ObjectVersion, SourceReader, Store};
+use crate::store::{ListedObject, ObjectSource, ObjectStat, ObjectVersion, SourceReader, Store};
 use crate::types::{BackupId, BlockHash, Md5, ObjectName, VolumeId};
 
 /// Most text of restart points that one opened backup keeps, in bytes, all objects together: our writer tells at most two million
@@ -78,6 +78,8 @@ pub struct Backup {
     points_bytes: usize,
     /// The version of the document that this was read from.
     pub version: ObjectVersion,
+    /// What a listing has told of its digests.
+    digests: Option<ObjectStat>,
 }
 
 /// What a backup has for digests.
@@ -130,7 +132,18 @@ impl Backup {
         if source.is_changed()? {
             return Err(Error::new(ErrorKind::StoreIo, "the document was overwritten while it was read"));
         }
-        Ok(Self { summary: Arc::new(summary), objects, points_bytes, version: source.stat().version.clone() })
+        Ok(Self {
+            summary: Arc::new(summary),
+            objects,
+            points_bytes,
+            version: source.stat().version.clone(),
+            digests: None,
+        })
+    }
+
+    /// The same, knowing what a listing has told of its digests.
+    pub(crate) fn with_digests(self, listed: Option<ObjectStat>) -> Self {
+        Self { digests: listed, ..self }
     }
 
     /// The store's name of an object of this backup.
@@ -152,7 +165,14 @@ impl Backup {
     /// or cannot be served.
     pub fn digests(&self, store: &dyn Store) -> Result<DigestFile> {
         let name = self.digest_name()?;
-        let opened = store.open(&name).and_then(BlockHashTable::open);
+        let listed = self.digests.clone().map(|stat| ListedObject { name: name.clone(), stat });
+        let opened = listed.map(|listed| store.open_listed(&listed).and_then(BlockHashTable::open));
+        let opened = match opened {
+            Some(Ok(table)) => Ok(table),
+            // What was listed may be there no more, or in another version.
+            Some(Err(error)) if !store.is_answering() => Err(error),
+            _ => store.open(&name).and_then(BlockHashTable::open),
+        };
         let table = match opened.context(|| format!("digest file {name:?}")) {
             Ok(table) => table,
             Err(error) if error.kind() == ErrorKind::ObjectNotFound => return Ok(DigestFile::Missing),

@@ -13,9 +13,9 @@ use super::{DAMAGE_BELIEVED, Entry, Snapshot};
 use crate::backup::{Backup, Summary};
 use crate::chain::resolve::{Link, resolve_all};
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::names::{METADATA_SUFFIX, Place};
+use crate::format::names::{METADATA_SUFFIX, Place, SHA256FILE_SUFFIX};
 use crate::in_order::in_order;
-use crate::store::{ListedObject, ObjectSource, Store};
+use crate::store::{ListedObject, ObjectSource, ObjectStat, Store};
 use crate::types::{BackupId, ObjectName};
 
 /// Longest document of which more than a summary is kept: it lists some 5,000 objects, which many threads may hold at once.
@@ -63,7 +63,8 @@ impl Scan {
     ///
     /// Fails when the store cannot be listed, or the command is to end.
     pub(super) fn run(&mut self, store: &dyn Store, kept: Kept<'_>) -> Result<Arc<Snapshot>> {
-        let listing = store.list(METADATA_SUFFIX)?;
+        let (listing, digests) = store.list_with(METADATA_SUFFIX, SHA256FILE_SUFFIX)?;
+        let digests = digests.into_iter().map(|listed| (listed.name, listed.stat)).collect();
         let unreadable: HashSet<String> =
             listing.unreadable.iter().map(|(folder, _)| folder.clone()).collect();
         for (folder, error) in &listing.unreadable {
@@ -85,7 +86,7 @@ impl Scan {
                 _ => {}
             }
         }
-        let read_now = read_all(store, &to_read, kept)?;
+        let read_now = read_all(store, &to_read, &digests, kept)?;
         for (listed, (summary, read)) in to_read.into_iter().zip(read_now) {
             let is_as_before = self.known(&listed).is_some_and(|known| known.failed_like(&summary));
             changed |= !is_as_before;
@@ -108,14 +109,22 @@ pub(super) fn is_of_the_store(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::StoreIo | ErrorKind::AccessDenied | ErrorKind::ObjectNotFound)
 }
 
+/// What a listing has told of digest files.
+type Digests = HashMap<ObjectName, ObjectStat>;
+
 /// A summary, or why there is none, and since when that is known.
 type Outcome = (Result<Arc<Summary>>, Instant);
 
 /// Reads documents, as many at once as the store likes to be asked for.
-fn read_all(store: &dyn Store, listed: &[ListedObject], kept: Kept<'_>) -> Result<Vec<Outcome>> {
+fn read_all(
+    store: &dyn Store,
+    listed: &[ListedObject],
+    digests: &Digests,
+    kept: Kept<'_>,
+) -> Result<Vec<Outcome>> {
     let threads = store.calls_at_once();
     let read = |(): &mut (), index: u64| {
-        let summary = read(store, &listed[index as usize], (threads > 1).then_some(kept));
+        let summary = read(store, &listed[index as usize], (threads > 1).then_some((kept, digests)));
         match summary {
             Err(error) if error.kind() == ErrorKind::Interrupted => Err(error),
             summary => Ok((summary, Instant::now())),
@@ -135,25 +144,35 @@ fn read_all(store: &dyn Store, listed: &[ListedObject], kept: Kept<'_>) -> Resul
     Ok(outcomes)
 }
 
-fn read(store: &dyn Store, listed: &ListedObject, kept: Option<Kept<'_>>) -> Result<Arc<Summary>> {
+fn read(
+    store: &dyn Store,
+    listed: &ListedObject,
+    kept: Option<(Kept<'_>, &Digests)>,
+) -> Result<Arc<Summary>> {
     let outcome = match kept {
         None => {
             store.open(&listed.name).and_then(|source| Summary::read(&listed.name, &*source).map(Arc::new))
         }
-        Some(kept) => read_as_listed(store, listed, kept),
+        Some((kept, digests)) => read_as_listed(store, listed, digests, kept),
     };
     outcome.map_err(|error| error.context(format!("backup metadata {:?}", listed.name)))
 }
 
 /// Reads a document with one request, or where that failed with as many as it takes to tell what is there now.
-fn read_as_listed(store: &dyn Store, listed: &ListedObject, kept: Kept<'_>) -> Result<Arc<Summary>> {
+fn read_as_listed(
+    store: &dyn Store,
+    listed: &ListedObject,
+    digests: &Digests,
+    kept: Kept<'_>,
+) -> Result<Arc<Summary>> {
     let read = |source: Arc<dyn ObjectSource>| {
         if source.stat().len_bytes > KEPT_DOCUMENT_BYTES_MAX {
             return Summary::read(&listed.name, &*source).map(Arc::new);
         }
         let backup = Backup::read(&listed.name, &*source)?;
         let summary = backup.summary.clone();
-        kept(&listed.name, backup);
+        let digests = backup.digest_name().ok().and_then(|name| digests.get(&name).cloned());
+        kept(&listed.name, backup.with_digests(digests));
         Ok(summary)
     };
     match store.open_listed(listed).and_then(read) {

@@ -80,6 +80,12 @@ impl DeadlineStore {
         Self { inner, calls }
     }
 
+    fn listed<T: Send + 'static>(&self, list: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+        // Pages come one after the other for as long as it takes, and such a store notices when none does.
+        let patience = if self.inner.has_deadlines() { None } else { Some(self.timeout()) };
+        self.calls.run_within(patience, &"the list of its objects", list)
+    }
+
     fn opened(
         &self,
         name: &ObjectName,
@@ -171,10 +177,12 @@ impl Store for DeadlineStore {
 
     fn list(&self, suffix: &str) -> Result<Listing> {
         let (inner, suffix) = (self.inner.clone(), suffix.to_owned());
-        let list = move || inner.list(&suffix);
-        // Pages come one after the other for as long as it takes, and such a store notices when none does.
-        let patience = if self.inner.has_deadlines() { None } else { Some(self.timeout()) };
-        self.calls.run_within(patience, &"the list of its objects", list)
+        self.listed(move || inner.list(&suffix))
+    }
+
+    fn list_with(&self, suffix: &str, also: &str) -> Result<(Listing, Vec<ListedObject>)> {
+        let (inner, suffix, also) = (self.inner.clone(), suffix.to_owned(), also.to_owned());
+        self.listed(move || inner.list_with(&suffix, &also))
     }
 
     fn open(&self, name: &ObjectName) -> Result<Arc<dyn ObjectSource>> {

@@ -37,11 +37,17 @@ pub trait Store: Send + Sync {
     /// [`Listing::unreadable`], so that one bad container does not hide the others.
     fn list(&self, suffix: &str) -> Result<Listing>;
 
+    /// [`list`](Self::list), and what the store has seen meanwhile of objects whose name ends with `also`: nothing, where that would take
+    /// another look.
+    fn list_with(&self, suffix: &str, _also: &str) -> Result<(Listing, Vec<ListedObject>)> {
+        Ok((self.list(suffix)?, Vec::new()))
+    }
+
     /// Opens an object for reading. [`ErrorKind::ObjectNotFound`] when there is none of that name,
     /// [`ErrorKind::UnsafeName`] when the name leads out of the store.
     fn open(&self, name: &ObjectName) -> Result<Arc<dyn ObjectSource>>;
 
-    /// Opens an object that a listing has just told of. A store to which each question is a journey takes the listing's word for what
+    /// Opens an object that a listing has told of lately. A store to which each question is a journey takes the listing's word for what
     /// [`open`](Self::open) would have to ask; an object that was deleted or replaced since is found out by the first read at the latest,
     /// which then fails with [`ErrorKind::ObjectNotFound`] or [`ErrorKind::StoreIo`].
     fn open_listed(&self, listed: &ListedObject) -> Result<Arc<dyn ObjectSource>> {
