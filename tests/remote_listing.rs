@@ -23,6 +23,7 @@ use std::time::Duration;
 use bucket::{Bucket, PAGE};
 use cinderfs::ErrorKind;
 use cinderfs::catalog::{Catalog, CatalogOptions};
+use cinderfs::image::Verification;
 use cinderfs::store::Store;
 use cinderfs::store::deadline::DeadlineStore;
 use cinderfs::types::BackupId;
@@ -45,6 +46,15 @@ fn document(number: usize, name: &str) -> Vec<u8> {
             "offset": 0, "length": 32768, "compression": "none", "md5": "0".repeat(32)}}],
     });
     metadata.to_string().into_bytes()
+}
+
+fn digests(number: usize) -> Vec<u8> {
+    let digests = serde_json::json!({
+        "version": "1.0.0", "backup_id": id(number), "backup_name": "n", "backup_description": null,
+        "volume_id": format!("a0000000-0000-4000-8000-{number:012}"), "created_at": "2024-03-01 01:01:07+00:00",
+        "chunk_size": 32768, "sha256s": ["0".repeat(64)],
+    });
+    serde_json::to_vec_pretty(&digests).unwrap()
 }
 
 /// Puts backups into a bucket that have a document and nothing else.
@@ -98,6 +108,8 @@ fn the_command_asks_no_more() {
     const COUNT: usize = 1_500;
     let (bucket, _) = Bucket::start(1);
     fill(&bucket, COUNT);
+    let digests = |number| (format!("{}_sha256file", prefix(number)), Arc::new(digests(number)));
+    bucket.objects().extend((0..COUNT).map(digests));
     let endpoint = bucket.endpoint.lock().unwrap().clone();
     let output = Command::new(env!("CARGO_BIN_EXE_cinderfs"))
         .args(["list", &format!("s3://b?endpoint={endpoint}"), "-f", "value", "-c", "ID", "-c", "Status"])
@@ -116,7 +128,12 @@ fn the_command_asks_no_more() {
     let others: Vec<_> = documents.clone().filter(|request| !request.starts_with("GET ")).collect();
     assert!(others.is_empty(), "{others:?}");
     assert_eq!(documents.count(), COUNT);
-    assert_eq!(asked.iter().filter(|request| request.starts_with("LIST ")).count(), COUNT.div_ceil(PAGE));
+    let of = |what: &str| asked.iter().filter(|request| request.starts_with(what)).count();
+    // Two requests to learn that a backup's image opens, and two objects of each in the listing.
+    assert_eq!(
+        (of("LIST "), of("GET "), asked.len()),
+        (2 * COUNT / PAGE, 2 * COUNT, 2 * COUNT + 2 * COUNT / PAGE)
+    );
 }
 
 #[test]
@@ -157,6 +174,28 @@ fn what_changes_behind_the_listing_is_read_as_it_is_then() {
     assert_eq!(problem.kind(), ErrorKind::ObjectNotFound);
     let snapshot = catalog.rescan().unwrap();
     assert_eq!(snapshot.entries().count(), 29);
+}
+
+#[test]
+fn digests_that_change_behind_the_listing_are_opened_as_they_are_then() {
+    let (bucket, store) = Bucket::start(4);
+    fill(&bucket, 3);
+    let digests_of = |number| format!("{}_sha256file", prefix(number));
+    bucket.objects().extend((0..3).map(|number| (digests_of(number), Arc::new(digests(number)))));
+    let catalog = open(&store).unwrap();
+    let mut other = digests(1);
+    other.push(b'\n');
+    bucket.objects().insert(digests_of(1), Arc::new(other));
+    bucket.objects().remove(&digests_of(2));
+    let snapshot = catalog.snapshot();
+    let proof = |number| {
+        let entry = snapshot.get(&id(number)).unwrap();
+        // Also when it is asked for again.
+        [(); 2].map(|()| catalog.image(entry).unwrap().verification())
+    };
+    assert_eq!(proof(0), [Verification::Sha256; 2]);
+    assert_eq!(proof(1), [Verification::Sha256; 2]);
+    assert_eq!(proof(2), [Verification::Md5; 2]);
 }
 
 #[test]
