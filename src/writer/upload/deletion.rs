@@ -130,6 +130,8 @@ impl Deletion<'_> {
             let message = format!("the metadata of backup {} has changed since it was looked at", self.id);
             return Err(Error::new(ErrorKind::Target, message));
         }
+        // Another run that deletes it may have put in its own meanwhile.
+        marker.check(&**store)?;
         store.remove(&document, &never)?;
         let rest = removal::remove_all(&**store, &names, &never);
         rest.and_then(|()| store.remove(marker.name(), &never)).map_err(|error| error.context(REST_MESSAGE))
