@@ -22,7 +22,7 @@
 //! the reads of its object only; else the store has stalled.
 //!
 //! Invariants: a call of a thread that is not expendable returns within the timeout; at most [`THREADS_MAX`](calls::THREADS_MAX) threads exist, at most [`STUCK_MAX`](calls::STUCK_MAX) of them stuck (beyond,
-//! nothing is tried until one returns); a thread that was left behind writes to buffers of its own only.
+//! nothing is tried until one returns), and they end when nobody needs them; a thread that was left behind writes to buffers of its own only.
 
 mod calls;
 mod object;
