@@ -4,6 +4,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests; a panic is the report")]
 #![allow(dead_code, reason = "each test uses its part of the kit")]
 
+#[path = "common/http_server.rs"]
+mod http_server;
+#[path = "common/swift_store.rs"]
+mod swift_store;
 #[path = "common/fake_swift.rs"]
 mod fake_swift;
 #[path = "common/new_backup.rs"]

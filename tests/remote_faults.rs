@@ -5,17 +5,22 @@
 #![cfg(feature = "remote")]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests; a panic is the report")]
 
-use std::io::{BufRead, BufReader, Write};
-use std::net::{TcpListener, TcpStream};
+#[path = "common/http_server.rs"]
+mod http_server;
+#[path = "common/swift_store.rs"]
+mod swift_store;
+
+use std::io::Write;
+use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use cinderfs::ErrorKind;
-use cinderfs::store::remote::settings::{Secret, SwiftAuth, SwiftSettings};
-use cinderfs::store::remote::{self, Access, Limits};
 use cinderfs::store::{ObjectSource, Store, read_exact_at};
 use cinderfs::types::ObjectName;
+use http_server::{Head, listen};
+use swift_store::swift_store;
 
 /// What the server does with the next GET of the object, beside answering right.
 #[derive(Clone, Copy, Debug)]
@@ -53,60 +58,32 @@ fn content() -> Vec<u8> {
 impl Server {
     fn start() -> (Arc<Self>, Arc<dyn Store>) {
         let server = Arc::new(Self::default());
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let base = format!("http://{}", listener.local_addr().unwrap());
-        let (shared, host) = (server.clone(), base.clone());
-        std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                let (shared, host) = (shared.clone(), host.clone());
-                std::thread::spawn(move || shared.serve(stream, &host));
-            }
-        });
-        let auth = SwiftAuth::V1 { url: format!("{base}/auth"), user: "u".into(), key: Secret::new("k") };
-        let store = remote::swift(SwiftSettings {
-            container: Some("c".into()),
-            auth,
-            storage_url: None,
-            storage_url_prefix: None,
-            region: None,
-            access: Access::default(),
-            limits: Limits { deadline: Duration::from_secs(3), connections: 4 },
-        });
-        (server, store.unwrap())
+        let shared = server.clone();
+        let base = listen(move |head, reader, base| shared.serve(head, reader.get_mut(), base));
+        (server, swift_store(&base, Duration::from_secs(3), 4))
     }
 
-    fn serve(&self, mut stream: TcpStream, host: &str) {
-        let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
-        while let Some(Ok(first)) = lines.next() {
-            let headers: Vec<String> =
-                lines.by_ref().map_while(Result::ok).take_while(|line| !line.is_empty()).collect();
-            let header =
-                |name: &str| headers.iter().find_map(|line| line.strip_prefix(name)).map(str::to_owned);
-            let token = format!("t{}", self.tokens.load(Ordering::Relaxed));
-            let answer = if first.starts_with("GET /auth") {
-                let new = self.tokens.fetch_add(1, Ordering::Relaxed) + 1;
-                format!("200 OK\r\nx-auth-token: t{new}\r\nx-storage-url: {host}/v1/a\r\ncontent-length: 0\r\n\r\n").into_bytes()
-            } else if header("x-auth-token: ") != Some(token) {
-                b"401 Unauthorized\r\ncontent-length: 0\r\n\r\n".to_vec()
-            } else if first.starts_with("HEAD") {
-                b"200 OK\r\ncontent-length: 1000000\r\netag: e1\r\n\r\n".to_vec()
-            } else if first.contains("?format=json") {
-                let mut pages = self.pages.lock().unwrap();
-                let page = if pages.is_empty() { "[]".to_owned() } else { pages.remove(0) };
-                format!("200 OK\r\ncontent-length: {}\r\n\r\n{page}", page.len()).into_bytes()
-            } else {
-                match self.object(&header("range: bytes=").unwrap_or_default()) {
-                    Some(answer) => answer,
-                    None => return,
-                }
-            };
-            if stream.write_all(b"HTTP/1.1 ").and_then(|()| stream.write_all(&answer)).is_err() {
-                return;
-            }
-            if self.is_cut.swap(false, Ordering::Relaxed) {
-                return;
-            }
-        }
+    fn serve(&self, head: &Head, stream: &mut &TcpStream, host: &str) -> Option<()> {
+        let token = format!("t{}", self.tokens.load(Ordering::Relaxed));
+        let answer = if head.target.starts_with("/auth") {
+            let new = self.tokens.fetch_add(1, Ordering::Relaxed) + 1;
+            format!(
+                "200 OK\r\nx-auth-token: t{new}\r\nx-storage-url: {host}/v1/a\r\ncontent-length: 0\r\n\r\n"
+            )
+            .into_bytes()
+        } else if head.header("x-auth-token: ") != Some(&token) {
+            b"401 Unauthorized\r\ncontent-length: 0\r\n\r\n".to_vec()
+        } else if head.method == "HEAD" {
+            b"200 OK\r\ncontent-length: 1000000\r\netag: e1\r\n\r\n".to_vec()
+        } else if head.target.contains("?format=json") {
+            let mut pages = self.pages.lock().unwrap();
+            let page = if pages.is_empty() { "[]".to_owned() } else { pages.remove(0) };
+            format!("200 OK\r\ncontent-length: {}\r\n\r\n{page}", page.len()).into_bytes()
+        } else {
+            self.object(head.header("range: bytes=").unwrap_or_default())?
+        };
+        stream.write_all(b"HTTP/1.1 ").and_then(|()| stream.write_all(&answer)).ok()?;
+        (!self.is_cut.swap(false, Ordering::Relaxed)).then_some(())
     }
 
     /// The answer to a GET of the object; `None` to hang up.

@@ -3,6 +3,8 @@
 #![cfg(feature = "remote")]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests; a panic is the report")]
 
+#[path = "common/http_server.rs"]
+mod http_server;
 #[path = "common/fake_s3.rs"]
 mod fake_s3;
 

@@ -8,6 +8,8 @@
 mod genuine;
 #[path = "common/mount.rs"]
 mod mount;
+#[path = "common/http_server.rs"]
+mod http_server;
 #[path = "common/swift_server.rs"]
 mod swift_server;
 

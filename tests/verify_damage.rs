@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex};
 
 use cinderfs::catalog::{Catalog, CatalogOptions};
 use cinderfs::frontend::verify::findings::{Cinder, Severity, Verdict};
-use cinderfs::frontend::verify::{Report, Subset, VerifyOptions, verify};
+use cinderfs::frontend::verify::{Report, VerifyOptions, verify};
 use cinderfs::store::posix::PosixStore;
 use kit::case::{Case, Is, Step};
 use kit::world::World;
@@ -45,16 +45,8 @@ fn report(world: &World) -> Report {
     let store = Arc::new(PosixStore::open(&world.root()).unwrap());
     let options = CatalogOptions { cache_bytes_max: 32 << 20, ..CatalogOptions::default() };
     let catalog = Catalog::open(store, options).unwrap();
-    let options = VerifyOptions {
-        threads: 2,
-        cancel: &AtomicBool::new(false),
-        subset: Subset::All,
-        fresh_since: None,
-        until: None,
-        stamps: None,
-        seed: 0,
-        root: None,
-    };
+    let cancel = AtomicBool::new(false);
+    let options = VerifyOptions { threads: 2, ..VerifyOptions::everything(&cancel) };
     verify(&catalog, None, &options, &|_| {}).unwrap()
 }
 

@@ -135,26 +135,15 @@ pub(super) fn merged(ranges: &[Range<u64>], image_bytes: u64) -> Vec<Range<u64>>
 mod tests {
     use super::*;
 
-    fn report(image_bytes: u64, damaged: &[Range<u64>]) -> Report {
-        Report {
-            image_bytes,
-            data_bytes: image_bytes,
-            hole_bytes: 0,
-            healed_blocks: 0,
-            damaged: damaged.to_vec(),
-            damaged_bytes: damaged.iter().map(|range| range.end - range.start).sum(),
-        }
-    }
-
     fn map_lines(image_bytes: u64, damaged: &[Range<u64>]) -> Vec<String> {
-        let text = text(&report(image_bytes, damaged), "b1");
+        let text = text(&Report::with_damage(image_bytes, damaged), "b1");
         text.lines().skip(5).map(str::to_owned).collect()
     }
 
     #[test]
     fn it_is_a_ddrescue_mapfile() {
         assert_eq!(
-            text(&report(0x1_0000_0000, &[0x8000..0x1_0000]), "b1"),
+            text(&Report::with_damage(0x1_0000_0000, &[0x8000..0x1_0000]), "b1"),
             format!(
                 "# Mapfile. Created by cinderfs version {}\n\
                  # Backup: b1\n\
@@ -211,8 +200,8 @@ mod tests {
         fs::set_permissions(&map, Permissions::from_mode(0o640)).unwrap();
         drop(LossMap::prepare(&map, &target).unwrap());
         assert_eq!((fs::read(&map).unwrap(), names()), (b"an old map".to_vec(), 1));
-        LossMap::prepare(&map, &target).unwrap().write(&report(1, &[]), "b1").unwrap();
-        assert_eq!(fs::read_to_string(&map).unwrap(), text(&report(1, &[]), "b1"));
+        LossMap::prepare(&map, &target).unwrap().write(&Report::with_damage(1, &[]), "b1").unwrap();
+        assert_eq!(fs::read_to_string(&map).unwrap(), text(&Report::with_damage(1, &[]), "b1"));
         assert_eq!((fs::metadata(&map).unwrap().mode() & 0o777, names()), (0o640, 1));
         let nowhere = LossMap::prepare(&directory.path().join("no/map"), &target).map(|_| ());
         assert_eq!(nowhere.unwrap_err().code(), 1);

@@ -282,17 +282,6 @@ mod tests {
 
     use super::*;
 
-    fn report(image_bytes: u64, damaged: &[Range<u64>]) -> Report {
-        Report {
-            image_bytes,
-            data_bytes: image_bytes,
-            hole_bytes: 0,
-            healed_blocks: 0,
-            damaged: damaged.to_vec(),
-            damaged_bytes: damaged.iter().map(|range| range.end - range.start).sum(),
-        }
-    }
-
     /// The only test that raises a signal: a second one would end the process, as it should.
     #[test]
     fn a_signal_asks_for_an_end_and_becomes_the_exit_code() {
@@ -324,11 +313,11 @@ mod tests {
     #[test]
     fn the_summary_names_what_was_lost() {
         assert_eq!(
-            summary(&report(3 << 30, &[]), 12.0, None),
+            summary(&Report::with_damage(3 << 30, &[]), 12.0, None),
             "3.00 GiB in 12.0 s: 3.00 GiB of data, 0 B of holes\n"
         );
         let damaged: Vec<Range<u64>> = (0..9).map(|n| n * 100..n * 100 + 10).collect();
-        let text = summary(&report(1000, &damaged), 1.0, None);
+        let text = summary(&Report::with_damage(1000, &damaged), 1.0, None);
         assert!(
             text.contains(
                 "LOST: 90 B (9.0 % of the image) in 9 range(s), replaced by zeros\n  offset 0 length 10\n"
@@ -340,8 +329,9 @@ mod tests {
             "{text}"
         );
         assert!(
-            summary(&report(1000, &damaged), 1.0, Some(Path::new("a\nb"))).ends_with("zeros; see a\\nb\n")
+            summary(&Report::with_damage(1000, &damaged), 1.0, Some(Path::new("a\nb")))
+                .ends_with("zeros; see a\\nb\n")
         );
-        assert_eq!(summary_json(&report(1000, &damaged), 1.23456)["damaged_ranges"], json!(9));
+        assert_eq!(summary_json(&Report::with_damage(1000, &damaged), 1.23456)["damaged_ranges"], json!(9));
     }
 }

@@ -89,6 +89,21 @@ pub struct Report {
     pub damaged_bytes: u64,
 }
 
+#[cfg(test)]
+impl Report {
+    /// Of a restore without holes that found these ranges damaged.
+    pub(crate) fn with_damage(image_bytes: u64, damaged: &[Range<u64>]) -> Self {
+        let damaged_bytes = damaged.iter().map(|range| range.end - range.start).sum();
+        Self {
+            image_bytes,
+            data_bytes: image_bytes,
+            damaged: damaged.to_vec(),
+            damaged_bytes,
+            ..Self::default()
+        }
+    }
+}
+
 /// Takes a range of the image and its bytes, `None` for zeros.
 type Write<'w> = dyn FnMut(Range<u64>, Option<&[u8]>) -> Result<()> + 'w;
 

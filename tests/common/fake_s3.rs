@@ -1,8 +1,8 @@
 //! An S3 of a few lines that keeps no bytes, and does one wrong thing with what is put into it.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::io::{BufReader, Read, Write};
+use std::net::TcpStream;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
@@ -10,6 +10,8 @@ use cinderfs::store::objects::ObjectStore;
 use cinderfs::store::remote::settings::{S3Settings, Secret};
 use cinderfs::store::remote::{self, Access, Limits};
 use md5::{Digest, Md5};
+
+use super::http_server::{self, Head};
 
 /// What the server does beside what it is asked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -41,15 +43,8 @@ pub(crate) struct FakeS3 {
 impl FakeS3 {
     pub(crate) fn start(deadline: Duration, fault: Option<Fault>) -> (Arc<Self>, Arc<dyn ObjectStore>) {
         let server = Arc::new(Self { fault: Mutex::new(fault), ..Self::default() });
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let endpoint = format!("http://{}", listener.local_addr().unwrap());
         let shared = server.clone();
-        std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                let shared = shared.clone();
-                std::thread::spawn(move || while shared.serve(&stream).is_some() {});
-            }
-        });
+        let endpoint = http_server::listen(move |head, reader, _| shared.serve(head, reader));
         let store = remote::s3(S3Settings {
             bucket: "b".into(),
             endpoint: Some(endpoint),
@@ -69,27 +64,14 @@ impl FakeS3 {
         drop(self.hangs.wait_while(is_hanging, |hangs| !*hangs).unwrap());
     }
 
-    fn serve(&self, mut stream: &TcpStream) -> Option<()> {
-        let mut reader = BufReader::new(stream);
-        let mut lines = Vec::new();
-        loop {
-            let mut line = String::new();
-            if reader.read_line(&mut line).ok()? == 0 {
-                return None;
-            }
-            match line.trim_end() {
-                "" => break,
-                line => lines.push(line.to_owned()),
-            }
-        }
-        let length = lines.iter().find_map(|line| line.strip_prefix("content-length: "));
-        let mut body = vec![0; length.and_then(|length| length.parse().ok()).unwrap_or(0)];
+    fn serve(&self, head: &Head, reader: &mut BufReader<&TcpStream>) -> Option<()> {
+        let (method, target) = (&*head.method, &*head.target);
+        let mut body = vec![0; head.header("content-length: ").and_then(|n| n.parse().ok()).unwrap_or(0)];
         reader.read_exact(&mut body).ok()?;
-        let mut first = lines[0].split(' ');
-        let (method, target) = (first.next()?, first.next()?);
         self.requests.lock().unwrap().push(format!("{method} {target}"));
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
         let answer = self.answer(method, path.strip_prefix("/b/")?, query, &body)?;
+        let stream = reader.get_mut();
         stream.write_all(b"HTTP/1.1 ").and_then(|()| stream.write_all(answer.as_bytes())).ok()
     }
 

@@ -1,16 +1,17 @@
 //! A Swift of a few lines, which does one wrong thing at a time with what is put into it.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::io::{BufReader, Read, Write};
+use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use cinderfs::store::Store;
-use cinderfs::store::remote::settings::{Secret, SwiftAuth, SwiftSettings};
-use cinderfs::store::remote::{self, Access, Limits};
 use md5::{Digest, Md5};
+
+use super::http_server::{self, Head};
+use super::swift_store::swift_store;
 
 /// What the server does with a PUT, beside taking it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -69,26 +70,9 @@ const MODIFIED: &str = "2026-02-03T04:05:06.000000";
 impl FakeSwift {
     pub(crate) fn start(deadline: Duration) -> (Arc<Self>, Arc<dyn Store>) {
         let server = Arc::new(Self::default());
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let base = format!("http://{}", listener.local_addr().unwrap());
-        let (shared, host) = (server.clone(), base.clone());
-        std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                let (shared, host) = (shared.clone(), host.clone());
-                std::thread::spawn(move || while shared.serve(&stream, &host).is_some() {});
-            }
-        });
-        let auth = SwiftAuth::V1 { url: format!("{base}/auth"), user: "u".into(), key: Secret::new("k") };
-        let store = remote::swift(SwiftSettings {
-            container: Some("c".into()),
-            auth,
-            storage_url: None,
-            storage_url_prefix: None,
-            region: None,
-            access: Access::default(),
-            limits: Limits { deadline, connections: 16 },
-        });
-        (server, store.unwrap())
+        let shared = server.clone();
+        let base = http_server::listen(move |head, reader, base| shared.serve(head, reader, base));
+        (server, swift_store(&base, deadline, 16))
     }
 
     /// The next PUT of a name that ends so meets this.
@@ -131,26 +115,13 @@ impl FakeSwift {
         }
     }
 
-    fn serve(&self, mut stream: &TcpStream, host: &str) -> Option<()> {
-        let mut reader = BufReader::new(stream);
-        let mut lines = Vec::new();
-        loop {
-            let mut line = String::new();
-            if reader.read_line(&mut line).ok()? == 0 {
-                return None;
-            }
-            match line.trim_end() {
-                "" => break,
-                line => lines.push(line.to_owned()),
-            }
-        }
-        let header = |name: &str| lines.iter().find_map(|line| line.strip_prefix(name)).map(str::to_owned);
-        let mut first = lines[0].split(' ');
-        let (method, target) = (first.next()?.to_owned(), first.next()?.to_owned());
+    fn serve(&self, head: &Head, reader: &mut BufReader<&TcpStream>, host: &str) -> Option<()> {
+        let (method, target) = (&*head.method, &*head.target);
+        let header = |name: &str| head.header(name).map(str::to_owned);
         let mut body = vec![0; header("content-length: ").and_then(|n| n.parse().ok()).unwrap_or(0)];
-        let (path, query) = target.split_once('?').unwrap_or((&target, ""));
+        let (path, query) = target.split_once('?').unwrap_or((target, ""));
         let name = path.strip_prefix("/v1/a/c").map(|name| decoded(name.trim_start_matches('/')));
-        let fault = match (&*method, &name) {
+        let fault = match (method, &name) {
             ("PUT", Some(name)) => {
                 let mut faults = self.faults.lock().unwrap();
                 let at = faults.iter().position(|(ending, _)| name.ends_with(ending));
@@ -177,8 +148,9 @@ impl FakeSwift {
             Some(_) if self.is_down.load(Ordering::Relaxed) => status(503),
             Some(_) if header("x-auth-token: ") != Some(token) => status(401),
             Some(name) if name.is_empty() => self.listing(query),
-            Some(name) => self.object(&method, &name, &header, body, fault)?,
+            Some(name) => self.object(method, &name, &header, body, fault)?,
         };
+        let stream = reader.get_mut();
         stream.write_all(b"HTTP/1.1 ").and_then(|()| stream.write_all(&answer)).ok()
     }
 

@@ -1,15 +1,17 @@
 //! A few lines of Swift: tempauth, and one container that is a folder of this machine.
 
-use std::io::{BufRead, BufReader, Write};
-use std::net::{TcpListener, TcpStream};
+use std::io::Write;
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
+
+use super::http_server::{self, Head};
 
 pub(crate) struct SwiftServer {
     folder: PathBuf,
-    base: String,
+    base: OnceLock<String>,
     /// Says nothing as long as this is set.
     pub(crate) is_silent: AtomicBool,
     /// The number of the only token that is known.
@@ -21,27 +23,21 @@ pub(crate) struct SwiftServer {
 impl SwiftServer {
     /// Serves `folder` as container `c`, whose user is `u` and whose key is `k`.
     pub(crate) fn start(folder: &Path) -> Arc<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let base = format!("http://{}", listener.local_addr().unwrap());
         let server = Arc::new(Self {
             folder: folder.to_owned(),
-            base,
+            base: OnceLock::new(),
             is_silent: AtomicBool::new(false),
             tokens: AtomicUsize::new(1),
             listings: AtomicUsize::new(0),
         });
         let shared = server.clone();
-        std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                let shared = shared.clone();
-                std::thread::spawn(move || shared.serve(stream));
-            }
-        });
+        let base = http_server::listen(move |head, reader, base| shared.serve(head, reader.get_mut(), base));
+        server.base.set(base).unwrap();
         server
     }
 
     pub(crate) fn auth_url(&self) -> String {
-        format!("{}/auth/v1.0", self.base)
+        format!("{}/auth/v1.0", self.base.get().unwrap())
     }
 
     /// The tokens that it gave out are not known any more.
@@ -54,34 +50,25 @@ impl SwiftServer {
         self.tokens.load(Ordering::SeqCst)
     }
 
-    fn serve(&self, mut stream: TcpStream) {
-        let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
-        while let Some(Ok(first)) = lines.next() {
-            let headers: Vec<String> =
-                lines.by_ref().map_while(Result::ok).take_while(|line| !line.is_empty()).collect();
-            let header = |name: &str| headers.iter().find_map(|line| line.strip_prefix(name));
-            while self.is_silent.load(Ordering::SeqCst) {
-                std::thread::sleep(Duration::from_millis(10));
-            }
-            let target = first.split(' ').nth(1).unwrap_or_default();
-            let token = format!("t{}", self.token());
-            let answer = if target.starts_with("/auth") {
-                match header("x-auth-key: ") {
-                    Some("k") => {
-                        let head = format!("x-auth-token: {token}\r\nx-storage-url: {}/v1/a", self.base);
-                        answer("200 OK", &head, b"", true)
-                    }
-                    _ => answer("401 Unauthorized", "x: y", b"", true),
-                }
-            } else if header("x-auth-token: ") != Some(&token) {
-                answer("401 Unauthorized", "x: y", b"", true)
-            } else {
-                self.answer(target, first.starts_with("GET"), header("range: bytes="))
-            };
-            if stream.write_all(&answer).is_err() {
-                return;
-            }
+    fn serve(&self, head: &Head, stream: &mut &TcpStream, base: &str) -> Option<()> {
+        while self.is_silent.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(10));
         }
+        let token = format!("t{}", self.token());
+        let answer = if head.target.starts_with("/auth") {
+            match head.header("x-auth-key: ") {
+                Some("k") => {
+                    let head = format!("x-auth-token: {token}\r\nx-storage-url: {base}/v1/a");
+                    answer("200 OK", &head, b"", true)
+                }
+                _ => answer("401 Unauthorized", "x: y", b"", true),
+            }
+        } else if head.header("x-auth-token: ") != Some(&token) {
+            answer("401 Unauthorized", "x: y", b"", true)
+        } else {
+            self.answer(&head.target, head.method == "GET", head.header("range: bytes="))
+        };
+        stream.write_all(&answer).ok()
     }
 
     fn answer(&self, target: &str, is_get: bool, range: Option<&str>) -> Vec<u8> {

@@ -71,6 +71,22 @@ pub struct VerifyOptions<'a> {
     pub root: Option<&'a Path>,
 }
 
+impl<'a> VerifyOptions<'a> {
+    /// Everything, on one thread, whatever earlier runs did.
+    pub fn everything(cancel: &'a AtomicBool) -> Self {
+        Self {
+            threads: 1,
+            cancel,
+            subset: Subset::All,
+            fresh_since: None,
+            until: None,
+            stamps: None,
+            seed: 0,
+            root: None,
+        }
+    }
+}
+
 /// How far a run has come.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Progress {

@@ -10,6 +10,7 @@
 //!
 //! Invariant: an object that was put in since it was looked at stays, as far as its version tells.
 
+use std::collections::HashMap;
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
@@ -98,12 +99,22 @@ impl Deletion<'_> {
         let Some(((document, first), rest)) = doomed.files.split_first() else { return Ok(()) };
         let name_of = |suffix: &str| ObjectName::parse(&format!("{whole}{suffix}"));
         let document = name_of(document)?;
-        let suffixes: Vec<&str> = rest.iter().map(|(suffix, _)| &**suffix).collect();
+        // A listing may be late; what it does not tell is as it was.
+        let now = self.remover.names(doomed.folder, doomed.prefix)?;
+        let now: HashMap<&str, &Identity> =
+            now.iter().filter_map(|found| Some((&*found.suffix, found.identity.as_ref()?))).collect();
+        let is_same =
+            |suffix: &str, identity: &Identity| now.get(suffix).is_none_or(|now| **now == *identity);
+        let rest = rest.iter().filter(|(suffix, identity)| is_same(suffix, identity));
+        let suffixes: Vec<&str> = rest.map(|(suffix, _)| &**suffix).collect();
         let names = suffixes.iter().map(|suffix| name_of(suffix)).collect::<Result<Vec<_>>>()?;
         let marker = Marker::of_deletion(container, &whole[container.len()..], &self.id, &suffixes)?;
-        if store.version_of(marker.name()).is_ok()
-            && !marker::remove_if_dead(store, container, marker.name())?
-        {
+        let is_free = match store.version_of(marker.name()) {
+            Ok(_) => marker::remove_if_dead(store, container, marker.name())?,
+            Err(error) if error.kind() == ErrorKind::ObjectNotFound => true,
+            Err(error) => return Err(error),
+        };
+        if !is_free {
             let message = format!("backup {} is being written or deleted by another run", self.id);
             return Err(Error::new(ErrorKind::Target, message));
         }

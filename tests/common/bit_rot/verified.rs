@@ -10,7 +10,7 @@ use std::sync::atomic::AtomicBool;
 
 use cinderfs::catalog::{Catalog, CatalogOptions};
 use cinderfs::frontend::verify::findings::{Finding, Kind, Severity, Verdict as Found};
-use cinderfs::frontend::verify::{self, Report, Subset, VerifyOptions};
+use cinderfs::frontend::verify::{self, Report, VerifyOptions};
 use cinderfs::store::memory::MemoryStore;
 
 use super::blame::{Flip, Verdict};
@@ -63,16 +63,8 @@ impl Judged {
 fn run(memory: &Arc<MemoryStore>) -> Report {
     let options = CatalogOptions { workers: 0, ..CatalogOptions::default() };
     let catalog = Catalog::open(memory.clone(), options).unwrap();
-    let options = VerifyOptions {
-        threads: 1,
-        cancel: &AtomicBool::new(false),
-        subset: Subset::All,
-        fresh_since: None,
-        until: None,
-        stamps: None,
-        seed: 0,
-        root: None,
-    };
+    let cancel = AtomicBool::new(false);
+    let options = VerifyOptions::everything(&cancel);
     verify::verify(&catalog, None, &options, &|_| ()).unwrap()
 }
 
