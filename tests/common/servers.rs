@@ -181,6 +181,11 @@ impl Bucket {
         }
     }
 
+    /// Where the server listens, which no proxy leads to.
+    pub(crate) fn address(&self) -> &str {
+        self.base.split('/').nth(2).unwrap()
+    }
+
     /// What a command is called with, and its environment.
     pub(crate) fn word(&self) -> (String, Vec<(String, String)>) {
         let word = match self.kind {
