@@ -44,8 +44,9 @@ const TIMEOUT: &str = "store_timeout=3";
 /// A read that has not come back by then hangs: ten times what the store has.
 const HANG: Duration = Duration::from_secs(30);
 
-/// In all requests for data objects, and in no other.
+/// What is in the targets of all requests for data objects, and in no other; and so on.
 const DATA: &str = "-0000";
+const DIGESTS: &str = "_sha256file";
 const ALL: &str = "";
 
 /// The newest backups of volumes that have nothing in common, with their chains behind them.
@@ -93,13 +94,12 @@ fn read(mount: &Mount, backup: &Genuine) -> io::Result<Vec<u8>> {
 }
 
 /// What passes while it is tried again.
-const PASSING: [(Fault, usize); 13] = [
+const PASSING: [(Fault, usize); 12] = [
     (Fault::Late(Duration::from_millis(200)), ALWAYS),
     (Fault::Reset, 2),
     (Fault::ResetInBody, 2),
     (Fault::Cut, 2),
     (Fault::Half, 1),
-    (Fault::WrongByte, 1),
     (Fault::Garbage, 1),
     (Fault::Status(500), 2),
     (Fault::Status(502), 1),
@@ -137,23 +137,25 @@ fn what_passes_on_the_way_to_s3_is_not_seen() {
     what_passes_is_not_seen(Kind::S3);
 }
 
-const LASTING: [Fault; 10] = [
-    Fault::Late(Duration::from_secs(8)),
-    Fault::Hang,
-    Fault::Reset,
-    Fault::ResetInBody,
-    Fault::Cut,
-    Fault::Half,
-    Fault::WrongByte,
-    Fault::Garbage,
-    Fault::Status(503),
-    Fault::Status(429),
+/// What does not pass by itself, and in which objects.
+const LASTING: [(&str, Fault); 11] = [
+    (DATA, Fault::Late(Duration::from_secs(8))),
+    (DATA, Fault::Hang),
+    (DATA, Fault::Reset),
+    (DATA, Fault::ResetInBody),
+    (DATA, Fault::Cut),
+    (DATA, Fault::Half),
+    (DATA, Fault::WrongByte),
+    (DATA, Fault::Garbage),
+    (DATA, Fault::Status(503)),
+    (DATA, Fault::Status(429)),
+    (DIGESTS, Fault::Status(500)),
 ];
 
 /// A fault without an end, on a way of its own.
-fn lasts(world: &World, chain: &[Genuine], fault: Fault) {
+fn lasts(world: &World, chain: &[Genuine], part: &'static str, fault: Fault) {
     let (way, mount) = world.mount(|_| ());
-    way.fail(DATA, fault, ALWAYS);
+    way.fail(part, fault, ALWAYS);
     match read(&mount, &chain[0]) {
         Err(error) => assert_eq!(error.raw_os_error(), Some(libc::EIO), "{fault:?}: {error}"),
         // Each try brings something, and the next one goes on behind it.
@@ -178,9 +180,9 @@ fn lasts(world: &World, chain: &[Genuine], fault: Fault) {
 fn what_lasts_is_an_error_in_time_and_passes_with_its_cause(kind: Kind) {
     let world = World::new(kind, LASTING.len());
     std::thread::scope(|scope| {
-        for (fault, chain) in LASTING.into_iter().zip(&world.chains) {
+        for ((part, fault), chain) in LASTING.into_iter().zip(&world.chains) {
             let world = &world;
-            scope.spawn(move || lasts(world, chain, fault));
+            scope.spawn(move || lasts(world, chain, part, fault));
         }
     });
 }

@@ -118,6 +118,7 @@ account_autocreate = true
 use = egg:swift#tempauth
 token_life = $life
 user_test_tester = testing .admin
+user_apart_tester = testing .admin
 user_test_reader = reading
 [filter:authtoken]
 paste.filter_factory = keystonemiddleware.auth_token:filter_factory

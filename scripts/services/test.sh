@@ -30,10 +30,11 @@ trap stop EXIT
 trap 'exit 143' TERM
 trap 'exit 130' INT HUP
 
-# tell KIND: what the server says of itself, for tests.
+# tell SERVER [NAME]: what the server says of itself, for tests.
 tell() {
+    local name value called=${2:-$1}
     while IFS='=' read -r name value; do
-        export "TEST_${1^^}_$name=$value"
+        export "TEST_${called^^}_$name=$value"
     done <"$folder/$1/env"
 }
 
@@ -114,6 +115,7 @@ tls() {
 (tls) 2>"$folder/tls.log" || { cat "$folder/tls.log" >&2; exit 1; }
 export TEST_S3_TLS_ENDPOINT=https://127.0.0.1:$tls TEST_S3_CA=$folder/tls/ca.pem
 for kind in s3 swift keystone gcs; do tell "$kind"; done
+tell swift apart && export TEST_APART_OS_USERNAME=apart:tester
 export TEST_KEYSTONE_TOKEN_SECONDS=$token_seconds
 say "the servers are up"
 

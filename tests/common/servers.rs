@@ -17,6 +17,8 @@ use super::conformance::Bench;
 pub(crate) enum Kind {
     S3,
     Swift,
+    /// The same Swift, an account of its own.
+    Apart,
     Keystone,
     Gcs,
 }
@@ -97,7 +99,7 @@ impl Bucket {
         let word = match kind {
             Kind::S3 => format!("s3://{name}?endpoint={}", told(kind, "S3_ENDPOINT")),
             Kind::Gcs => format!("gs://{name}"),
-            Kind::Swift | Kind::Keystone => format!("swift:{name}"),
+            Kind::Swift | Kind::Apart | Kind::Keystone => format!("swift:{name}"),
         };
         let store = open(kind, &word).unwrap();
         let bucket = Self { kind, name, store, token: Mutex::new((token, Instant::now())), base };
@@ -191,7 +193,7 @@ impl Bucket {
         let word = match self.kind {
             Kind::S3 => format!("s3://{}?endpoint={}", self.name, told(self.kind, "S3_ENDPOINT")),
             Kind::Gcs => format!("gs://{}", self.name),
-            Kind::Swift | Kind::Keystone => format!("swift:{}", self.name),
+            Kind::Swift | Kind::Apart | Kind::Keystone => format!("swift:{}", self.name),
         };
         let start = format!("TEST_{}_", format!("{:?}", self.kind).to_uppercase());
         let told =
@@ -245,7 +247,7 @@ fn access(kind: Kind) -> (Vec<String>, String) {
             (signed, told(kind, "S3_ENDPOINT"))
         }
         Kind::Gcs => (Vec::new(), told(kind, "STORAGE_EMULATOR_HOST")),
-        Kind::Swift => {
+        Kind::Swift | Kind::Apart => {
             let user = format!("X-Auth-User: {}", told(kind, "OS_USERNAME"));
             let key = format!("X-Auth-Key: {}", told(kind, "OS_PASSWORD"));
             let url = told(kind, "OS_AUTH_URL");
