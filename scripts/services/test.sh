@@ -55,13 +55,14 @@ began=$SECONDS
 say() { echo "services: $1 after $((SECONDS - began)) s"; }
 
 only=
-remote=(remote_servers remote_mounts remote_commands remote_create remote_conf)
+remote=(remote_servers remote_mounts remote_layouts remote_bad_ways remote_commands remote_create remote_conf)
+gluster=(share_gluster share_gluster_store)
 if [ "${1:-}" = --gluster ]; then
     only=gluster
     shift
 fi
 names=("$@")
-programs=(share_gluster)
+programs=("${gluster[@]}")
 [ -n "$only" ] || programs+=(remote_killed "${remote[@]}")
 
 # Packages one after the other, since apt works for one at a time.
@@ -69,9 +70,9 @@ programs=(share_gluster)
 if [ -z "$only" ]; then
     need "openssl socat" "openssl socat"
     "$services/s3.sh" install - && "$services/swift.sh" install - - keystone && "$services/gcs.sh" install - || exit 1
-    TEST_CINDER_PYTHON=$(scripts/genuine-cinder/setup.sh) || exit 1
-    export TEST_CINDER_PYTHON
 fi
+TEST_CINDER_PYTHON=$(scripts/genuine-cinder/setup.sh) || exit 1
+export TEST_CINDER_PYTHON
 # shellcheck disable=SC2046
 cargo test --locked --no-run $(printf -- '--test %s ' "${programs[@]}") || exit 1
 say "packages and programs are there"
@@ -97,7 +98,7 @@ fi
 wait_for "${pids[@]}" || exit 1
 tell gluster
 if [ -n "$only" ]; then
-    ignored share_gluster
+    ignored "${gluster[@]}"
     exit
 fi
 
@@ -120,13 +121,13 @@ export TEST_KEYSTONE_TOKEN_SECONDS=$token_seconds
 say "the servers are up"
 
 # Three at once, of which two wait more than they work; what they print is shown one after the other.
-ignored share_gluster >"$folder/gluster.out" 2>&1 &
-gluster=$!
+ignored "${gluster[@]}" >"$folder/gluster.out" 2>&1 &
+shares=$!
 ignored remote_killed >"$folder/killed.out" 2>&1 &
 killed=$!
 status=0
 ignored "${remote[@]}" || status=1
-wait_for $gluster || status=1
+wait_for $shares || status=1
 cat "$folder/gluster.out"
 wait_for $killed || status=1
 cat "$folder/killed.out"
