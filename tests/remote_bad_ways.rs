@@ -138,14 +138,13 @@ fn what_passes_on_the_way_to_s3_is_not_seen() {
 }
 
 /// What does not pass by itself, and in which objects.
-const LASTING: [(&str, Fault); 11] = [
+const LASTING: [(&str, Fault); 10] = [
     (DATA, Fault::Late(Duration::from_secs(8))),
     (DATA, Fault::Hang),
     (DATA, Fault::Reset),
     (DATA, Fault::ResetInBody),
     (DATA, Fault::Cut),
     (DATA, Fault::Half),
-    (DATA, Fault::WrongByte),
     (DATA, Fault::Garbage),
     (DATA, Fault::Status(503)),
     (DATA, Fault::Status(429)),
@@ -197,6 +196,25 @@ fn what_lasts_on_the_way_to_swift_is_an_error_in_time_and_passes_with_its_cause(
 #[ignore = "needs servers; scripts/services/test.sh"]
 fn what_lasts_on_the_way_to_s3_is_an_error_in_time_and_passes_with_its_cause() {
     what_lasts_is_an_error_in_time_and_passes_with_its_cause(Kind::S3);
+}
+
+#[test]
+#[ignore = "needs servers; scripts/services/test.sh"]
+fn wrong_bytes_never_reach_the_reader() {
+    for kind in [Kind::Swift, Kind::S3] {
+        let world = World::new(kind, 3);
+        let (way, mount) = world.mount(|_| ());
+        for (chain, (part, times)) in world.chains.iter().zip([(DATA, 1), (DATA, ALWAYS), (DIGESTS, ALWAYS)])
+        {
+            way.fail(part, Fault::WrongByte, times);
+            match read(&mount, &chain[0]) {
+                Err(error) => assert_eq!(error.raw_os_error(), Some(libc::EIO), "{kind:?}: {error}"),
+                Ok(bytes) => chain[0].check(&format!("{kind:?}, wrong bytes in {part}"), &bytes),
+            }
+            assert!(way.met() > 0, "{kind:?}");
+            way.heal();
+        }
+    }
 }
 
 #[test]

@@ -116,24 +116,6 @@ fn an_account_is_a_store_whose_containers_are_folders() {
 
 #[test]
 #[ignore = "needs servers; scripts/services/test.sh"]
-fn a_token_that_expires_is_renewed() {
-    let bucket = Bucket::new(Kind::Keystone);
-    let bytes: Vec<u8> = (0..100_000u32).map(|i| i as u8).collect();
-    bucket.put("o", &bytes);
-    let store = bucket.store();
-    let source = store.open(&name("o")).unwrap();
-    let life: u64 = told(Kind::Keystone, "TOKEN_SECONDS").parse().unwrap();
-    let mut buf = [0; 100];
-    for offset in [0, 50_000, 90_000] {
-        assert_eq!(source.read_at(&mut buf, offset).unwrap(), 100);
-        assert_eq!(buf, bytes[offset as usize..][..100]);
-        std::thread::sleep(std::time::Duration::from_secs(life + 2));
-    }
-    assert_eq!(listed(&*store, ""), ["o"]);
-}
-
-#[test]
-#[ignore = "needs servers; scripts/services/test.sh"]
 fn an_application_credential_and_a_clouds_yaml_open_the_same_account() {
     let bucket = Bucket::new(Kind::Keystone);
     bucket.put("o", b"content");

@@ -34,7 +34,7 @@ pub(crate) struct Bucket {
 }
 
 /// Shorter than the tokens that `scripts/services/test.sh` has made live.
-const TOKEN_AGE_MAX: Duration = Duration::from_secs(3);
+const TOKEN_AGE_MAX: Duration = Duration::from_secs(10);
 
 /// What `scripts/services/test.sh` says about a server: `S3_ENDPOINT` of the S3 server and so on, each with the kind before it.
 #[track_caller]
