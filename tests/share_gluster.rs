@@ -206,7 +206,8 @@ fn a_share_whose_server_does_not_answer_is_given_up_with_all_that_mounts_it() {
     let stopped = Stopped::new([glusterd, vec![brick]].concat());
     let (conf, mountpoint) = (world.conf(), world.text("mnt"));
     let (_, said) = ends(&["mount", "-o", "store_timeout=5", &conf, &mountpoint], 1);
-    assert!(said.contains("its server did not answer mount(8)"), "{said}");
+    // Whether mount(8) was given up first or the whole, their limits are the same.
+    assert!(said.contains("did not answer"), "{said}");
     assert!(!is_mounted_by_us());
     assert_eq!(processes("glusterfs", OURS), []);
     drop(stopped);

@@ -132,7 +132,7 @@ username = swift
 password = swiftpass
 delay_auth_decision = true
 cache = swift.cache
-token_cache_time = 1
+token_cache_time = 300
 include_service_catalog = false
 [filter:keystoneauth]
 use = egg:swift#keystoneauth
