@@ -17,13 +17,15 @@ export LIFE_SECONDS=1800
 
 folder=
 stop() {
-    local each
+    local each downs=()
     [ -n "$folder" ] || return
     stop_all "$folder/tls"
     for each in s3:s3 swift:swift keystone:swift gcs:gcs gluster:gluster; do
         [ ! -d "$folder/${each%%:*}" ] || "$services/${each##*:}.sh" down "$folder/${each%%:*}" &
+        downs+=($!)
     done
-    wait
+    # And not for tests that run still, which have no server any more.
+    wait_for "${downs[@]}"
     rm -rf -- "$folder"
 }
 trap stop EXIT
