@@ -67,6 +67,7 @@ pub mod error;
 mod base64;
 mod byte_lru;
 mod expendable;
+mod in_order;
 mod open_files;
 mod scratch;
 mod waiting;

@@ -21,6 +21,7 @@ use cinderfs::ErrorKind;
 use cinderfs::catalog::{Catalog, CatalogOptions};
 use cinderfs::codec::Codec;
 use cinderfs::store::Store;
+use cinderfs::types::BackupId;
 use cinderfs::writer::create::{Base, Created, NewBackup, create};
 use cinderfs::writer::delete::{self, DeleteOptions};
 
@@ -390,11 +391,16 @@ fn a_backup_that_is_complete_stays_when_its_run_was_killed_before_the_marker_wen
 }
 
 fn deleted(store: &Arc<dyn Store>, created: &Created) -> cinderfs::Result<()> {
+    deleted_with(store, std::slice::from_ref(&created.id), &mut || ())
+}
+
+/// Deletes backups; something happens behind each.
+fn deleted_with(store: &Arc<dyn Store>, ids: &[BackupId], behind: &mut dyn FnMut()) -> cinderfs::Result<()> {
     let objects = store.clone().into_objects().unwrap();
     let catalog = Catalog::open(store.clone(), CatalogOptions::default())?;
     let options = DeleteOptions::default();
-    let plan = delete::plan(&catalog, &objects, std::slice::from_ref(&created.id), &options)?;
-    delete::delete(&objects, &plan, &options, &|| false, &mut |_| ())
+    let plan = delete::plan(&catalog, &objects, ids, &options)?;
+    delete::delete(&objects, &plan, &options, &|| false, &mut |_| behind())
 }
 
 // > `delete` puts a marker that names everything first, takes out `_metadata` next, and the marker last; killed, it leaves a backup whole or out of sight, and the next run removes the rest.
@@ -430,4 +436,33 @@ fn a_deletion_that_is_cut_is_finished_by_the_next_run_once_it_is_dead() {
     change_marker(&server, &id, kill);
     make(&store).unwrap();
     assert!(!server.names().iter().any(|name| name.contains(&id)), "{:?}", server.names());
+}
+
+#[test]
+fn a_deletion_leaves_an_object_that_was_put_in_since_it_was_looked_at() {
+    let (server, store) = FakeSwift::start(DEADLINE);
+    let ids = [make(&store).unwrap().id, make(&store).unwrap().id];
+    // Both are looked at before the first goes; then an object of the other changes.
+    let mut changed = String::new();
+    deleted_with(&store, &ids, &mut || {
+        let mut objects = server.objects.lock().unwrap();
+        if let Some((name, object)) = objects.iter_mut().find(|(name, _)| name.ends_with("-00001")) {
+            object.bytes.push(0);
+            changed.clone_from(name);
+        }
+    })
+    .unwrap();
+    assert!(!changed.is_empty());
+    assert_eq!(server.names(), [changed]);
+}
+
+#[test]
+fn a_deletion_that_cannot_see_whether_another_runs_deletes_nothing() {
+    let (server, store) = FakeSwift::start(Duration::from_secs(1));
+    let created = make(&store).unwrap();
+    let before = server.names();
+    server.refuse_to_show(".cinderfs-");
+    let error = deleted(&store, &created).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::StoreIo, "{error}");
+    assert_eq!(server.names(), before);
 }

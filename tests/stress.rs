@@ -51,8 +51,8 @@ const NOISE_THREADS: u64 = 24;
 /// The same for descriptors.
 const NOISE_DESCRIPTORS: u64 = 48;
 
-/// Threads that stay once there was something to do for them: workers, and those that ask the store.
-const THREADS_KEPT: u64 = 12;
+/// Threads that stay once there was something to do for them, beside a worker for each core: those that ask the store now and then.
+const THREADS_KEPT: u64 = 4;
 
 /// Inodes that one backup has: its folder, image, document and link; and its volume's folder and two links, were each alone in its volume.
 const INODES_PER_BACKUP: u64 = 7;
@@ -156,9 +156,14 @@ fn run_for(name: &str, title: &str, options: &str) {
             watch.descriptors().into_iter().filter(|path| is_deleted_object(path, &life)).collect();
         gone.is_empty()
     });
-    within(PATIENCE, "threads that were for readers end", || {
-        watch.look(&mount.log(), 0).threads <= at_rest.threads + THREADS_KEPT
-    });
+    let threads_max = at_rest.threads
+        + thread::available_parallelism().map_or(1, |cores| cores.get() as u64)
+        + THREADS_KEPT;
+    let began = Instant::now();
+    while watch.look(&mount.log(), 0).threads > threads_max {
+        assert!(began.elapsed() < PATIENCE, "{threads_max} expected, but still {:?}", watch.threads());
+        thread::sleep(Duration::from_millis(100));
+    }
     println!("at rest: before {at_rest:?}, after {:?}: {:?}", watch.samples.last(), watch.threads());
 
     // At once; but a program that a sibling test starts at this moment holds copies of this one's open files until it runs.

@@ -43,7 +43,7 @@ COUNTS = {
     "created_reads": ("random reads of a round of `created`", 4000, 100),
     "chain_incrementals": ("of the long chain", 30, 3),
     "chain_objects": ("of one block each, in all its incrementals", 100_000, 300),
-    "remote_backups": ("in the bucket that `remote` lists", 10_000, 50),
+    "remote_backups": ("in the bucket that `listing` lists", 10_000, 50),
     "random_count": ("random reads of `memory`, at most", 2000, 200),
     "random_seconds": ("seconds of random reads of `memory`, at most", 20, 1),
 }

@@ -86,14 +86,14 @@ class Server(http.server.ThreadingHTTPServer):
 
 @contextlib.contextmanager
 def serving(count):
-    """The port of a server with so many backups in every bucket, in a process of its own; and how many objects."""
+    """The port of a server with so many backups in every bucket, in a process of its own; and the names of its objects."""
     Handler.objects = backups(count)
     Handler.keys = sorted(Handler.objects)
     server = Server(("127.0.0.1", 0), Handler)
     process = multiprocessing.get_context("fork").Process(target=server.serve_forever, daemon=True)
     process.start()
     try:
-        yield server.server_port, len(Handler.keys)
+        yield server.server_port, Handler.keys
     finally:
         process.terminate()
         process.join()

@@ -24,7 +24,7 @@ use crate::codec::Codec;
 use crate::error::{Error, ErrorKind, Result, ResultExt};
 use crate::format::metadata::{self, BackupMetadata, METADATA_BYTES_MAX, ObjectRecord};
 use crate::format::names::{METADATA_SUFFIX, Place, SHA256FILE_SUFFIX};
-use crate::store::{ObjectSource, ObjectVersion, SourceReader, Store};
+use crate::store::{ListedObject, ObjectSource, ObjectStat, ObjectVersion, SourceReader, Store};
 use crate::types::{BackupId, BlockHash, Md5, ObjectName, VolumeId};
 
 /// Most text of restart points that one opened backup keeps, in bytes, all objects together: our writer tells at most two million
@@ -71,13 +71,15 @@ pub struct DataObject {
 #[derive(Debug)]
 pub struct Backup {
     /// What it is.
-    pub summary: Summary,
+    pub summary: Arc<Summary>,
     /// Its objects in the order of the metadata: where two overlap, the later one wins.
     pub objects: Vec<DataObject>,
     /// Of all their restart points' texts.
     points_bytes: usize,
     /// The version of the document that this was read from.
     pub version: ObjectVersion,
+    /// What a listing has told of its digests.
+    digests: Option<ObjectStat>,
 }
 
 /// What a backup has for digests.
@@ -100,13 +102,20 @@ impl Summary {
 impl Backup {
     /// Opens the backup whose `_metadata` document is `name`.
     pub fn open(store: &dyn Store, name: &ObjectName) -> Result<Self> {
-        Self::parse(store, name).context(|| format!("backup metadata {name:?}"))
+        let opened = store.open(name).and_then(|source| Self::read(name, &*source));
+        opened.context(|| format!("backup metadata {name:?}"))
     }
 
-    fn parse(store: &dyn Store, name: &ObjectName) -> Result<Self> {
-        let source = store.open(name)?;
+    /// Opens the backup whose `_metadata` document a listing has told of.
+    pub fn open_listed(store: &dyn Store, listed: &ListedObject) -> Result<Self> {
+        let opened = store.open_listed(listed).and_then(|source| Self::read(&listed.name, &*source));
+        opened.context(|| format!("backup metadata {:?}", listed.name))
+    }
+
+    /// Reads a `_metadata` document whole.
+    pub fn read(name: &ObjectName, source: &dyn ObjectSource) -> Result<Self> {
         let (mut objects, mut points_bytes) = (Vec::new(), 0);
-        let summary = read_document(name, &*source, &mut |suffix, object| {
+        let summary = read_document(name, source, &mut |suffix, object| {
             let points = object.points.filter(|text| points_bytes + text.len() <= POINTS_BYTES_MAX);
             points_bytes += points.as_ref().map_or(0, String::len);
             objects.push(DataObject {
@@ -123,7 +132,18 @@ impl Backup {
         if source.is_changed()? {
             return Err(Error::new(ErrorKind::StoreIo, "the document was overwritten while it was read"));
         }
-        Ok(Self { summary, objects, points_bytes, version: source.stat().version.clone() })
+        Ok(Self {
+            summary: Arc::new(summary),
+            objects,
+            points_bytes,
+            version: source.stat().version.clone(),
+            digests: None,
+        })
+    }
+
+    /// The same, knowing what a listing has told of its digests.
+    pub(crate) fn with_digests(self, listed: Option<ObjectStat>) -> Self {
+        Self { digests: listed, ..self }
     }
 
     /// The store's name of an object of this backup.
@@ -145,7 +165,14 @@ impl Backup {
     /// or cannot be served.
     pub fn digests(&self, store: &dyn Store) -> Result<DigestFile> {
         let name = self.digest_name()?;
-        let opened = store.open(&name).and_then(BlockHashTable::open);
+        let listed = self.digests.clone().map(|stat| ListedObject { name: name.clone(), stat });
+        let opened = listed.map(|listed| store.open_listed(&listed).and_then(BlockHashTable::open));
+        let opened = match opened {
+            Some(Ok(table)) => Ok(table),
+            // What was listed may be there no more, or in another version.
+            Some(Err(error)) if !store.is_answering() => Err(error),
+            _ => store.open(&name).and_then(BlockHashTable::open),
+        };
         let table = match opened.context(|| format!("digest file {name:?}")) {
             Ok(table) => table,
             Err(error) if error.kind() == ErrorKind::ObjectNotFound => return Ok(DigestFile::Missing),

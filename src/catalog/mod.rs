@@ -13,6 +13,7 @@ mod closing;
 mod scan;
 
 use std::collections::HashMap;
+use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, mpsc};
@@ -31,7 +32,7 @@ use crate::format::names::SHA256FILE_SUFFIX;
 use crate::image::{Copies, Engine, Image, LostBlock};
 use crate::object::indexing::Indexing;
 use crate::open_files;
-use crate::store::{ObjectStat, ObjectVersion, Store};
+use crate::store::{ListedObject, ObjectStat, ObjectVersion, Store};
 use crate::types::{BackupId, ObjectName, VolumeId};
 use crate::workers::Workers;
 
@@ -50,6 +51,9 @@ const DAMAGE_BELIEVED: Duration = Duration::from_secs(20);
 
 /// Opened backups are kept up to this, in bytes: about a million objects.
 const BACKUP_BYTES_MAX: u64 = 64 << 20;
+
+/// And of that, what was read before anybody asked for it.
+const UNASKED_BACKUP_BYTES_MAX: u64 = BACKUP_BYTES_MAX / 2;
 
 /// Opened images are kept up to this, in bytes.
 const IMAGE_BYTES_MAX: u64 = 64 << 20;
@@ -139,6 +143,7 @@ pub struct Entry {
 pub struct Snapshot {
     entries: Vec<Arc<Entry>>,
     by_id: HashMap<BackupId, usize>,
+    shadowed: Vec<(ObjectName, Option<BackupId>)>,
     unreadable: Vec<(String, Error)>,
 }
 
@@ -158,11 +163,16 @@ impl Snapshot {
         &self.unreadable
     }
 
+    /// Documents that are behind no entry: another one stands for their id, or they tell none and neither does their name.
+    pub fn shadowed(&self) -> &[(ObjectName, Option<BackupId>)] {
+        &self.shadowed
+    }
+
     /// A snapshot of these backups.
     pub fn new(mut entries: Vec<Arc<Entry>>) -> Self {
         entries.sort_by(|a, b| (a.created_at, &a.id).cmp(&(b.created_at, &b.id)));
         let by_id = entries.iter().enumerate().map(|(index, entry)| (entry.id.clone(), index)).collect();
-        Self { entries, by_id, unreadable: Vec::new() }
+        Self { entries, by_id, ..Self::default() }
     }
 
     /// The chain of a backup that has no problem, the full one first.
@@ -189,16 +199,25 @@ impl Snapshot {
 #[derive(Clone)]
 pub struct Catalog(Arc<Shared>);
 
+impl fmt::Debug for Catalog {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Catalog").field("location", &self.store().location()).finish_non_exhaustive()
+    }
+}
+
 struct Shared {
     engine: Arc<Engine>,
     current: Mutex<Current>,
     scanning: Mutex<Scan>,
     is_scanning: AtomicBool,
-    backups: Mutex<ByteLru<(ObjectName, ObjectVersion), Arc<Backup>>>,
+    backups: Mutex<Backups>,
     images: Mutex<ByteLru<BackupId, Opened>>,
     /// What an image counts for at least.
     image_bytes_min: u64,
 }
+
+/// Opened backups, by document and version.
+type Backups = ByteLru<(ObjectName, ObjectVersion), Arc<Backup>>;
 
 struct Current {
     snapshot: Arc<Snapshot>,
@@ -230,12 +249,13 @@ impl Catalog {
         let engine = Arc::new(engine);
         let mut scan = Scan::default();
         let started = Instant::now();
-        let snapshot = scan.run(&**engine.store())?;
+        let backups = Mutex::new(ByteLru::new(BACKUP_BYTES_MAX));
+        let snapshot = scan.run(&**engine.store(), &|name, backup| keep_unasked(&backups, name, backup))?;
         let shared = Arc::new(Shared {
             current: Mutex::new(Current::new(snapshot, started)),
             scanning: Mutex::new(scan),
             is_scanning: AtomicBool::new(false),
-            backups: Mutex::new(ByteLru::new(BACKUP_BYTES_MAX)),
+            backups,
             images: Mutex::new(ByteLru::new(IMAGE_BYTES_MAX)),
             image_bytes_min: IMAGE_BYTES_MAX / open_files::images_max(),
             engine,
@@ -254,6 +274,11 @@ impl Catalog {
     /// last known state. The error when the store cannot be listed; [`snapshot`](Self::snapshot) still knows what it held.
     pub fn refresh(&self) -> Result<Arc<Snapshot>> {
         self.0.refresh()
+    }
+
+    /// The state now, from a scan however short ago the last one was. What has not changed since is not read again.
+    pub fn rescan(&self) -> Result<Arc<Snapshot>> {
+        self.0.scan(lock(&self.0.scanning))
     }
 
     /// The state at the last scan.
@@ -338,7 +363,7 @@ impl Shared {
     /// Scans now, however short ago the last scan was.
     fn scan(&self, mut scan: MutexGuard<'_, Scan>) -> Result<Arc<Snapshot>> {
         let started = Instant::now();
-        let scanned = scan.run(&**self.store());
+        let scanned = scan.run(&**self.store(), &|name, backup| keep_unasked(&self.backups, name, backup));
         let mut current = lock(&self.current);
         match &scanned {
             Ok(snapshot) => {
@@ -368,8 +393,10 @@ impl Shared {
         let chain = snapshot.chain(&entry.id)?;
         let mut documents: Vec<_> = chain.iter().map(|entry| entry.metadata_stat.version.clone()).collect();
         let known = lock(&self.images).get(&entry.id).cloned();
-        match self.digest_version(entry) {
-            Ok(version) => documents.push(version),
+        // What is opened for the first time tells its version itself.
+        match known.is_some().then(|| self.digest_version(entry)).transpose() {
+            Ok(None) => {}
+            Ok(Some(version)) => documents.push(version),
             // What was known stays known when the store fails: the image may live on what is cached of it. In a store that
             // was deleted or unmounted nothing is found, so that alone does not say that the digests are gone.
             Err(error) => {
@@ -389,15 +416,20 @@ impl Shared {
                 }
             }
         }
-        if let Some(opened) = known.filter(|opened| opened.documents == documents) {
+        if let Some(opened) = known.as_ref().filter(|opened| opened.documents == documents) {
             // What the documents are to blame for is believed until they change, or for longer; what the store is, may soon pass.
             let may_pass = opened.image.as_ref().is_err_and(|error| scan::is_of_the_store(error.kind()));
             let believed = if may_pass { SCAN_INTERVAL } else { DAMAGE_BELIEVED };
             if opened.image.is_ok() || opened.at.elapsed() < believed {
-                return opened.image;
+                return opened.image.clone();
             }
         }
         let image = self.open_image(&chain);
+        if known.is_none()
+            && let Some(version) = image.as_ref().ok().and_then(|image| image.hash_table()?.version())
+        {
+            documents.push(version.clone());
+        }
         // Each has a file open, so there may be only so many, however small they are. One is always kept, or each question would open it anew.
         let cost = image.as_ref().map_or(1024, |image| image.memory_bytes().max(self.image_bytes_min));
         let cost = cost.min(IMAGE_BYTES_MAX);
@@ -425,7 +457,8 @@ impl Shared {
         if let Some(backup) = lock(&self.backups).get(&key) {
             return Ok(backup.clone());
         }
-        let backup = Arc::new(Backup::open(&**self.store(), &entry.metadata_name)?);
+        let listed = ListedObject { name: entry.metadata_name.clone(), stat: entry.metadata_stat.clone() };
+        let backup = Arc::new(Backup::open_listed(&**self.store(), &listed)?);
         if backup.version != entry.metadata_stat.version {
             return Err(Error::new(
                 ErrorKind::StoreIo,
@@ -448,6 +481,15 @@ impl Current {
     fn new(snapshot: Arc<Snapshot>, started: Instant) -> Self {
         let interval = (started.elapsed() * SCAN_SHARE).clamp(SCAN_INTERVAL, SCAN_INTERVAL_MAX);
         Self { snapshot, failure: None, scanned: Instant::now(), interval }
+    }
+}
+
+/// Keeps what a scan has read, for who opens it next, as long as there is room.
+fn keep_unasked(backups: &Mutex<Backups>, name: &ObjectName, backup: Backup) {
+    let (key, cost) = ((name.clone(), backup.version.clone()), backup.memory_bytes() as u64);
+    let mut backups = lock(backups);
+    if backups.bytes() + cost <= UNASKED_BACKUP_BYTES_MAX {
+        backups.insert(key, Arc::new(backup), cost);
     }
 }
 

@@ -1,19 +1,31 @@
 //! One look through a store.
 //!
 //! A document that the store says is unchanged is not read again, so a scan of an unchanged store costs its listing. The
-//! documents are read one after the other; of each only a summary is kept.
+//! documents of a store to which each question is a journey are read several at once, each with one request, since the listing has told its
+//! version and length. Of each document a summary is kept, and where opening it again would be a journey more, [`Kept`] gets what it lists.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Instant;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
 
 use super::{DAMAGE_BELIEVED, Entry, Snapshot};
-use crate::backup::Summary;
+use crate::backup::{Backup, Summary};
 use crate::chain::resolve::{Link, resolve_all};
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::names::{METADATA_SUFFIX, Place};
-use crate::store::{ListedObject, Store};
+use crate::format::names::{METADATA_SUFFIX, Place, SHA256FILE_SUFFIX};
+use crate::in_order::in_order;
+use crate::store::{ListedObject, ObjectSource, ObjectStat, Store};
 use crate::types::{BackupId, ObjectName};
+
+/// Longest document of which more than a summary is kept: it lists some 5,000 objects, which many threads may hold at once.
+const KEPT_DOCUMENT_BYTES_MAX: u64 = 1 << 20;
+
+/// How often a scan that takes long tells how far it is.
+const TOLD_EVERY: Duration = Duration::from_secs(5);
+
+/// Takes the backups that a scan has read whole.
+pub(super) type Kept<'a> = &'a (dyn Fn(&ObjectName, Backup) + Sync);
 
 /// What is remembered from scan to scan.
 #[derive(Default)]
@@ -48,8 +60,11 @@ impl Document {
 
 impl Scan {
     /// The store as it is now: the same snapshot as before when nothing changed.
-    pub(super) fn run(&mut self, store: &dyn Store) -> Result<Arc<Snapshot>> {
-        let listing = store.list(METADATA_SUFFIX)?;
+    ///
+    /// Fails when the store cannot be listed, or the command is to end.
+    pub(super) fn run(&mut self, store: &dyn Store, kept: Kept<'_>) -> Result<Arc<Snapshot>> {
+        let (listing, digests) = store.list_with(METADATA_SUFFIX, SHA256FILE_SUFFIX)?;
+        let digests = digests.into_iter().map(|listed| (listed.name, listed.stat)).collect();
         let unreadable: HashSet<String> =
             listing.unreadable.iter().map(|(folder, _)| folder.clone()).collect();
         for (folder, error) in &listing.unreadable {
@@ -60,19 +75,22 @@ impl Scan {
         let mut documents = HashMap::with_capacity(listing.objects.len());
         let mut changed = unreadable != self.unreadable;
         self.unreadable = unreadable;
+        let mut to_read = Vec::new();
         for listed in listing.objects {
-            let known = self.documents.get(&listed.name);
-            let known = known.filter(|known| known.listed.stat.version == listed.stat.version);
-            let document = match known {
-                Some(known) if !known.may_be_readable_now() => Document { listed, ..known.clone() },
-                _ => {
-                    let Some(summary) = read(store, &listed) else { continue };
-                    let is_as_before = known.is_some_and(|known| known.failed_like(&summary));
-                    changed |= !is_as_before;
-                    Document { summary, listed, read: Instant::now() }
+            match self.known(&listed) {
+                Some(known) if !known.may_be_readable_now() => {
+                    let document = Document { listed, ..known.clone() };
+                    documents.insert(document.listed.name.clone(), document);
                 }
-            };
-            documents.insert(document.listed.name.clone(), document);
+                _ if matches!(Place::of(&listed.name, None), Some(Ok(_))) => to_read.push(listed),
+                _ => {}
+            }
+        }
+        let read_now = read_all(store, &to_read, &digests, kept)?;
+        for (listed, (summary, read)) in to_read.into_iter().zip(read_now) {
+            let is_as_before = self.known(&listed).is_some_and(|known| known.failed_like(&summary));
+            changed |= !is_as_before;
+            documents.insert(listed.name.clone(), Document { summary, listed, read });
         }
         if changed || documents.len() != self.documents.len() {
             self.snapshot = Arc::new(Snapshot { unreadable: listing.unreadable, ..snapshot_of(&documents) });
@@ -80,33 +98,117 @@ impl Scan {
         self.documents = documents;
         Ok(self.snapshot.clone())
     }
+
+    /// What is known of the document in this version.
+    fn known(&self, listed: &ListedObject) -> Option<&Document> {
+        self.documents.get(&listed.name).filter(|known| known.listed.stat.version == listed.stat.version)
+    }
 }
 
 pub(super) fn is_of_the_store(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::StoreIo | ErrorKind::AccessDenied | ErrorKind::ObjectNotFound)
 }
 
-fn read(store: &dyn Store, listed: &ListedObject) -> Option<Result<Arc<Summary>>> {
-    Place::of(&listed.name, None)?.ok()?;
-    let read = || {
-        let source = store.open(&listed.name)?;
-        Summary::read(&listed.name, &*source).map(Arc::new)
+/// What a listing has told of digest files.
+type Digests = HashMap<ObjectName, ObjectStat>;
+
+/// A summary, or why there is none, and since when that is known.
+type Outcome = (Result<Arc<Summary>>, Instant);
+
+/// Reads documents, as many at once as the store likes to be asked for.
+fn read_all(
+    store: &dyn Store,
+    listed: &[ListedObject],
+    digests: &Digests,
+    kept: Kept<'_>,
+) -> Result<Vec<Outcome>> {
+    let threads = store.calls_at_once();
+    let read = |(): &mut (), index: u64| {
+        let summary = read(store, &listed[index as usize], (threads > 1).then_some((kept, digests)));
+        match summary {
+            Err(error) if error.kind() == ErrorKind::Interrupted => Err(error),
+            summary => Ok((summary, Instant::now())),
+        }
     };
-    Some(read().map_err(|error| error.context(format!("backup metadata {:?}", listed.name))))
+    let mut outcomes = Vec::with_capacity(listed.len());
+    let mut told = Instant::now();
+    let take = |index, outcome| {
+        outcomes.push(outcome);
+        if told.elapsed() > TOLD_EVERY {
+            tracing::info!("{} of {} backups of the store are looked at", index + 1, listed.len());
+            told = Instant::now();
+        }
+        Ok(())
+    };
+    in_order(listed.len() as u64, threads, &AtomicBool::new(false), || (), read, take)?;
+    Ok(outcomes)
+}
+
+fn read(
+    store: &dyn Store,
+    listed: &ListedObject,
+    kept: Option<(Kept<'_>, &Digests)>,
+) -> Result<Arc<Summary>> {
+    let outcome = match kept {
+        None => {
+            store.open(&listed.name).and_then(|source| Summary::read(&listed.name, &*source).map(Arc::new))
+        }
+        Some((kept, digests)) => read_as_listed(store, listed, digests, kept),
+    };
+    outcome.map_err(|error| error.context(format!("backup metadata {:?}", listed.name)))
+}
+
+/// Reads a document with one request, or where that failed with as many as it takes to tell what is there now.
+fn read_as_listed(
+    store: &dyn Store,
+    listed: &ListedObject,
+    digests: &Digests,
+    kept: Kept<'_>,
+) -> Result<Arc<Summary>> {
+    let read = |source: Arc<dyn ObjectSource>| {
+        if source.stat().len_bytes > KEPT_DOCUMENT_BYTES_MAX {
+            return Summary::read(&listed.name, &*source).map(Arc::new);
+        }
+        let backup = Backup::read(&listed.name, &*source)?;
+        let summary = backup.summary.clone();
+        let digests = backup.digest_name().ok().and_then(|name| digests.get(&name).cloned());
+        kept(&listed.name, backup.with_digests(digests));
+        Ok(summary)
+    };
+    match store.open_listed(listed).and_then(read) {
+        // Deleted since it was listed, or replaced?
+        Err(error) if is_gone_or_failed(error.kind()) && store.is_answering() => {
+            match store.open(&listed.name) {
+                Ok(source) if source.stat().version == listed.stat.version => Err(error),
+                now => now.and_then(read),
+            }
+        }
+        outcome => outcome,
+    }
+}
+
+fn is_gone_or_failed(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::StoreIo | ErrorKind::ObjectNotFound)
 }
 
 /// Gives each id to one document, resolves the chains, and writes the result down.
 fn snapshot_of(documents: &HashMap<ObjectName, Document>) -> Snapshot {
     let mut of_id: BTreeMap<BackupId, Vec<&Document>> = BTreeMap::new();
+    let mut shadowed = Vec::new();
     for document in documents.values() {
-        if let Some(id) = id_of(document) {
-            of_id.entry(id).or_default().push(document);
+        match id_of(document) {
+            Some(id) => of_id.entry(id).or_default().push(document),
+            None => shadowed.push((document.listed.name.clone(), None)),
         }
     }
     let mut chosen = HashMap::with_capacity(of_id.len());
     for (id, mut claimants) in of_id {
         claimants.sort_by(|a, b| a.listed.name.cmp(&b.listed.name));
-        chosen.insert(id, choose(&claimants));
+        let (document, problem) = choose(&claimants);
+        let others = claimants.iter().map(|claimant| &claimant.listed.name);
+        let others = others.filter(|name| **name != document.listed.name);
+        shadowed.extend(others.map(|name| (name.clone(), Some(id.clone()))));
+        chosen.insert(id, (document, problem));
     }
     let links = chosen.iter().filter_map(|(id, (document, problem))| {
         let summary = document.summary.as_ref().ok()?;
@@ -120,7 +222,7 @@ fn snapshot_of(documents: &HashMap<ObjectName, Document>) -> Snapshot {
         let problem = problem.or_else(|| chains.get(&id).and_then(|chain| chain.clone().err()));
         Arc::new(entry_of(id, document, problem))
     });
-    Snapshot::new(entries.collect())
+    Snapshot { shadowed, ..Snapshot::new(entries.collect()) }
 }
 
 fn id_of(document: &Document) -> Option<BackupId> {
@@ -188,13 +290,13 @@ mod tests {
         let denied = Rule::new(Operation::Open, Fault::Error(ErrorKind::AccessDenied)).names("*secret*");
         let store = FaultStore::new(store, [denied]);
         let mut scan = Scan::default();
-        let first = scan.run(&store).unwrap();
+        let first = scan.run(&store, &|_, _| ()).unwrap();
         assert_eq!(first.entries().count(), 2);
-        assert!(Arc::ptr_eq(&first, &scan.run(&store).unwrap()));
+        assert!(Arc::ptr_eq(&first, &scan.run(&store, &|_, _| ()).unwrap()));
         store.set_script([]);
-        let readable = scan.run(&store).unwrap();
+        let readable = scan.run(&store, &|_, _| ()).unwrap();
         assert!(!Arc::ptr_eq(&first, &readable), "the reason has changed");
         store.inner().remove(&name("d/secret_metadata"));
-        assert_eq!(scan.run(&store).unwrap().entries().count(), 1);
+        assert_eq!(scan.run(&store, &|_, _| ()).unwrap().entries().count(), 1);
     }
 }

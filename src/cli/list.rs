@@ -2,6 +2,7 @@
 
 use std::cmp::Ordering;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
@@ -13,6 +14,7 @@ use crate::catalog::{Catalog, Entry};
 use crate::error::{Error, ErrorKind};
 use crate::frontend::document::{self, STATUS_AVAILABLE, STATUS_ERROR};
 use crate::image::Image;
+use crate::in_order::in_order;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -109,25 +111,37 @@ pub(crate) fn run(args: &ListArgs) -> Result<Outcome, Failure> {
     let entries = select::newest_first(&snapshot);
     let volume = args.volume.as_deref().map(|words| select::volume(&entries, words)).transpose()?;
     let mut fault = entries.iter().find_map(|entry| entry.problem.clone().filter(is_of_store));
-    let mut rows: Vec<Vec<Value>> = entries
+    let listed: Vec<_> = entries
         .iter()
         .filter(|entry| volume.is_none() || entry.volume_id == volume)
         .filter(|entry| args.name.is_none() || entry.name == args.name)
-        .map(|entry| {
-            let wants_image = wants_status || wants_indexed || wants(SIZE) && entry.volume_size_gib.is_none();
-            let image = wants_image.then(|| open(&catalog, entry));
-            let image = image.and_then(|image| {
-                image.map_err(|error| fault = fault.take().or_else(|| Some(error).filter(is_of_store))).ok()
-            });
-            let indexed = image.as_deref().filter(|_| wants_indexed).map(indexed_percent);
-            row(entry, image.as_deref(), indexed)
-        })
-        .filter(|row| match args.status {
+        .collect();
+    let look_at = |entry: &Arc<Entry>| {
+        let wants_image = wants_status || wants_indexed || wants(SIZE) && entry.volume_size_gib.is_none();
+        let image = wants_image.then(|| open(&catalog, entry)).transpose();
+        let (image, fault) = image.map_or_else(|error| (None, Some(error)), |image| (image, None));
+        let indexed = image.as_deref().filter(|_| wants_indexed).map(indexed_percent);
+        (row(entry, image.as_deref(), indexed), fault.filter(is_of_store))
+    };
+    let mut rows = Vec::with_capacity(listed.len());
+    let take = |_, (row, failed): (Vec<Value>, Option<Error>)| {
+        fault = fault.take().or(failed);
+        let is_wanted = match args.status {
             None => true,
             Some(Status::Available) => row[STATUS] == STATUS_AVAILABLE,
             Some(Status::Error) => row[STATUS] == STATUS_ERROR,
-        })
-        .collect();
+        };
+        rows.extend(is_wanted.then_some(row));
+        Ok(())
+    };
+    in_order(
+        listed.len() as u64,
+        catalog.store().calls_at_once(),
+        &AtomicBool::new(false),
+        || (),
+        |(), index| Ok(look_at(listed[index as usize])),
+        take,
+    )?;
     require_answers(&catalog, fault.as_ref())?;
     sort_rows(&mut rows, &sort, args.sort_descending);
 

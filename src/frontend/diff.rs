@@ -13,10 +13,10 @@
 use std::ops::Range;
 use std::sync::atomic::AtomicBool;
 
-use super::in_order::in_order;
 use super::map::PART_BLOCKS;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Digests, Image};
+use crate::in_order::in_order;
 use crate::types::{BlockHash, BlockIndex};
 
 /// How the newer image differs from the older in a range.

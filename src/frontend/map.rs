@@ -10,10 +10,10 @@
 use std::ops::Range;
 use std::sync::atomic::AtomicBool;
 
-use super::in_order::in_order;
 use crate::chain::extent_map::{ExtentMap, ObjectIndex, Piece};
 use crate::error::Result;
 use crate::image::{Digests, Image};
+use crate::in_order::in_order;
 use crate::types::{BlockHash, BlockIndex};
 
 /// Digests that one thread reads at once: 2.25 MiB of their file, 1 GiB of a volume at 32 KiB a block.

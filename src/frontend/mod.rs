@@ -6,7 +6,6 @@ pub mod document;
 #[cfg(feature = "fuse")]
 pub mod fuse;
 pub mod hydrate;
-mod in_order;
 pub mod index;
 pub mod map;
 pub mod restore;

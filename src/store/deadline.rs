@@ -22,7 +22,7 @@
 //! the reads of its object only; else the store has stalled.
 //!
 //! Invariants: a call of a thread that is not expendable returns within the timeout; at most [`THREADS_MAX`](calls::THREADS_MAX) threads exist, at most [`STUCK_MAX`](calls::STUCK_MAX) of them stuck (beyond,
-//! nothing is tried until one returns); a thread that was left behind writes to buffers of its own only.
+//! nothing is tried until one returns), and they end when nobody needs them; a thread that was left behind writes to buffers of its own only.
 
 mod calls;
 mod object;
@@ -37,7 +37,7 @@ use std::time::Duration;
 
 use self::calls::Calls;
 use self::object::DeadlineObject;
-use super::{Listing, ObjectSource, ObjectVersion, Store};
+use super::{ListedObject, Listing, ObjectSource, ObjectVersion, Store};
 use crate::error::{Error, ErrorKind, Result};
 use crate::types::ObjectName;
 
@@ -78,6 +78,24 @@ impl DeadlineStore {
     pub fn cancelled_by(inner: Arc<dyn Store>, timeout: Duration, is_cancelled: fn() -> bool) -> Self {
         let calls = Arc::new(Calls::cancelled_by(&inner, timeout, is_cancelled));
         Self { inner, calls }
+    }
+
+    fn listed<T: Send + 'static>(&self, list: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+        // Pages come one after the other for as long as it takes, and such a store notices when none does.
+        let patience = if self.inner.has_deadlines() { None } else { Some(self.timeout()) };
+        self.calls.run_within(patience, &"the list of its objects", list)
+    }
+
+    fn opened(
+        &self,
+        name: &ObjectName,
+        open: impl FnOnce() -> Result<Arc<dyn ObjectSource>> + Send + 'static,
+    ) -> Result<Arc<dyn ObjectSource>> {
+        let source = self.calls.run(&format_args!("object {name:?}"), open)?;
+        if source.is_local() {
+            return Ok(source);
+        }
+        Ok(Arc::new(DeadlineObject::new(source, name.clone(), self.calls.clone())))
     }
 
     /// How long a call may take.
@@ -159,19 +177,27 @@ impl Store for DeadlineStore {
 
     fn list(&self, suffix: &str) -> Result<Listing> {
         let (inner, suffix) = (self.inner.clone(), suffix.to_owned());
-        let list = move || inner.list(&suffix);
-        // Pages come one after the other for as long as it takes, and such a store notices when none does.
-        let patience = if self.inner.has_deadlines() { None } else { Some(self.timeout()) };
-        self.calls.run_within(patience, &"the list of its objects", list)
+        self.listed(move || inner.list(&suffix))
+    }
+
+    fn list_with(&self, suffix: &str, also: &str) -> Result<(Listing, Vec<ListedObject>)> {
+        let (inner, suffix, also) = (self.inner.clone(), suffix.to_owned(), also.to_owned());
+        self.listed(move || inner.list_with(&suffix, &also))
     }
 
     fn open(&self, name: &ObjectName) -> Result<Arc<dyn ObjectSource>> {
         let (inner, wanted) = (self.inner.clone(), name.clone());
-        let source = self.calls.run(&format_args!("object {name:?}"), move || inner.open(&wanted))?;
-        if source.is_local() {
-            return Ok(source);
-        }
-        Ok(Arc::new(DeadlineObject::new(source, name.clone(), self.calls.clone())))
+        self.opened(name, move || inner.open(&wanted))
+    }
+
+    fn open_listed(&self, listed: &ListedObject) -> Result<Arc<dyn ObjectSource>> {
+        let (inner, wanted) = (self.inner.clone(), listed.clone());
+        self.opened(&listed.name, move || inner.open_listed(&wanted))
+    }
+
+    fn calls_at_once(&self) -> usize {
+        // The rest is for who else asks meanwhile.
+        self.inner.calls_at_once().min(calls::THREADS_MAX / 2)
     }
 
     fn version_of(&self, name: &ObjectName) -> Result<ObjectVersion> {

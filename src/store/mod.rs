@@ -37,9 +37,22 @@ pub trait Store: Send + Sync {
     /// [`Listing::unreadable`], so that one bad container does not hide the others.
     fn list(&self, suffix: &str) -> Result<Listing>;
 
+    /// [`list`](Self::list), and what the store has seen meanwhile of objects whose name ends with `also`: nothing, where that would take
+    /// another look.
+    fn list_with(&self, suffix: &str, _also: &str) -> Result<(Listing, Vec<ListedObject>)> {
+        Ok((self.list(suffix)?, Vec::new()))
+    }
+
     /// Opens an object for reading. [`ErrorKind::ObjectNotFound`] when there is none of that name,
     /// [`ErrorKind::UnsafeName`] when the name leads out of the store.
     fn open(&self, name: &ObjectName) -> Result<Arc<dyn ObjectSource>>;
+
+    /// Opens an object that a listing has told of lately. A store to which each question is a journey takes the listing's word for what
+    /// [`open`](Self::open) would have to ask; an object that was deleted or replaced since is found out by the first read at the latest,
+    /// which then fails with [`ErrorKind::ObjectNotFound`] or [`ErrorKind::StoreIo`].
+    fn open_listed(&self, listed: &ListedObject) -> Result<Arc<dyn ObjectSource>> {
+        self.open(&listed.name)
+    }
 
     /// The version that an object has now, for who has an older one to go on with: a store that is slow may fail.
     fn version_of(&self, name: &ObjectName) -> Result<ObjectVersion> {
@@ -54,6 +67,11 @@ pub trait Store: Send + Sync {
     /// Whether a call ends by itself when nothing comes for too long, however long it takes while something comes.
     fn has_deadlines(&self) -> bool {
         false
+    }
+
+    /// How many calls are worth having under way at once, where each is a journey; 1 where threads would only stand in each other's way.
+    fn calls_at_once(&self) -> usize {
+        1
     }
 
     /// Ends threads of its own, which have to be idle; the next call starts them again.

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use cinderfs::ErrorKind;
-use cinderfs::store::{Store, read_exact_at};
+use cinderfs::store::{ListedObject, Store, read_exact_at};
 use cinderfs::types::ObjectName;
 
 /// A store under test, with the means to change what it holds.
@@ -32,7 +32,8 @@ macro_rules! conforms {
                 an_empty_store_lists_nothing, lists_by_suffix_sorted_and_nested, any_utf8_name_is_a_name,
                 a_missing_object_is_not_found, reads_across_and_past_the_end, an_empty_object_is_an_object,
                 no_offset_is_too_big, an_open_object_outlives_its_name, the_version_follows_the_content,
-                the_listing_tells_what_open_tells, many_threads_read_the_right_bytes);
+                the_listing_tells_what_open_tells,
+                what_was_listed_is_read_as_it_was_listed_or_not_at_all, many_threads_read_the_right_bytes);
         }
     };
     // A server, whose objects are replaced whole and known by what is in them.
@@ -43,7 +44,8 @@ macro_rules! conforms {
                 an_empty_store_lists_nothing, lists_by_suffix_sorted_and_nested, any_utf8_name_is_a_name,
                 a_missing_object_is_not_found, reads_across_and_past_the_end, an_empty_object_is_an_object,
                 no_offset_is_too_big, a_replaced_object_is_never_mixed, the_version_tells_contents_apart,
-                the_listing_tells_what_open_tells, many_threads_read_the_right_bytes);
+                the_listing_tells_what_open_tells,
+                what_was_listed_is_read_as_it_was_listed_or_not_at_all, many_threads_read_the_right_bytes);
         }
     };
     (@each $attribute:tt $bench:expr, $($property:ident),*) => {
@@ -231,6 +233,41 @@ pub(crate) fn the_listing_tells_what_open_tells(bench: &dyn Bench) {
         assert_eq!(object.stat, *bench.store().open(&object.name).unwrap().stat(), "{}", object.name);
         assert!(object.stat.owner.mode <= 0o7777);
     }
+}
+
+pub(crate) fn what_was_listed_is_read_as_it_was_listed_or_not_at_all(bench: &dyn Bench) {
+    let store = bench.store();
+    for (object, content) in [("c/a_metadata", "one"), ("c/a_sha256file", "digests"), ("c/a-00001", "data")] {
+        bench.put(object, content.as_bytes());
+    }
+    let whole = |listed: &ListedObject| -> cinderfs::Result<_> {
+        let source = store.open_listed(listed)?;
+        let mut bytes = vec![0; source.stat().len_bytes as usize];
+        read_exact_at(&*source, &mut bytes, 0)?;
+        Ok((source.stat().version.clone(), bytes))
+    };
+    let (listing, others) = store.list_with("_metadata", "_sha256file").unwrap();
+    assert_eq!(
+        listing.objects.iter().map(|listed| listed.name.as_str()).collect::<Vec<_>>(),
+        ["c/a_metadata"]
+    );
+    assert!(others.iter().all(|listed| listed.name.as_str() == "c/a_sha256file"), "{others:?}");
+    for listed in listing.objects.iter().chain(&others) {
+        let expected = read(store, listed.name.as_str()).unwrap();
+        assert_eq!(whole(listed).unwrap(), (listed.stat.version.clone(), expected));
+    }
+    let listed = &listing.objects[0];
+    bench.put("c/a_metadata", b"two, and longer");
+    match whole(listed) {
+        Ok((version, bytes)) => {
+            assert_ne!(version, listed.stat.version);
+            assert_eq!(bytes, b"two, and longer");
+        }
+        Err(error) => assert_eq!(error.kind(), ErrorKind::StoreIo, "{error}"),
+    }
+    bench.remove("c/a_metadata");
+    let error = whole(listed).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ObjectNotFound, "{error}");
 }
 
 pub(crate) fn many_threads_read_the_right_bytes(bench: &dyn Bench) {

@@ -55,6 +55,8 @@ pub(crate) struct FakeSwift {
     down_after: Mutex<Option<String>>,
     /// All markers become another run's when a name that ends so is put in.
     taken_over_with: Mutex<Option<String>>,
+    /// Looking at a name that begins so fails.
+    unseen: Mutex<Option<String>>,
     /// Listings tell all names, whatever the prefix.
     pub(crate) is_blind_to_prefixes: AtomicBool,
     /// Method and name of all requests.
@@ -88,6 +90,11 @@ impl FakeSwift {
     /// Another run takes over all markers while a name is put in that ends so.
     pub(crate) fn take_over_with(&self, ending: &str) {
         *self.taken_over_with.lock().unwrap() = Some(ending.to_owned());
+    }
+
+    /// HEADs of names that begin so are answered with an error of the server.
+    pub(crate) fn refuse_to_show(&self, beginning: &str) {
+        *self.unseen.lock().unwrap() = Some(beginning.to_owned());
     }
 
     pub(crate) fn faults_left(&self) -> usize {
@@ -146,6 +153,12 @@ impl FakeSwift {
                     .into_bytes()
             }
             Some(_) if self.is_down.load(Ordering::Relaxed) => status(503),
+            Some(name)
+                if method == "HEAD"
+                    && self.unseen.lock().unwrap().as_deref().is_some_and(|part| name.starts_with(part)) =>
+            {
+                status(503)
+            }
             Some(_) if header("x-auth-token: ") != Some(token) => status(401),
             Some(name) if name.is_empty() => self.listing(query),
             Some(name) => self.object(method, &name, &header, body, fault)?,

@@ -4,7 +4,7 @@ A part has a `TITLE`, the name of the `VOLUMES` that it reads and perhaps shares
 yields the lines of its section and puts what it found for the bars.
 """
 
-from . import (bytes_fetched, chain, create, created, first_file, hydrate, iops, memory, opening, random_reads, recording, remote,
+from . import (bytes_fetched, chain, create, created, first_file, hydrate, iops, listing, memory, opening, random_reads, recording, remote,
                restore, sequential, speed)
 
 PARTS = {
@@ -23,4 +23,5 @@ PARTS = {
     "opening": opening,
     "create": create,
     "remote": remote,
+    "listing": listing,
 }

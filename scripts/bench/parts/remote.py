@@ -1,7 +1,6 @@
 """An object store 20 ms away: Ceph's RADOS gateway on this machine behind a proxy that adds latency and counts what is asked for."""
 
 import bisect
-import collections
 import json
 import os
 import re
@@ -15,7 +14,6 @@ import urllib.parse
 import filesystem
 import kit
 import latency
-import pages
 import readers
 import volumes
 from parts import created
@@ -50,7 +48,6 @@ def measure(run):
             yield "**%s**" % error
         finally:
             subprocess.run([program, "down", folder], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=False)
-    yield from listing(run)
 
 
 class Remote:
@@ -266,29 +263,3 @@ def one_file(run, remote, volume, file, cache):
         if readers.digest(data) != file["sha256"]:
             raise kit.Failed("%s: wrong bytes" % file["path"])
     return seconds
-
-
-def listing(run):
-    count = run.args.remote_backups
-    times, peaks = [], []
-    with pages.serving(count) as (port, objects), latency.Proxy(port, LATENCY_SECONDS) as proxy:
-        os.environ.update(AWS_ACCESS_KEY_ID="a", AWS_SECRET_ACCESS_KEY="b", AWS_REGION="default")
-        store = "s3://many?endpoint=http://127.0.0.1:%d" % proxy.port
-        for _ in run.each_round("remote, listing"):
-            with open(os.path.join(run.scratch, "listed"), "w+b") as out:
-                started = time.monotonic()
-                process = subprocess.Popen([run.args.cinderfs, "list", store, "-f", "json"], stdin=subprocess.DEVNULL, stdout=out,
-                                           env=run.environment())
-                peaks.append(kit.wait_watching(process, kit.READ_SECONDS_MAX))
-                times.append(time.monotonic() - started)
-                out.seek(0)
-                listed = len(json.load(out)) if process.returncode == 0 else -1
-            if listed != count:
-                raise kit.Failed("list told %d backups of %d" % (listed, count))
-            requests = proxy.taken()
-    lists = [one["path"] for one in requests if "list-type" in one["path"]]
-    others = collections.Counter("%s of %s" % (one["method"], one["path"].rpartition("_")[2] if "_metadata" in one["path"] or "_sha256file" in one["path"] else "data")
-                                 for one in requests if "list-type" not in one["path"])
-    yield "**Listing** %d backups (%d objects, pages of %d): %s s, peak RSS %s MiB; %d list requests, %d of them for a page asked for before, besides %s; at most %d at once." % (
-        count, objects, pages.KEYS_PER_PAGE, kit.spread(times, form="%.2f"), kit.spread(peaks, MIB),
-        len(lists), len(lists) - len(set(lists)), ", ".join("%d %s" % (times, what) for what, times in sorted(others.items())) or "nothing", max(one["under_way"] for one in requests))

@@ -26,9 +26,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use self::compare::{Comparer, Part};
-use super::in_order::in_order;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Digests, Image};
+use crate::in_order::in_order;
 use crate::types::BackupId;
 use crate::writer::source::Source;
 

@@ -6,7 +6,7 @@ use std::fmt::Display;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -28,6 +28,9 @@ pub(super) const PROBE_EVERY: Duration = Duration::from_secs(5);
 /// How long a probe may take: whoever asks for something meanwhile waits for it.
 const PROBE_PATIENCE: Duration = Duration::from_secs(1);
 
+/// How long a thread waits for its next call before it ends.
+const IDLE_MAX: Duration = Duration::from_secs(10);
+
 /// How long a cancelled command waits on for a call.
 const CANCEL_EVERY: Duration = Duration::from_millis(100);
 
@@ -36,11 +39,20 @@ const BUFFERS_MAX: usize = 16;
 
 type Job = Box<dyn FnOnce() + Send>;
 
+/// A thread for calls, to those who send it some.
+#[derive(Clone)]
+pub(super) struct Caller {
+    number: u64,
+    jobs: Sender<Job>,
+}
+
 /// The threads, and what is known of the store.
 pub(super) struct Calls {
     /// What the store is called.
     location: Box<str>,
     timeout: Duration,
+    /// [`IDLE_MAX`], except in tests.
+    pub(super) idle_max: Duration,
     is_armed: AtomicBool,
     /// Whether the command that asks is to end.
     is_cancelled: Option<fn() -> bool>,
@@ -62,11 +74,14 @@ pub(super) struct Calls {
 
 #[derive(Default)]
 pub(super) struct State {
-    pub(super) idle: Vec<Sender<Job>>,
+    /// The last one rests the shortest and is asked first, so that those that are not needed rest on, until they end.
+    pub(super) idle: Vec<Caller>,
     pub(super) threads: usize,
+    /// How many there ever were.
+    started: u64,
     pub(super) stuck: usize,
     pub(super) stall: Option<Stall>,
-    /// All that were started.
+    /// All that were started and may not have ended.
     pub(super) joined: Vec<JoinHandle<()>>,
 }
 
@@ -91,6 +106,7 @@ impl Calls {
         Self {
             location: store.location().into(),
             timeout,
+            idle_max: IDLE_MAX,
             is_armed: AtomicBool::new(false),
             is_cancelled: None,
             judge: store.has_deadlines().then(|| store.clone()),
@@ -210,6 +226,11 @@ impl Calls {
             let _waiting = Waiting::begin(what);
             return call();
         }
+        // Many short calls are to end as early as a long one.
+        if self.is_cancelled.is_some_and(|is| is()) {
+            let message = format!("interrupted before the store {:?} was asked for {what}", self.location);
+            return Err(Error::new(ErrorKind::Interrupted, message));
+        }
         let begun = Instant::now();
         let (thread, granted) = self.admit(what, begun)?;
         // A probe has less time than the store is given for an answer.
@@ -231,7 +252,7 @@ impl Calls {
                 let _ = sender.send(outcome);
             })
         };
-        if thread.send(job).is_err() {
+        if thread.jobs.send(job).is_err() {
             return Err(Error::new(ErrorKind::StoreIo, "a thread for calls of the store has ended"));
         }
         loop {
@@ -288,7 +309,7 @@ impl Calls {
     }
 
     /// A thread for a call and how long to wait for it, or why there is none.
-    fn admit(&self, what: &dyn Display, begun: Instant) -> Result<(Sender<Job>, Duration)> {
+    fn admit(self: &Arc<Self>, what: &dyn Display, begun: Instant) -> Result<(Caller, Duration)> {
         let mut patience = self.timeout;
         let mut state = self.lock();
         loop {
@@ -311,10 +332,7 @@ impl Calls {
                 return Ok((thread, patience));
             }
             if state.threads < THREADS_MAX {
-                let (thread, joined) = start_thread()?;
-                state.threads += 1;
-                state.joined.push(joined);
-                return Ok((thread, patience));
+                return Ok((self.start_thread(&mut state)?, patience));
             }
             let Some(left) = self.timeout.checked_sub(begun.elapsed()).filter(|left| !left.is_zero()) else {
                 let message =
@@ -326,7 +344,7 @@ impl Calls {
     }
 
     /// Notes that the call on `thread` has returned, in time or not.
-    fn returned(&self, progress: &Mutex<Progress>, thread: Sender<Job>) {
+    fn returned(&self, progress: &Mutex<Progress>, thread: Caller) {
         let mut state = self.lock();
         let before =
             std::mem::replace(&mut *progress.lock().unwrap_or_else(PoisonError::into_inner), Progress::Done);
@@ -344,7 +362,7 @@ impl Calls {
     }
 
     /// Keeps a thread for the next call, unless [`disarm`](Self::disarm) waits for its end.
-    fn rests(&self, state: &mut State, thread: Sender<Job>) {
+    fn rests(&self, state: &mut State, thread: Caller) {
         if self.is_armed.load(Ordering::Acquire) {
             state.idle.push(thread);
         }
@@ -389,10 +407,8 @@ impl Calls {
         }
         let mut state = self.lock();
         let thread = state.idle.pop().or_else(|| {
-            let (thread, joined) = (state.threads < THREADS_MAX).then(start_thread)?.ok()?;
-            state.threads += 1;
-            state.joined.push(joined);
-            Some(thread)
+            let may_start = state.threads < THREADS_MAX;
+            may_start.then(|| self.start_thread(&mut state))?.ok()
         });
         drop(state);
         let Some(thread) = thread else { return act() };
@@ -403,7 +419,42 @@ impl Calls {
             calls.idle.notify_one();
         });
         // Where it cannot be sent it is dropped, which does no harm.
-        let _ = thread.send(job);
+        let _ = thread.jobs.send(job);
+    }
+
+    /// A thread that does what it is sent until nobody can send any more, or has not for long.
+    fn start_thread(self: &Arc<Self>, state: &mut State) -> Result<Caller> {
+        let (sender, jobs) = mpsc::channel::<Job>();
+        let number = state.started;
+        let (calls, idle_max): (Weak<Self>, _) = (Arc::downgrade(self), self.idle_max);
+        let work = move || loop {
+            match jobs.recv_timeout(idle_max) {
+                Ok(job) => job(),
+                Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Timeout) => {
+                    if calls.upgrade().is_none_or(|calls| calls.retires(number)) {
+                        return;
+                    }
+                }
+            }
+        };
+        let joined = thread::Builder::new().name("store".to_owned()).spawn(work).map_err(|error| {
+            Error::caused_by(ErrorKind::StoreIo, "cannot start a thread for a call of the store", error)
+        })?;
+        state.started += 1;
+        state.threads += 1;
+        state.joined.retain(|thread| !thread.is_finished());
+        state.joined.push(joined);
+        Ok(Caller { number, jobs: sender })
+    }
+
+    /// Whether a thread that rests may end; one that was just asked may not.
+    fn retires(&self, number: u64) -> bool {
+        let mut state = self.lock();
+        let Some(at) = state.idle.iter().position(|thread| thread.number == number) else { return false };
+        state.idle.remove(at);
+        state.threads -= 1;
+        true
     }
 
     pub(super) fn buffer(&self) -> Vec<u8> {
@@ -420,18 +471,4 @@ impl Calls {
 
 fn ticks(time: Duration) -> u32 {
     u32::try_from(time.as_millis() / LOOK_EVERY.as_millis()).unwrap_or(u32::MAX)
-}
-
-/// A thread that does what it is sent until nobody can send any more.
-fn start_thread() -> Result<(Sender<Job>, JoinHandle<()>)> {
-    let (sender, jobs) = mpsc::channel::<Job>();
-    let work = move || {
-        for job in jobs {
-            job();
-        }
-    };
-    let joined = thread::Builder::new().name("store".to_owned()).spawn(work).map_err(|error| {
-        Error::caused_by(ErrorKind::StoreIo, "cannot start a thread for a call of the store", error)
-    })?;
-    Ok((sender, joined))
 }

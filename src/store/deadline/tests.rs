@@ -174,6 +174,40 @@ fn threads_are_few_however_many_call() {
 }
 
 #[test]
+fn threads_that_nobody_needs_end_and_others_take_their_place() {
+    let gate = Arc::new(Gate::default());
+    let mut store = DeadlineStore::new(Arc::new(GatedStore(gate.clone(), false)), Duration::from_secs(20));
+    Arc::get_mut(&mut store.calls).unwrap().idle_max = Duration::from_millis(50);
+    store.arm();
+    gate.set(true);
+    thread::scope(|scope| {
+        for _ in 0..10 {
+            scope.spawn(|| store.list("x").unwrap());
+        }
+        while gate.waiting.load(Ordering::SeqCst) < 10 {
+            thread::yield_now();
+        }
+        gate.set(false);
+    });
+    while store.calls.lock().threads > 0 {
+        thread::yield_now();
+    }
+    assert!(store.calls.lock().idle.is_empty());
+    for round in 0..30 {
+        // Some calls come just when the thread is about to end.
+        thread::sleep(Duration::from_millis(40 + round));
+        store.list("x").unwrap();
+    }
+    let state = store.calls.lock();
+    assert!(
+        state.threads <= 1 && state.joined.len() <= 2,
+        "{} threads, {}",
+        state.threads,
+        state.joined.len()
+    );
+}
+
+#[test]
 fn local_objects_are_read_by_the_caller() {
     let (store, _) = gated(SHORT, true);
     let object = store.open(&name()).unwrap();

@@ -174,6 +174,40 @@ enum Naming {
     Generation,
 }
 
+/// Which objects a listing tells.
+#[derive(Clone, Copy)]
+struct Wanted<'a> {
+    prefix: &'a str,
+    suffix: &'a str,
+    /// Another suffix, of what is told if it can be.
+    also: Option<&'a str>,
+}
+
+impl Wanted<'_> {
+    /// Whether a name is wanted. A server or a proxy that does not heed the prefix tells others' names too.
+    fn has(&self, name: &str) -> bool {
+        let suffixes = std::iter::once(self.suffix).chain(self.also);
+        name.starts_with(self.prefix) && suffixes.into_iter().any(|suffix| name.ends_with(suffix))
+    }
+
+    /// Whether it has to be said that an object of this name cannot be told.
+    fn is_missed(&self, name: &str) -> bool {
+        name.ends_with(self.suffix)
+    }
+}
+
+impl Naming {
+    /// Reads the object that has this word and no other.
+    fn only(self, word: &str) -> ReaderOptions {
+        let mut options = ReaderOptions::default();
+        match self {
+            Self::Etag => options.if_match = Some(quoted(word)),
+            Self::Generation => options.if_version_match = Some(word.to_owned()),
+        }
+        options
+    }
+}
+
 impl RemoteStore {
     #[expect(clippy::new_ret_no_self, reason = "all that is made of it is a store")]
     fn new(location: String, backend: Backend, engine: Engine) -> Result<Arc<dyn Store>> {
@@ -227,34 +261,35 @@ impl RemoteStore {
             _ => error.context(format!("cannot open object {name:?}")),
         })?;
         let stat = stat_of(&meta, naming)?;
-        let mut options = ReaderOptions::default();
-        match naming {
-            Naming::Etag => options.if_match = meta.etag().map(quoted),
-            Naming::Generation => options.if_version_match = meta.version().map(str::to_owned),
-        }
+        let options = naming.only(word_of(&stat.version));
         Ok((stat, Source { operator: operator.clone(), path: path.to_owned(), options }))
     }
 
-    /// All objects of a bucket whose names begin with `prefix` and end with `suffix`.
+    /// What a request for an object in the version that a listing told says. Nothing is asked of the server.
+    async fn source_of(&self, listed: &ListedObject) -> Result<Source> {
+        let (operator, path, naming) = self.place(&listed.name).await?;
+        Ok(Source { operator, path: path.to_owned(), options: naming.only(word_of(&listed.stat.version)) })
+    }
+
+    /// All objects of a bucket that are wanted.
     async fn bucket(
         &self,
         operator: &Operator,
         naming: Naming,
-        (prefix, suffix): (&str, &str),
+        wanted: Wanted<'_>,
         listed_max: u64,
     ) -> Result<Listing> {
         let mut listing = Listing::default();
         let options = ListOptions { recursive: true, ..ListOptions::default() };
         let failed = |error: opendal::Error| Failed::from_opendal(&error).error;
-        let mut lister = operator.lister_options(prefix, options).await.map_err(failed)?;
+        let mut lister = operator.lister_options(wanted.prefix, options).await.map_err(failed)?;
         let mut looked: u64 = 0;
         while let Some(entry) = lister.try_next().await.map_err(failed)? {
             looked += 1;
             if looked > listed_max {
                 return Err(too_many(listed_max));
             }
-            let is_wanted = entry.path().starts_with(prefix) && entry.path().ends_with(suffix);
-            if entry.metadata().is_dir() || !is_wanted {
+            if entry.metadata().is_dir() || !wanted.has(entry.path()) {
                 continue;
             }
             match ObjectName::parse(entry.path()) {
@@ -262,27 +297,28 @@ impl RemoteStore {
                     let stat = stat_of(entry.metadata(), naming)?;
                     listing.objects.push(ListedObject { name, stat });
                 }
-                Err(error) => listing.unreadable.push((entry.path().to_owned(), error)),
+                Err(error) if wanted.is_missed(entry.path()) => {
+                    listing.unreadable.push((entry.path().to_owned(), error));
+                }
+                Err(_) => {}
             }
         }
         Ok(listing)
     }
 
-    /// All objects of a Swift container whose names there begin with `prefix`; `folder` goes before their names.
+    /// All objects of a Swift container that are wanted by their names there; `folder` goes before these.
     async fn container(
         &self,
         account: &Account,
         container: &str,
         folder: &str,
-        (prefix, suffix): (&str, &str),
+        wanted: Wanted<'_>,
         listed_max: u64,
     ) -> Result<Listing> {
         let mut listing = Listing::default();
         let mut manifests = Vec::new();
         let take = |listed: Listed| {
-            // A server or a proxy that does not heed the prefix tells others' names too.
-            let is_wanted = listed.name.starts_with(prefix) && listed.name.ends_with(suffix);
-            if !is_wanted || listed.name.ends_with('/') {
+            if !wanted.has(&listed.name) || listed.name.ends_with('/') {
                 return;
             }
             let text = format!("{folder}{}", listed.name);
@@ -290,10 +326,11 @@ impl RemoteStore {
                 // A manifest of segments that lie elsewhere, or really empty.
                 Ok(name) if listed.bytes == 0 => manifests.push(name),
                 Ok(name) => listing.objects.push(ListedObject { name, stat: stat_of_swift(&listed) }),
-                Err(error) => listing.unreadable.push((text, error)),
+                Err(error) if wanted.is_missed(&text) => listing.unreadable.push((text, error)),
+                Err(_) => {}
             }
         };
-        account.objects(self.tries(), container, prefix, listed_max, take).await?;
+        account.objects(self.tries(), container, wanted.prefix, listed_max, take).await?;
         let mut stats = futures_util::stream::iter(manifests)
             .map(|name| async move { (self.stat(&name).await, name) })
             .buffer_unordered(STATS_AT_ONCE);
@@ -302,19 +339,22 @@ impl RemoteStore {
                 Ok((stat, _)) => listing.objects.push(ListedObject { name, stat }),
                 // Deleted since.
                 Err(error) if error.kind() == ErrorKind::ObjectNotFound => {}
-                Err(error) => listing.unreadable.push((name.to_string(), error)),
+                Err(error) if wanted.is_missed(name.as_str()) => {
+                    listing.unreadable.push((name.to_string(), error));
+                }
+                Err(_) => {}
             }
         }
         Ok(listing)
     }
 
-    /// All objects of an account.
-    async fn account(&self, account: &Account, suffix: &str) -> Result<Listing> {
+    /// All objects of an account that are wanted.
+    async fn account(&self, account: &Account, wanted: Wanted<'_>) -> Result<Listing> {
         let names = account.containers(self.tries()).await?;
         let mut listings = futures_util::stream::iter(names)
             .map(|container| async move {
                 let folder = format!("{container}/");
-                (self.container(account, &container, &folder, ("", suffix), LISTED_MAX).await, container)
+                (self.container(account, &container, &folder, wanted, LISTED_MAX).await, container)
             })
             .buffer_unordered(CONTAINERS_AT_ONCE);
         let mut all = Listing::default();
@@ -331,23 +371,16 @@ impl RemoteStore {
         }
         Ok(all)
     }
-}
 
-impl Store for RemoteStore {
-    fn location(&self) -> &str {
-        &self.location
-    }
-
-    fn list(&self, suffix: &str) -> Result<Listing> {
+    /// All objects that are wanted, sorted by name.
+    fn listing(&self, wanted: Wanted<'_>) -> Result<Listing> {
         let listed = self.engine.wait(async {
             match &self.backend {
-                Backend::Bucket(operator, naming) => {
-                    self.bucket(operator, *naming, ("", suffix), LISTED_MAX).await
-                }
+                Backend::Bucket(operator, naming) => self.bucket(operator, *naming, wanted, LISTED_MAX).await,
                 Backend::Swift { account, container: Some(name), .. } => {
-                    self.container(account, name, "", ("", suffix), LISTED_MAX).await
+                    self.container(account, name, "", wanted, LISTED_MAX).await
                 }
-                Backend::Swift { account, container: None, .. } => self.account(account, suffix).await,
+                Backend::Swift { account, container: None, .. } => self.account(account, wanted).await,
             }
         });
         let mut listing = listed.map_err(|error| match error.kind() {
@@ -362,10 +395,37 @@ impl Store for RemoteStore {
         listing.objects.dedup_by(|a, b| a.name == b.name);
         Ok(listing)
     }
+}
+
+impl Store for RemoteStore {
+    fn location(&self) -> &str {
+        &self.location
+    }
+
+    fn list(&self, suffix: &str) -> Result<Listing> {
+        self.listing(Wanted { prefix: "", suffix, also: None })
+    }
+
+    fn list_with(&self, suffix: &str, also: &str) -> Result<(Listing, Vec<ListedObject>)> {
+        let mut listing = self.listing(Wanted { prefix: "", suffix, also: Some(also) })?;
+        let others =
+            listing.objects.extract_if(.., |object| !object.name.as_str().ends_with(suffix)).collect();
+        Ok((listing, others))
+    }
 
     fn open(&self, name: &ObjectName) -> Result<Arc<dyn ObjectSource>> {
         let (stat, source) = self.engine.wait(self.stat(name))?;
         Ok(Arc::new(RemoteObject::new(name.clone(), stat, source, self.engine.clone(), self.shelf.clone())))
+    }
+
+    fn open_listed(&self, listed: &ListedObject) -> Result<Arc<dyn ObjectSource>> {
+        let source = self.engine.wait(self.source_of(listed))?;
+        let (name, stat) = (listed.name.clone(), listed.stat.clone());
+        Ok(Arc::new(RemoteObject::new(name, stat, source, self.engine.clone(), self.shelf.clone())))
+    }
+
+    fn calls_at_once(&self) -> usize {
+        self.tries().limits().connections
     }
 
     fn is_answering(&self) -> bool {
@@ -438,6 +498,11 @@ fn stat_of_swift(listed: &Listed) -> ObjectStat {
 
 fn version(word: &str, len_bytes: u64) -> ObjectVersion {
     ObjectVersion(format!("{word}:{len_bytes}").into())
+}
+
+/// What [`version`] was made of: the ETag or the generation.
+fn word_of(version: &ObjectVersion) -> &str {
+    version.0.rsplit_once(':').map_or(&*version.0, |(word, _)| word)
 }
 
 /// Listings tell fractions that HEAD does not.

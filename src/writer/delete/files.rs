@@ -17,12 +17,12 @@
 //! link is removed, never what it leads to.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use super::{Document, Kept, place_of};
 use crate::backup::Backup;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::names::{METADATA_SUFFIX, SHA256FILE_SUFFIX};
-use crate::store::Store;
 use crate::types::{BackupId, ObjectName};
 use crate::writer::staging::removal::Found;
 
@@ -31,7 +31,7 @@ const NUMBER_DIGITS_MIN: usize = 5;
 
 /// The `_metadata` documents of one folder.
 pub(super) struct Neighbours<'a> {
-    pub(super) store: &'a dyn Store,
+    pub(super) open: &'a dyn Fn(&ObjectName) -> Result<Arc<Backup>>,
     pub(super) documents: &'a [ObjectName],
 }
 
@@ -49,7 +49,7 @@ pub(super) fn of(
     id: &BackupId,
 ) -> Result<Document> {
     let (folder, prefix) = place_of(metadata_name);
-    let listed = listed(neighbours.store, metadata_name)?;
+    let listed = neighbours.listed(metadata_name)?;
     let others = neighbours.others(metadata_name, prefix)?;
     let is_named = names_id(folder, prefix, id);
     let (mut first, mut digests, mut objects, mut kept) = (None, None, Vec::new(), Vec::new());
@@ -82,20 +82,6 @@ pub(super) fn of(
     Ok(Document { metadata_name: metadata_name.clone(), files, kept })
 }
 
-/// What a document lists, less the prefix. Nothing, where it is not one of a backup.
-fn listed(store: &dyn Store, metadata_name: &ObjectName) -> Result<HashSet<Box<str>>> {
-    let stem = metadata_name.as_str().strip_suffix(METADATA_SUFFIX).unwrap_or_default();
-    let backup = match Backup::open(store, metadata_name) {
-        Ok(backup) => backup,
-        Err(error) if matches!(error.kind(), ErrorKind::AccessDenied | ErrorKind::StoreIo) => {
-            return Err(error);
-        }
-        Err(_) => return Ok(HashSet::new()),
-    };
-    let names = backup.objects.iter().filter_map(|object| backup.object_name(object).ok());
-    Ok(names.filter_map(|name| Some(name.as_str().strip_prefix(stem)?.into())).collect())
-}
-
 /// What other backups of the folder have to do with names that begin with a prefix, less that prefix.
 struct Others {
     /// The rest of longer prefixes.
@@ -105,6 +91,20 @@ struct Others {
 }
 
 impl Neighbours<'_> {
+    /// What a document lists, less the prefix. Nothing, where it is not one of a backup.
+    fn listed(&self, metadata_name: &ObjectName) -> Result<HashSet<Box<str>>> {
+        let stem = metadata_name.as_str().strip_suffix(METADATA_SUFFIX).unwrap_or_default();
+        let backup = match (self.open)(metadata_name) {
+            Ok(backup) => backup,
+            Err(error) if matches!(error.kind(), ErrorKind::AccessDenied | ErrorKind::StoreIo) => {
+                return Err(error);
+            }
+            Err(_) => return Ok(HashSet::new()),
+        };
+        let names = backup.objects.iter().filter_map(|object| backup.object_name(object).ok());
+        Ok(names.filter_map(|name| Some(name.as_str().strip_prefix(stem)?.into())).collect())
+    }
+
     fn others(&self, metadata_name: &ObjectName, prefix: &str) -> Result<Others> {
         let mut others = Others { longer: Vec::new(), listed: HashSet::new() };
         for document in self.documents.iter().filter(|document| *document != metadata_name) {
@@ -112,7 +112,8 @@ impl Neighbours<'_> {
             if let Some(rest) = other.strip_prefix(prefix) {
                 others.longer.push(rest.into());
             } else if let Some(rest) = prefix.strip_prefix(other) {
-                let begin_with_ours = listed(self.store, document)?
+                let begin_with_ours = self
+                    .listed(document)?
                     .into_iter()
                     .filter_map(|suffix| suffix.strip_prefix(rest).map(Into::into));
                 others.listed.extend(begin_with_ours);

@@ -17,7 +17,7 @@
 pub(in crate::writer) mod files;
 mod place;
 
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap};
 use std::sync::Arc;
 
 use self::files::Neighbours;
@@ -25,11 +25,10 @@ use self::place::{Lock, Place as Removal};
 use super::Target;
 use super::staging::Hook;
 use super::staging::removal::{Doomed, Identity};
-use crate::backup::Summary;
+use crate::backup::Backup;
 use crate::catalog::{Catalog, Entry, Snapshot};
 use crate::error::{Error, ErrorKind, Result, ResultExt};
-use crate::format::names::{METADATA_SUFFIX, Place, SHA256FILE_SUFFIX};
-use crate::store::Store;
+use crate::format::names::{METADATA_SUFFIX, SHA256FILE_SUFFIX};
 use crate::types::{BackupId, ObjectName};
 
 /// How many backups are locked at once. Each lock has two open files, of which a process may often have 1,024.
@@ -54,6 +53,8 @@ pub struct DeleteOptions {
 pub struct Plan {
     /// Each backup once.
     pub backups: Vec<DoomedBackup>,
+    /// What it was made from, which knows what need not be read again.
+    catalog: Catalog,
 }
 
 /// A backup that is to go.
@@ -157,69 +158,70 @@ pub fn plan<'t>(
     options: &DeleteOptions,
 ) -> Result<Plan> {
     let remover = Removal::open(target.into(), options.hook.clone())?;
-    plan_with(catalog, &remover, ids, options)
+    Ok(Plan { backups: doomed(catalog, &remover, ids, options)?, catalog: catalog.clone() })
 }
 
-fn plan_with(
+fn doomed(
     catalog: &Catalog,
     remover: &Removal,
     ids: &[BackupId],
     options: &DeleteOptions,
-) -> Result<Plan> {
+) -> Result<Vec<DoomedBackup>> {
     let (snapshot, store) = (catalog.snapshot(), &**catalog.store());
     let wanted = wanted(&snapshot, ids, options.cascade)?;
     if let (false, Some(error)) = (options.despite_unseen, unseen(&snapshot)) {
         let message = "a part of the store cannot be read, where backups may lie that build on this one";
         return Err(error.clone().context(message));
     }
-    let documents = Catalogued::of(store, &snapshot)?;
+    let documents = Catalogued::of(&snapshot);
+    // What the catalog has read is not read again.
+    let open = |name: &ObjectName| match documents.known.get(name) {
+        Some(entry) => catalog.backup(entry),
+        None => Backup::open(store, name).map(Arc::new),
+    };
     let mut backups = Vec::with_capacity(wanted.len());
     for entry in in_order(&snapshot, &wanted) {
         if let Some(problem) = entry.problem.as_ref().filter(|problem| problem.kind() == ErrorKind::Ambiguous)
         {
             return Err(problem.clone());
         }
-        let doomed = |metadata_name: &ObjectName| {
+        let files_of = |metadata_name: &ObjectName| {
             let (folder, _) = place_of(metadata_name);
-            let neighbours = Neighbours { store, documents: documents.in_folder(folder) };
+            let neighbours = Neighbours { open: &open, documents: documents.in_folder(folder) };
             files::of(remover, &neighbours, metadata_name, &entry.id)
         };
         let names = std::iter::once(&entry.metadata_name).chain(documents.more_of(&entry.id));
-        let copies = names.map(doomed).collect::<Result<_>>();
+        let copies = names.map(files_of).collect::<Result<_>>();
         let copies = copies.context(|| format!("cannot tell the files of backup {}", entry.id))?;
         backups.push(DoomedBackup { entry, copies });
     }
-    Ok(Plan { backups })
+    Ok(backups)
 }
 
 /// All `_metadata` documents of a store.
-struct Catalogued {
+struct Catalogued<'a> {
+    /// Those behind the entries.
+    known: HashMap<&'a ObjectName, &'a Entry>,
     by_folder: HashMap<String, Vec<ObjectName>>,
     /// Those that stand behind another document of the same id.
     more: HashMap<BackupId, Vec<ObjectName>>,
 }
 
-impl Catalogued {
-    fn of(store: &dyn Store, snapshot: &Snapshot) -> Result<Self> {
-        let known: HashSet<&ObjectName> = snapshot.entries().map(|entry| &entry.metadata_name).collect();
-        let mut documents = Self { by_folder: HashMap::new(), more: HashMap::new() };
-        for listed in store.list(METADATA_SUFFIX)?.objects {
-            let Some(Ok(place)) = Place::of(&listed.name, None) else { continue };
-            if !known.contains(&listed.name) {
-                let summary =
-                    store.open(&listed.name).and_then(|source| Summary::read(&listed.name, &*source));
-                let id = match summary {
-                    Ok(summary) => Ok(summary.id),
-                    Err(_) => BackupId::parse(&place.id_by_name()),
-                };
-                if let Ok(id) = id {
-                    documents.more.entry(id).or_default().push(listed.name.clone());
-                }
-            }
-            let (folder, _) = place_of(&listed.name);
-            documents.by_folder.entry(folder.to_owned()).or_default().push(listed.name);
+impl<'a> Catalogued<'a> {
+    fn of(snapshot: &'a Snapshot) -> Self {
+        let known = snapshot.entries().map(|entry| (&entry.metadata_name, &**entry)).collect();
+        let mut documents = Self { known, by_folder: HashMap::new(), more: HashMap::new() };
+        let shadowed = snapshot.shadowed().iter().map(|(name, _)| name);
+        for name in snapshot.entries().map(|entry| &entry.metadata_name).chain(shadowed) {
+            let (folder, _) = place_of(name);
+            documents.by_folder.entry(folder.to_owned()).or_default().push(name.clone());
         }
-        Ok(documents)
+        for (name, id) in snapshot.shadowed() {
+            if let Some(id) = id {
+                documents.more.entry(id.clone()).or_default().push(name.clone());
+            }
+        }
+        documents
     }
 
     fn in_folder(&self, folder: &str) -> &[ObjectName] {
@@ -338,11 +340,11 @@ pub fn delete<'t>(
     for shown in plan.backups.chunks(LOCKED_MAX) {
         let ids: Vec<BackupId> = shown.iter().map(|backup| backup.entry.id.clone()).collect();
         let mut locks = ids.iter().map(|id| remover.lock(id)).collect::<Result<Vec<_>>>()?;
-        let catalog = remover.catalog()?;
+        plan.catalog.rescan()?;
         // All that build on these were before them in the plan; whatever came since is refused here.
         let now = DeleteOptions { cascade: false, ..options.clone() };
-        let now = plan_with(&catalog, &remover, &ids, &now)?;
-        for backup in now.backups {
+        let now = doomed(&plan.catalog, &remover, &ids, &now)?;
+        for backup in now {
             if stop() {
                 return Err(Error::new(ErrorKind::Interrupted, "interrupted; the other backups are there"));
             }

@@ -1,13 +1,7 @@
 //! Files taken out of a folder or out of an object store, as one.
 
-use std::sync::Arc;
-
 use super::files;
-use crate::catalog::{Catalog, CatalogOptions};
 use crate::error::Result;
-use crate::store::Store;
-use crate::store::deadline::DeadlineStore;
-use crate::store::posix::PosixStore;
 use crate::types::BackupId;
 use crate::writer::Target;
 use crate::writer::staging::Hook;
@@ -16,7 +10,7 @@ use crate::writer::upload::deletion::{Deletion, ObjectRemover};
 
 /// A store to take backups out of.
 pub(super) enum Place {
-    Folder(Remover, std::path::PathBuf),
+    Folder(Remover),
     Objects(ObjectRemover),
 }
 
@@ -29,30 +23,21 @@ pub(super) enum Lock<'a> {
 impl Place {
     pub(super) fn open(target: Target<'_>, hook: Option<Hook>) -> Result<Self> {
         Ok(match target {
-            Target::Folder(root) => Self::Folder(Remover::open(root, hook)?, root.to_owned()),
+            Target::Folder(root) => Self::Folder(Remover::open(root, hook)?),
             Target::Objects { store, .. } => Self::Objects(ObjectRemover::new(store.clone())),
         })
     }
 
-    /// As the store is now.
-    pub(super) fn catalog(&self) -> Result<Catalog> {
-        let store: Arc<dyn Store> = match self {
-            Self::Folder(_, root) => Arc::new(DeadlineStore::unlimited(Arc::new(PosixStore::open(root)?))),
-            Self::Objects(remover) => remover.store().clone(),
-        };
-        Catalog::open(store, CatalogOptions::default())
-    }
-
     pub(super) fn clean_up(&self) -> Result<(Vec<BackupId>, u64)> {
         match self {
-            Self::Folder(remover, _) => remover.clean_up(),
+            Self::Folder(remover) => remover.clean_up(),
             Self::Objects(remover) => Ok((Vec::new(), remover.clean_up()?)),
         }
     }
 
     pub(super) fn lock(&self, id: &BackupId) -> Result<Lock<'_>> {
         Ok(match self {
-            Self::Folder(remover, _) => Lock::Folder(remover.lock(id)?),
+            Self::Folder(remover) => Lock::Folder(remover.lock(id)?),
             Self::Objects(remover) => Lock::Objects(remover.deletion(id)),
         })
     }
@@ -61,7 +46,7 @@ impl Place {
 impl files::Names for Place {
     fn names(&self, folder: &str, prefix: &str) -> Result<Vec<Found>> {
         match self {
-            Self::Folder(remover, _) => remover.names(folder, prefix),
+            Self::Folder(remover) => remover.names(folder, prefix),
             Self::Objects(remover) => remover.names(folder, prefix),
         }
     }

@@ -50,10 +50,6 @@ impl ObjectRemover {
         Self { store }
     }
 
-    pub(in crate::writer) fn store(&self) -> &Arc<dyn ObjectStore> {
-        &self.store
-    }
-
     /// Removes what dead runs of this machine left, where their markers are sure to be found: in the store, or in the container
     /// that is written to unless told. The rest goes with the next run that writes there. How many they were.
     pub(in crate::writer) fn clean_up(&self) -> Result<u64> {
@@ -130,6 +126,8 @@ impl Deletion<'_> {
             let message = format!("the metadata of backup {} has changed since it was looked at", self.id);
             return Err(Error::new(ErrorKind::Target, message));
         }
+        // Another run that deletes it may have put in its own meanwhile.
+        marker.check(&**store)?;
         store.remove(&document, &never)?;
         let rest = removal::remove_all(&**store, &names, &never);
         rest.and_then(|()| store.remove(marker.name(), &never)).map_err(|error| error.context(REST_MESSAGE))
