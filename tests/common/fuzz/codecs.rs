@@ -158,6 +158,11 @@ fn range(codec: Codec, data: &[u8]) {
         ends = ended || part.is_empty();
         again.extend(part);
         points.extend(recording.take_points());
+        for followed in recording.take_followed() {
+            let at = followed.plain_offset;
+            let known = points.iter_mut().find(|point| point.plain_offset == at);
+            *known.expect("a point that was taken") = followed;
+        }
         let is_passed = |point: &RestartPoint| point.plain_offset <= again.len() as u64;
         assert!(points.iter().all(is_passed), "a point lies ahead");
     }
