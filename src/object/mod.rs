@@ -87,6 +87,8 @@ pub struct ObjectReader {
     loaded: Once,
     /// Somebody packs and saves points now.
     is_tidying: AtomicBool,
+    /// Held while points are saved, from the look at what is known on: who began earlier must not write last.
+    saving: Mutex<()>,
     /// It is on the list of those that hold states.
     is_holder: AtomicBool,
     /// How often bytes of it were wrong: a decoder that ran through damage may be off for all that follows.
@@ -172,6 +174,7 @@ impl ObjectReader {
             key: OnceLock::new(),
             loaded: Once::new(),
             is_tidying: AtomicBool::new(false),
+            saving: Mutex::default(),
             is_holder: AtomicBool::new(false),
             doubts: AtomicU64::new(0),
             passes: Passes::default(),

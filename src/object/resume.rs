@@ -349,6 +349,7 @@ impl ObjectReader {
 
     fn save(&self) {
         let Some(key) = self.key.get().copied().flatten() else { return };
+        let _turn = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
         let (entries, saved, known_to, generation) = {
             let traffic = self.turns.lock();
             let index = &traffic.index;
