@@ -8,7 +8,7 @@
 //! - [`http`], [`failure`]: one transport beneath OpenDAL, and what errors mean.
 //! - [`names`]: addresses of servers, remembered.
 //! - [`token`], [`mod@swift`]: what Swift needs beyond OpenDAL.
-//! - [`engine`]: threads, retries, deadlines.
+//! - [`engine`], [`pulse`]: threads, retries, deadlines, and whether anything comes.
 //! - [`object`], [`window`]: ranged reads, a little ahead of who reads on.
 //! - [`mod@write`], [`upload`]: whole objects, as the server confirms them.
 //!
@@ -22,6 +22,7 @@ mod failure;
 mod http;
 mod names;
 mod object;
+mod pulse;
 pub mod settings;
 mod swift;
 mod token;
@@ -433,8 +434,8 @@ impl Store for RemoteStore {
         self.tries().is_answering()
     }
 
-    fn has_deadlines(&self) -> bool {
-        true
+    fn silence(&self) -> Option<Duration> {
+        Some(self.tries().silence())
     }
 
     fn rest(&self) -> Result<()> {
