@@ -11,8 +11,8 @@ use serde::de::DeserializeOwned;
 use super::engine::{Progress, Tries};
 use super::failure::Failed;
 use super::http::{Clients, noted_body_of};
+use super::listing::{CONTAINERS_MAX, too_many};
 use super::token::Tokens;
-use super::{LISTED_MAX, too_many};
 use crate::error::{Error, ErrorKind, Result};
 
 /// A container, as the account lists it.
@@ -46,23 +46,26 @@ impl Account {
         self.pages(
             tries,
             ("", ""),
-            LISTED_MAX,
+            CONTAINERS_MAX,
             |container: &Container| &container.name,
-            |container| names.push(container.name),
+            |container| {
+                names.push(container.name);
+                Ok(())
+            },
         )
         .await?;
         Ok(names)
     }
 
-    /// All objects of a container whose names begin with `prefix`, each handed to `take` as its page comes.
-    /// [`ErrorKind::LimitExceeded`] when the server lists more than `listed_max`.
+    /// All objects of a container whose names begin with `prefix`, each handed to `take` as its page comes, whose error
+    /// ends it. [`ErrorKind::LimitExceeded`] when the server lists more than `listed_max`.
     pub(super) async fn objects(
         &self,
         tries: &Tries,
         container: &str,
         prefix: &str,
         listed_max: u64,
-        take: impl FnMut(Listed),
+        take: impl FnMut(Listed) -> Result<()>,
     ) -> Result<()> {
         let below = format!("/{}", encoded(container));
         self.pages(tries, (&below, prefix), listed_max, |object: &Listed| &object.name, take).await
@@ -75,7 +78,7 @@ impl Account {
         (below, prefix): (&str, &str),
         listed_max: u64,
         name: impl Fn(&T) -> &String,
-        mut take: impl FnMut(T),
+        mut take: impl FnMut(T) -> Result<()>,
     ) -> Result<()> {
         let mut marker = String::new();
         let mut listed: u64 = 0;
@@ -93,7 +96,7 @@ impl Account {
             if listed > listed_max {
                 return Err(too_many(listed_max));
             }
-            page.into_iter().for_each(&mut take);
+            page.into_iter().try_for_each(&mut take)?;
         }
     }
 
