@@ -45,7 +45,7 @@ use self::failure::Failed;
 pub use self::http::Access;
 use self::http::{Pages, Transport, bare_etag, clients};
 use self::object::{RemoteObject, Source};
-use self::settings::{GcsSettings, S3Settings, SwiftSettings};
+use self::settings::{GcsSettings, S3Settings, SwiftSettings, check_plain};
 use self::swift::{Account, Listed, encoded};
 use self::token::Tokens;
 use self::window::Shelf;
@@ -74,6 +74,7 @@ pub fn s3(settings: S3Settings) -> Result<Arc<dyn Store>> {
         // It is for machines at Amazon, and elsewhere an address that hangs.
         .disable_ec2_metadata();
     if let Some(endpoint) = &settings.endpoint {
+        check_plain("the endpoint", endpoint)?;
         builder = builder.endpoint(endpoint);
     }
     if let Some((access, secret)) = &settings.keys {
@@ -101,6 +102,7 @@ pub fn s3(settings: S3Settings) -> Result<Arc<dyn Store>> {
 pub fn gcs(settings: GcsSettings) -> Result<Arc<dyn Store>> {
     let mut builder = Gcs::default().bucket(&settings.bucket);
     if let Some(endpoint) = &settings.endpoint {
+        check_plain("the endpoint", endpoint)?;
         builder = builder.endpoint(endpoint);
     }
     if let Some(file) = &settings.credential_file {
@@ -130,6 +132,7 @@ pub fn gcs(settings: GcsSettings) -> Result<Arc<dyn Store>> {
 
 /// A container of Swift, or an account whose containers are folders.
 pub fn swift(settings: SwiftSettings) -> Result<Arc<dyn Store>> {
+    settings.check_urls()?;
     let clients = clients(&settings.access, settings.limits)?;
     let (container, limits) = (settings.container.clone(), settings.limits);
     let location = format!("swift:{}", container.as_deref().unwrap_or_default());

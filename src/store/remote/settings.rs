@@ -203,10 +203,7 @@ impl GcsSettings {
             endpoint: None,
             credential_file: conf.credential_file.as_ref().map(|file| file.to_string_lossy().into_owned()),
             is_anonymous: false,
-            access: Access {
-                proxy: conf.proxy.as_ref().map(|proxy| proxy.reveal().to_owned()),
-                ..Access::default()
-            },
+            access: Access { proxy: conf.proxy.clone(), ..Access::default() },
             limits: Limits::default(),
         }
     }
@@ -257,6 +254,22 @@ pub enum SwiftAuth {
         /// Who asks.
         identity: Identity,
     },
+}
+
+impl SwiftSettings {
+    /// Refuses URLs that hold credentials, see [`check_plain`].
+    pub(super) fn check_urls(&self) -> Result<()> {
+        match &self.auth {
+            SwiftAuth::Token { storage_url, .. } => check_plain("the storage URL", storage_url)?,
+            SwiftAuth::V1 { url, .. } | SwiftAuth::V3 { url, .. } => {
+                check_plain("the authentication URL", url)?;
+            }
+        }
+        for url in [&self.storage_url, &self.storage_url_prefix].into_iter().flatten() {
+            check_plain("the storage URL", url)?;
+        }
+        Ok(())
+    }
 }
 
 impl SwiftAuth {
@@ -484,6 +497,22 @@ fn auth_of(word: Env<'_>) -> Result<SwiftAuth> {
     }
 }
 
+/// Refuses a URL that has a user or a password in it: messages and the mount table quote URLs. [`ErrorKind::Usage`], without quoting it.
+pub(super) fn check_plain(what: &str, url: &str) -> Result<()> {
+    let is_plain = match reqwest::Url::parse(url) {
+        Ok(url) if matches!(url.scheme(), "http" | "https") => {
+            url.username().is_empty() && url.password().is_none()
+        }
+        // `user:password@host` is a URL of the scheme `user`.
+        _ => !url.contains('@'),
+    };
+    if is_plain {
+        return Ok(());
+    }
+    let message = format!("{what} has a user or a password in it, which all users of this machine could see");
+    Err(Error::new(ErrorKind::Usage, message))
+}
+
 fn connections(count: u64) -> usize {
     usize::try_from(count).unwrap_or(usize::MAX).clamp(1, 64)
 }
@@ -531,6 +560,48 @@ mod tests {
         ));
         let token = swift(&[("OS_AUTH_TOKEN", "t"), ("OS_STORAGE_URL", "http://s/v1/a")]).unwrap();
         assert!(matches!(token.auth, SwiftAuth::Token { .. }));
+    }
+
+    #[test]
+    fn urls_with_passwords_are_refused_and_not_quoted() {
+        let check = |settings: Settings| {
+            let error = settings.open().map(|store| store.location().to_owned()).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Usage, "{error}");
+            assert!(!error.to_string().contains("hunter2"), "{error}");
+        };
+        let mut wrong = vec!["user:hunter2@h:1", "http://user:hunter2@h:99999", "http:/user:hunter2@h"];
+        wrong.extend(["https://user:hunter2@h/v1", "http://hunter2@h", "http://:hunter2@h:1"]);
+        for url in wrong {
+            let words = [("AWS_ENDPOINT_URL", url), ("STORAGE_EMULATOR_HOST", url)];
+            check(Settings::S3(Box::new(S3Settings::from_env("b", None, None, &env(&words)))));
+            check(Settings::Gcs(Box::new(GcsSettings::from_env("b", None, &env(&words)))));
+            let user = [("OS_USERNAME", "u"), ("OS_PASSWORD", "p"), ("OS_AUTH_URL", url)];
+            check(Settings::Swift(Box::new(swift(&user).unwrap())));
+            let user = [("OS_USERNAME", "u"), ("OS_PASSWORD", "p"), ("OS_AUTH_URL", "http://k")];
+            check(Settings::Swift(Box::new(
+                swift(&[&user[..], &[("OS_STORAGE_URL", url)]].concat()).unwrap(),
+            )));
+            check(Settings::Swift(Box::new(
+                swift(&[("OS_AUTH_TOKEN", "t"), ("OS_STORAGE_URL", url)]).unwrap(),
+            )));
+            let text = format!(
+                "[DEFAULT]\nbackup_driver = cinder.backup.drivers.s3\nbackup_s3_endpoint_url = {url}\n\
+                 backup_s3_store_access_key = a\nbackup_s3_store_secret_key = b\n"
+            );
+            let conf = crate::cinder_conf::CinderConf::from_text(&text).unwrap().backup().unwrap();
+            check(Settings::from_conf(&conf, &env(&[])).unwrap().unwrap());
+            let text = format!("[DEFAULT]\nbackup_swift_url = {url}\n");
+            let conf = crate::cinder_conf::CinderConf::from_text(&text).unwrap().backup().unwrap();
+            check(Settings::from_conf(&conf, &env(&user)).unwrap().unwrap());
+        }
+        for url in ["http://h:1/v1/AUTH_a@b", "https://h", "h:9000", "http://[::1]:8080/"] {
+            assert!(check_plain("it", url).is_ok(), "{url}");
+        }
+        let gcs = "[DEFAULT]\nbackup_driver = cinder.backup.drivers.gcs\nbackup_gcs_bucket = b\n\
+                   backup_gcs_proxy_url = http://u:hunter2@p\n";
+        let conf = crate::cinder_conf::CinderConf::from_text(gcs).unwrap().backup().unwrap();
+        let settings = Settings::from_conf(&conf, &env(&[])).unwrap().unwrap();
+        assert!(!format!("{settings:?}").contains("hunter2"), "{settings:?}");
     }
 
     #[test]

@@ -14,7 +14,7 @@ use tokio::sync::Mutex;
 
 use super::failure::Failed;
 use super::http::{Clients, TOKEN, body_of, send};
-use super::settings::{Domain, Identity, SwiftAuth, SwiftSettings};
+use super::settings::{Domain, Identity, SwiftAuth, SwiftSettings, check_plain};
 use crate::error::{Error, ErrorKind};
 
 const SUBJECT_TOKEN: HeaderName = HeaderName::from_static("x-subject-token");
@@ -24,6 +24,14 @@ pub(super) struct Session {
     token: HeaderValue,
     /// The account's URL, without a slash at its end.
     pub(super) storage_url: String,
+}
+
+impl Session {
+    fn new(token: &str, storage_url: &str) -> Result<Self, Failed> {
+        // A server may tell a URL that settings could not.
+        check_plain("the storage URL", storage_url).map_err(Failed::lasting)?;
+        Ok(Self { token: header(token)?, storage_url: storage_url.trim_end_matches('/').to_owned() })
+    }
 }
 
 /// The session of the moment.
@@ -103,9 +111,7 @@ impl Tokens {
 
 async fn authenticate(client: &reqwest::Client, settings: &SwiftSettings) -> Result<Session, Failed> {
     match &settings.auth {
-        SwiftAuth::Token { token, storage_url } => {
-            Ok(Session { token: header(token.reveal())?, storage_url: trimmed(storage_url) })
-        }
+        SwiftAuth::Token { token, storage_url } => Session::new(token.reveal(), storage_url),
         SwiftAuth::V1 { url, user, key } => {
             let mut request = reqwest::Request::new(Method::GET, parsed(url)?);
             request.headers_mut().insert(HeaderName::from_static("x-auth-user"), header(user)?);
@@ -115,9 +121,7 @@ async fn authenticate(client: &reqwest::Client, settings: &SwiftSettings) -> Res
             let token = text("x-auth-token").or_else(|| text("x-storage-token"));
             let storage = settings.storage_url.clone().or_else(|| text("x-storage-url"));
             match (token, storage) {
-                (Some(token), Some(storage)) => {
-                    Ok(Session { token: header(&token)?, storage_url: trimmed(&storage) })
-                }
+                (Some(token), Some(storage)) => Session::new(&token, &storage),
                 _ => Err(strange(url, "no token and storage URL in its answer")),
             }
         }
@@ -132,7 +136,7 @@ async fn authenticate(client: &reqwest::Client, settings: &SwiftSettings) -> Res
             let told: Value =
                 serde_json::from_slice(&body).map_err(|_| strange(url, "no JSON in its answer"))?;
             let token = token.ok_or_else(|| strange(url, "no token in its answer"))?;
-            Ok(Session { token: header(&token)?, storage_url: trimmed(&storage_url(settings, url, &told)?) })
+            Session::new(&token, &storage_url(settings, url, &told)?)
         }
     }
 }
@@ -216,10 +220,6 @@ fn tokens_url(url: &str) -> String {
     if url.ends_with("/v3") { format!("{url}/auth/tokens") } else { format!("{url}/v3/auth/tokens") }
 }
 
-fn trimmed(url: &str) -> String {
-    url.trim_end_matches('/').to_owned()
-}
-
 fn text_of(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
     headers.get(name)?.to_str().ok().map(str::to_owned)
 }
@@ -250,6 +250,13 @@ fn strange(url: &str, what: &str) -> Failed {
 mod tests {
     use super::super::settings::Secret;
     use super::*;
+
+    #[test]
+    fn a_storage_url_that_a_server_tells_has_no_password() {
+        let failed = Session::new("t", "http://u:hunter2@h/v1/a").err().unwrap();
+        assert!(!failed.error.to_string().contains("hunter2"), "{}", failed.error);
+        assert_eq!(Session::new("t", "http://h/v1/a/").ok().unwrap().storage_url, "http://h/v1/a");
+    }
 
     #[test]
     fn the_tokens_url_has_its_version_once() {
