@@ -64,6 +64,10 @@ fn pass(stream: &ObjectStream, spacing_bytes: u64) -> Result<(f64, u64, Vec<Rest
         black_box(&piece[..read]);
         plain_bytes += read as u64;
         points.extend(decoder.take_points());
+        for followed in decoder.take_followed() {
+            points.retain(|point| point.plain_offset != followed.plain_offset);
+            points.push(followed);
+        }
     }
     Ok((cpu_seconds()? - started, plain_bytes, points))
 }

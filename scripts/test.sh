@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Runs every test of cinderfs on this machine: formatting, lints, unit, property and damage tests, real mounts, loop
-# mounts, the comparison with genuine Cinder, LVM in a virtual machine, the quick start and a short benchmark run.
+# mounts, real servers (Swift, S3, GlusterFS), the comparison with genuine Cinder, LVM in a virtual machine, the quick start and a short
+# benchmark run.
 #
 #   scripts/test.sh            everything; needs root (mounts, loop devices), /dev/fuse and Debian or Ubuntu
-#   scripts/test.sh STEP ...   some steps: packages fmt lint unit release quickstart cinder vm bench
+#   scripts/test.sh STEP ...   some steps: packages fmt lint unit services release quickstart cinder vm bench
 #
 # Nothing is skipped: what a step needs and does not find makes it fail.
 set -uo pipefail
@@ -41,6 +42,9 @@ unit() {
     cargo test --locked --no-run && timeout --kill-after=10 25m cargo test --locked --no-fail-fast
 }
 
+# The ignored ones of the same programs, with the servers that they need, which end with it.
+services() { timeout --kill-after=2m 15m scripts/services/test.sh; }
+
 release() { cargo build --locked --release; }
 
 quickstart() { CINDERFS=$target/release/cinderfs scripts/quickstart.sh; }
@@ -57,10 +61,10 @@ vm() { CINDERFS=$target/release/cinderfs scripts/vm/run.sh lvm; }
 bench() { scripts/bench.sh --quick; }
 
 steps=("$@")
-[ ${#steps[@]} -gt 0 ] || steps=(packages fmt lint unit release quickstart cinder vm bench)
+[ ${#steps[@]} -gt 0 ] || steps=(packages fmt lint unit services release quickstart cinder vm bench)
 for step in "${steps[@]}"; do
     case $step in
-    packages | fmt | lint | unit | release | quickstart | cinder | vm | bench) ;;
+    packages | fmt | lint | unit | services | release | quickstart | cinder | vm | bench) ;;
     *)
         echo "unknown step $step" >&2
         exit 2

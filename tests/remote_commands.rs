@@ -21,10 +21,9 @@ mod mount;
 mod servers;
 
 use std::process::Command;
-use std::time::Duration;
 
 use mount::Setup;
-use servers::{Bucket, Kind, told};
+use servers::{Bucket, Kind};
 
 const ALL: [Kind; 4] = [Kind::S3, Kind::Swift, Kind::Keystone, Kind::Gcs];
 
@@ -47,40 +46,20 @@ fn run(bucket: &Bucket, words: &[&str]) -> String {
 #[ignore = "needs servers; scripts/services/test.sh"]
 fn genuine_backups_are_listed_restored_and_mounted() {
     for kind in ALL {
-        for store in ["ext4", "none-chain"] {
-            let bucket = Bucket::new(kind);
-            bucket.upload(&genuine::root().join(store), "");
-            let (word, environment) = bucket.word();
-            let listed = run(&bucket, &["list", &word, "-f", "value", "-c", "ID"]);
-            let mount = Setup::default().environment(&environment).mount(word.as_ref());
-            let folder = tempfile::tempdir().unwrap();
-            for backup in genuine::backups_of(store) {
-                assert!(listed.contains(&backup.id), "{kind:?}: {listed}");
-                let target = folder.path().join(&backup.id);
-                run(&bucket, &["restore", "-q", &word, &backup.id, target.to_str().unwrap()]);
-                backup.check(&format!("restored from {kind:?}"), &std::fs::read(&target).unwrap());
-                backup.check(
-                    &format!("mounted from {kind:?}"),
-                    &std::fs::read(mount.image(&backup.id)).unwrap(),
-                );
-            }
+        let bucket = Bucket::new(kind);
+        bucket.upload(&genuine::root().join("ext4"), "");
+        let (word, environment) = bucket.word();
+        let listed = run(&bucket, &["list", &word, "-f", "value", "-c", "ID"]);
+        let mount = Setup::default().environment(&environment).mount(word.as_ref());
+        let folder = tempfile::tempdir().unwrap();
+        for backup in genuine::backups_of("ext4") {
+            assert!(listed.contains(&backup.id), "{kind:?}: {listed}");
+            let target = folder.path().join(&backup.id);
+            run(&bucket, &["restore", "-q", &word, &backup.id, target.to_str().unwrap()]);
+            backup.check(&format!("restored from {kind:?}"), &std::fs::read(&target).unwrap());
+            backup.check(&format!("mounted from {kind:?}"), &std::fs::read(mount.image(&backup.id)).unwrap());
         }
     }
-}
-
-#[test]
-#[ignore = "needs servers; scripts/services/test.sh"]
-fn a_mount_outlives_its_token() {
-    let bucket = Bucket::new(Kind::Keystone);
-    bucket.upload(&genuine::root().join("ext4"), "");
-    let (word, environment) = bucket.word();
-    let mount = Setup::default().environment(&environment).log("debug").mount(word.as_ref());
-    let life: u64 = told(Kind::Keystone, "TOKEN_SECONDS").parse().unwrap();
-    std::thread::sleep(Duration::from_secs(life + 2));
-    for backup in genuine::backups_of("ext4") {
-        backup.check("mounted", &std::fs::read(mount.image(&backup.id)).unwrap());
-    }
-    assert!(mount.log().contains("the Swift token has expired"), "{}", mount.log());
 }
 
 #[test]

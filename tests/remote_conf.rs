@@ -221,11 +221,12 @@ fn swift_conf(bucket: &Bucket, more: &str) -> String {
 #[test]
 #[ignore = "needs servers; scripts/services/test.sh"]
 fn swift_with_the_account_of_the_cinder_conf() {
-    let bucket = Bucket::new(Kind::Swift);
+    // All containers of which are looked at, so one without those of all other tests.
+    let bucket = Bucket::new(Kind::Apart);
     bucket.upload(&genuine::root().join("ext4"), "");
     let world = World::new();
     let account = |key: &str| {
-        let (url, user) = (told(Kind::Swift, "OS_AUTH_URL"), told(Kind::Swift, "OS_USERNAME"));
+        let (url, user) = (told(Kind::Apart, "OS_AUTH_URL"), told(Kind::Apart, "OS_USERNAME"));
         let more = format!(
             "backup_swift_auth = single_user\nbackup_swift_auth_version = 1\nbackup_swift_auth_url = {url}\n\
              backup_swift_user = {user}\nbackup_swift_key = {key}\n"
@@ -236,7 +237,7 @@ fn swift_with_the_account_of_the_cinder_conf() {
     assert_eq!(wrong.code, 12, "{}", wrong.stderr);
     assert!(wrong.stderr.contains("credentials in the cinder.conf"), "{}", wrong.stderr);
     assert!(!wrong.stderr.contains("s3cret"), "{}", wrong.stderr);
-    let conf = account(&told(Kind::Swift, "OS_PASSWORD"));
+    let conf = account(&told(Kind::Apart, "OS_PASSWORD"));
     world.genuine_are_restored(&conf);
     world.made_and_restored(&conf, &bucket);
 }

@@ -11,6 +11,10 @@
 )]
 #![allow(dead_code, reason = "each test uses its part of the kit")]
 
+#[path = "common/as_cinder.rs"]
+mod as_cinder;
+#[path = "common/cinder.rs"]
+mod cinder;
 #[path = "common/conformance.rs"]
 #[allow(unused_macros, unused_imports, reason = "this test uses a part of the kit")]
 mod conformance;
@@ -33,8 +37,10 @@ use cinderfs::writer::Target;
 use cinderfs::writer::create::{Base, Created, NewBackup, create};
 use cinderfs::writer::delete::{self, DeleteOptions};
 
+use cinder::Cinder;
 use conformance::listed;
 use new_backup::{MemorySource, VOLUME, volume};
+use serde_json::json;
 use servers::{Bucket, Kind};
 
 const ALL: [Kind; 4] = [Kind::S3, Kind::Swift, Kind::Keystone, Kind::Gcs];
@@ -190,61 +196,64 @@ fn deleted_backups_leave_nothing_and_parents_stay() {
     }
 }
 
-/// Genuine Cinder's driver for this kind of server, as a command; the JSON that it prints.
-fn cinder(bucket: &Bucket, arguments: &[&str]) -> serde_json::Value {
+/// Genuine Cinder's driver for this kind of server.
+fn cinder(bucket: &Bucket) -> Cinder {
     let (word, names): (_, &[&str]) = match bucket.kind {
         Kind::S3 => ("s3", &["S3_ENDPOINT", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"]),
         _ => ("swift", &["OS_AUTH_URL", "OS_USERNAME", "OS_PASSWORD"]),
     };
-    let python =
-        std::env::var("TEST_CINDER_PYTHON").expect("TEST_CINDER_PYTHON; run scripts/services/test.sh");
-    let mut command = std::process::Command::new(python);
-    command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/genuine-cinder/cinder.py"));
-    command.arg(format!("{word}:{}", bucket.name)).args(arguments);
-    for name in names {
-        command.env(name, servers::told(bucket.kind, name));
+    let told = |name: &&str| ((*name).to_owned(), servers::told(bucket.kind, name));
+    Cinder::new(&format!("{word}:{}", bucket.name), &names.iter().map(told).collect::<Vec<_>>())
+}
+
+fn genuine_cinder_restores_them_and_goes_on_with_them(kind: Kind) {
+    let bucket = Bucket::new(kind);
+    let store = bucket.store();
+    let mut cinder = cinder(&bucket);
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("image");
+    let mut bytes = content(5 * MIB + 4321);
+    for codec in [Codec::Zlib, Codec::Zstd, Codec::Bz2] {
+        let new = settings(codec, MIB as u64);
+        let full = made(&store, &bytes, &new).unwrap();
+        bytes[2 * MIB + 7..3 * MIB].iter_mut().for_each(|byte| *byte ^= 0x33);
+        let tip = made(&store, &bytes, &NewBackup { base: Base::Newest, ..new }).unwrap();
+        assert!(cinder.restores(tip.id.as_str(), bytes.len()) == bytes, "{kind:?} {codec}");
+
+        bytes[MIB + 99] ^= 1;
+        std::fs::write(&image, &bytes).unwrap();
+        let parent = tip.id.as_str();
+        let made = cinder.does(&json!({"command": "backup", "image": image, "parent": parent,
+            "created_at": "2026-02-04T00:00:00"}));
+        let id = made["backup_id"].as_str().unwrap();
+        let catalog = Catalog::open(store.clone(), CatalogOptions::default()).unwrap();
+        let entry = catalog.snapshot().get(id).unwrap().clone();
+        assert_eq!(entry.object_count, 1, "Cinder took our digests for its own");
+        let mut read = vec![1; bytes.len()];
+        assert_eq!(catalog.image(&entry).unwrap().read_at(&mut read, 0).unwrap(), read.len());
+        assert!(read == bytes, "{kind:?} {codec}, Cinder's");
+        // Cinder deletes all of them, to the last object.
+        for id in [id, parent, full.id.as_str()] {
+            cinder.does(&json!({"command": "delete", "backup_id": id}));
+        }
+        assert_eq!(listed(&*store, ""), [""; 0]);
     }
-    let output = command.output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{}{said}", String::from_utf8_lossy(&output.stdout));
-    serde_json::from_slice(&output.stdout).unwrap()
+    // The names that other tests give to genuine backups are its own.
+    let backups = genuine::backups_of("release-7.0.3-zlib");
+    as_cinder::upload(&bucket, &backups);
+    for backup in &backups {
+        backup.check("restored by Cinder", &cinder.restores(&backup.id, backup.bytes as usize));
+    }
 }
 
 #[test]
 #[ignore = "needs servers; scripts/services/test.sh"]
-fn genuine_cinder_restores_them_and_goes_on_with_them() {
-    for kind in [Kind::S3, Kind::Swift] {
-        let bucket = Bucket::new(kind);
-        let store = bucket.store();
-        let folder = tempfile::tempdir().unwrap();
-        let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
-        let mut bytes = content(5 * MIB + 4321);
-        for codec in [Codec::Zlib, Codec::Zstd, Codec::Bz2] {
-            let new = settings(codec, MIB as u64);
-            let full = made(&store, &bytes, &new).unwrap();
-            bytes[2 * MIB + 7..3 * MIB].iter_mut().for_each(|byte| *byte ^= 0x33);
-            let tip = made(&store, &bytes, &NewBackup { base: Base::Newest, ..new }).unwrap();
-            let len = bytes.len().to_string();
-            cinder(&bucket, &["restore", tip.id.as_str(), &path("out"), "--bytes", &len]);
-            assert!(std::fs::read(path("out")).unwrap() == bytes, "{kind:?} {codec}");
+fn genuine_cinder_restores_them_from_s3_and_goes_on_with_them() {
+    genuine_cinder_restores_them_and_goes_on_with_them(Kind::S3);
+}
 
-            bytes[MIB + 99] ^= 1;
-            std::fs::write(path("image"), &bytes).unwrap();
-            let parent = tip.id.as_str();
-            let when = "2026-02-04T00:00:00";
-            let made = cinder(&bucket, &["backup", &path("image"), "--parent", parent, "--created-at", when]);
-            let id = made["backup_id"].as_str().unwrap();
-            let catalog = Catalog::open(store.clone(), CatalogOptions::default()).unwrap();
-            let entry = catalog.snapshot().get(id).unwrap().clone();
-            assert_eq!(entry.object_count, 1, "Cinder took our digests for its own");
-            let mut read = vec![1; bytes.len()];
-            assert_eq!(catalog.image(&entry).unwrap().read_at(&mut read, 0).unwrap(), read.len());
-            assert!(read == bytes, "{kind:?} {codec}, Cinder's");
-            // Cinder deletes all of them, to the last object.
-            for id in [id, parent, full.id.as_str()] {
-                cinder(&bucket, &["delete", id]);
-            }
-            assert_eq!(listed(&*store, ""), [""; 0]);
-        }
-    }
+#[test]
+#[ignore = "needs servers; scripts/services/test.sh"]
+fn genuine_cinder_restores_them_from_swift_and_goes_on_with_them() {
+    genuine_cinder_restores_them_and_goes_on_with_them(Kind::Swift);
 }

@@ -21,7 +21,6 @@ mod servers;
 use std::sync::Arc;
 
 use cinderfs::ErrorKind;
-use cinderfs::catalog::{Catalog, CatalogOptions};
 use cinderfs::store::Store;
 use cinderfs::store::remote::settings::{S3Settings, Secret};
 use cinderfs::store::remote::words::Word;
@@ -36,31 +35,6 @@ conforms!(replaced keystone, Bucket::new(Kind::Keystone));
 conforms!(replaced gcs, Bucket::new(Kind::Gcs));
 
 const ALL: [Kind; 4] = [Kind::S3, Kind::Swift, Kind::Keystone, Kind::Gcs];
-
-/// Fails unless each backup of `store` is in the catalog and right.
-fn check_images(store: Arc<dyn Store>, of: &str, how: &str) {
-    let catalog = Catalog::open(store, CatalogOptions::default()).unwrap();
-    let snapshot = catalog.snapshot();
-    for backup in genuine::backups_of(of) {
-        let entry = snapshot.entries().find(|entry| entry.id.as_str() == backup.id).expect("listed");
-        let image = catalog.image(entry).unwrap();
-        let mut bytes = vec![0; image.len_bytes() as usize];
-        image.read_at(&mut bytes, 0).unwrap();
-        backup.check(how, &bytes);
-    }
-}
-
-#[test]
-#[ignore = "needs servers; scripts/services/test.sh"]
-fn genuine_backups_are_their_volumes() {
-    for kind in ALL {
-        for store in ["ext4", "bz2-chain"] {
-            let bucket = Bucket::new(kind);
-            bucket.upload(&genuine::root().join(store), "");
-            check_images(bucket.store(), store, &format!("from {kind:?}"));
-        }
-    }
-}
 
 /// Opens what `word` names with this server's environment, but for some of its words.
 fn open_with(kind: Kind, word: &str, other: &[(&str, Option<&str>)]) -> Arc<dyn Store> {
@@ -112,24 +86,6 @@ fn an_account_is_a_store_whose_containers_are_folders() {
         let error = account.open(&name(missing)).map(drop).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::ObjectNotFound, "{error}");
     }
-}
-
-#[test]
-#[ignore = "needs servers; scripts/services/test.sh"]
-fn a_token_that_expires_is_renewed() {
-    let bucket = Bucket::new(Kind::Keystone);
-    let bytes: Vec<u8> = (0..100_000u32).map(|i| i as u8).collect();
-    bucket.put("o", &bytes);
-    let store = bucket.store();
-    let source = store.open(&name("o")).unwrap();
-    let life: u64 = told(Kind::Keystone, "TOKEN_SECONDS").parse().unwrap();
-    let mut buf = [0; 100];
-    for offset in [0, 50_000, 90_000] {
-        assert_eq!(source.read_at(&mut buf, offset).unwrap(), 100);
-        assert_eq!(buf, bytes[offset as usize..][..100]);
-        std::thread::sleep(std::time::Duration::from_secs(life + 2));
-    }
-    assert_eq!(listed(&*store, ""), ["o"]);
 }
 
 #[test]

@@ -5,16 +5,18 @@
 #[path = "common/genuine.rs"]
 #[allow(dead_code, reason = "each test file uses a part of it")]
 mod genuine;
+#[path = "common/gluster.rs"]
+#[allow(dead_code, reason = "each test file uses a part of it")]
+mod gluster;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use md5::{Digest, Md5};
+use gluster::{World, cinderfs, ends, inside, told};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// For what comes by itself.
@@ -22,79 +24,6 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Where `cinderfs` mounts shares.
 const OURS: &str = "/run/cinderfs/shares/";
-
-#[track_caller]
-fn told(name: &str) -> String {
-    std::env::var(format!("TEST_GLUSTER_{name}"))
-        .unwrap_or_else(|_| panic!("no TEST_GLUSTER_{name}; run scripts/services/test.sh"))
-}
-
-/// The volume, empty, and for one test at a time, since mounts are everybody's.
-struct World {
-    folder: tempfile::TempDir,
-    _alone: MutexGuard<'static, ()>,
-}
-
-impl World {
-    fn new() -> Self {
-        static ALONE: Mutex<()> = Mutex::new(());
-        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-        let folder = tempfile::tempdir().unwrap();
-        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        let world = Self { folder, _alone: alone };
-        fs::create_dir(world.path("mnt")).unwrap();
-        let mounted = world.mount_as_cinder();
-        for entry in fs::read_dir(&mounted.0).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() { fs::remove_dir_all(path).unwrap() } else { fs::remove_file(path).unwrap() }
-        }
-        drop(mounted);
-        world
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn text(&self, name: &str) -> String {
-        self.path(name).into_os_string().into_string().unwrap()
-    }
-
-    /// As cinder-backup has it: beneath its folder for mounts, called by the share's MD5.
-    fn mount_as_cinder(&self) -> Mounted {
-        let share = told("SHARE");
-        let name: String = Md5::digest(&share).iter().map(|byte| format!("{byte:02x}")).collect();
-        let path = self.path("backup_mount").join(name);
-        fs::create_dir_all(&path).unwrap();
-        let status = inside("mount").args(["-t", "glusterfs", &share]).arg(&path).status().unwrap();
-        assert!(status.success());
-        Mounted(path)
-    }
-
-    fn conf(&self) -> String {
-        let text = format!(
-            "[DEFAULT]\nbackup_driver = cinder.backup.drivers.glusterfs.GlusterfsBackupDriver\nglusterfs_backup_share = {}\n",
-            told("SHARE")
-        );
-        fs::write(self.path("cinder.conf"), text).unwrap();
-        self.text("cinder.conf")
-    }
-
-    fn mount(&self, words: &[&str]) -> Mounted {
-        let (conf, mountpoint) = (self.conf(), self.text("mnt"));
-        ends(&[&["mount"], words, &[&conf, &mountpoint]].concat(), 0);
-        Mounted(mountpoint.into())
-    }
-}
-
-/// A mount of any kind, gone at the end whatever happens.
-struct Mounted(PathBuf);
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        let _ = rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH);
-    }
-}
 
 /// A process that was stopped, and goes on at the end whatever happens.
 struct Stopped(Vec<Pid>);
@@ -112,29 +41,6 @@ impl Drop for Stopped {
             let _ = kill_process(pid, Signal::CONT);
         });
     }
-}
-
-/// In the network that the servers are in.
-fn inside(program: &str) -> Command {
-    let mut command = Command::new("nsenter");
-    command.arg(format!("--net={}", told("NETWORK"))).arg(program).stdin(Stdio::null());
-    command
-}
-
-fn cinderfs() -> Command {
-    let mut command = inside(env!("CARGO_BIN_EXE_cinderfs"));
-    command.env_remove("CINDERFS_LOG").env("CINDERFS_CACHE_DIR", "/nonexistent/cache");
-    command
-}
-
-/// What it prints on stdout and stderr.
-#[track_caller]
-fn ends(words: &[&str], code: i32) -> (String, String) {
-    let Output { status, stdout, stderr } = cinderfs().args(words).output().unwrap();
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    let (stdout, stderr) = (text(stdout), text(stderr));
-    assert_eq!(status.code(), Some(code), "{words:?}: {stderr}");
-    (stdout.trim().to_owned(), stderr)
 }
 
 #[track_caller]
@@ -248,7 +154,13 @@ fn backups_are_made_and_removed_and_a_killed_run_leaves_nothing() {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    soon("begun", || hidden() == 1);
+    // Beyond its lock, which tells later runs that this one is dead.
+    let begun = || {
+        let folders = fs::read_dir(&brick).unwrap().map(|entry| entry.unwrap().path());
+        let mut hidden = folders.filter(|path| path.to_string_lossy().contains("/.cinderfs"));
+        hidden.any(|path| fs::read_dir(path).is_ok_and(|entries| entries.count() > 1))
+    };
+    soon("begun", begun);
     child.kill().unwrap();
     child.wait().unwrap();
     assert!(is_mounted_by_us(), "nobody could take it away");
@@ -300,7 +212,8 @@ fn a_share_whose_server_does_not_answer_is_given_up_with_all_that_mounts_it() {
     let stopped = Stopped::new([glusterd, vec![brick]].concat());
     let (conf, mountpoint) = (world.conf(), world.text("mnt"));
     let (_, said) = ends(&["mount", "-o", "store_timeout=5", &conf, &mountpoint], 1);
-    assert!(said.contains("its server did not answer mount(8)"), "{said}");
+    // Whether mount(8) was given up first or the whole, their limits are the same.
+    assert!(said.contains("did not answer"), "{said}");
     assert!(!is_mounted_by_us());
     assert_eq!(processes("glusterfs", OURS), []);
     drop(stopped);

@@ -31,7 +31,9 @@ end-volume
 EOF
 
 start network unshare --net sleep infinity
-read -r holder _ <"$folder/run/network.pid"
+read -r parent _ <"$folder/run/network.pid"
+has_child() { holder=$(cat "/proc/$parent/task/$parent/children") && holder=${holder%% *} && [ -n "$holder" ]; }
+until_true 10 has_child || die "no process for the network"
 is_apart() { [ "$(readlink "/proc/$holder/ns/net")" != "$(readlink /proc/self/ns/net)" ]; }
 until_true 10 is_apart || die "no network of its own"
 inside() { nsenter --net="/proc/$holder/ns/net" "$@"; }

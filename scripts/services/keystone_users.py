@@ -37,16 +37,33 @@ def token_of(user, password, project):
     return headers["X-Subject-Token"], document["token"]["user"]["id"]
 
 
-admin, _ = token_of("admin", "secret", "admin")
-roles = {role["name"]: role["id"] for role in call("GET", "/roles", token=admin)[1]["roles"]}
+class Admin:
+    """A token that is asked for again when it has expired, which may be soon."""
+
+    def __init__(self):
+        self.token = None
+
+    def call(self, method, path, body=None):
+        for is_last in (not self.token, True):
+            if is_last:
+                self.token, _ = token_of("admin", "secret", "admin")
+            try:
+                return call(method, path, body, self.token)
+            except urllib.error.HTTPError as error:
+                if error.code != 401 or is_last:
+                    raise
+
+
+admin = Admin()
+roles = {role["name"]: role["id"] for role in admin.call("GET", "/roles")[1]["roles"]}
 
 
 def make(kind, **what):
-    return call("POST", f"/{kind}s", {kind: what}, admin)[1][kind]["id"]
+    return admin.call("POST", f"/{kind}s", {kind: what})[1][kind]["id"]
 
 
 def grant(project, user, role):
-    call("PUT", f"/projects/{project}/users/{user}/roles/{roles[role]}", token=admin)
+    admin.call("PUT", f"/projects/{project}/users/{user}/roles/{roles[role]}")
 
 
 service = make("project", name="service", domain_id="default")

@@ -14,9 +14,11 @@ begin "$@"
 
 need "swift-proxy-server swift-object-server swift-container-server swift-account-server swift-ring-builder memcached curl" \
     "swift-proxy swift-object swift-container swift-account swift memcached curl"
+keystone=${4:-}
+[ -z "$keystone" ] ||
+    need "keystone-manage keystone-wsgi-public eatmydata" "python3-keystone python3-keystonemiddleware eatmydata"
 prepare "$2"
 port=${3:-18080}
-keystone=${4:-}
 life=${TOKEN_SECONDS:-3600}
 object=$((port + 1)) container=$((port + 2)) account=$((port + 3)) cache=$((port + 4)) identity=$((port + 5))
 need_free "$port" "$object" "$container" "$account" "$cache" "$identity"
@@ -63,7 +65,6 @@ EOF
 }
 
 start_keystone() {
-    need "keystone-manage keystone-wsgi-public eatmydata" "python3-keystone python3-keystonemiddleware eatmydata"
     local at=$folder/keystone url=http://127.0.0.1:$identity/v3 manage
     mkdir -p "$at/fernet" "$at/credential"
     chmod 700 "$at/fernet" "$at/credential"
@@ -117,6 +118,7 @@ account_autocreate = true
 use = egg:swift#tempauth
 token_life = $life
 user_test_tester = testing .admin
+user_apart_tester = testing .admin
 user_test_reader = reading
 [filter:authtoken]
 paste.filter_factory = keystonemiddleware.auth_token:filter_factory
@@ -130,7 +132,7 @@ username = swift
 password = swiftpass
 delay_auth_decision = true
 cache = swift.cache
-token_cache_time = 1
+token_cache_time = 300
 include_service_catalog = false
 [filter:keystoneauth]
 use = egg:swift#keystoneauth

@@ -38,6 +38,8 @@ pub(super) struct StoredInput {
     read_bytes_max: usize,
     /// Stored offset behind which nothing is read until the cursor comes there.
     until: u64,
+    /// Stored offset behind which what is left of that has not been announced; `u64::MAX` where nothing is left.
+    announced: u64,
 }
 
 impl StoredInput {
@@ -55,15 +57,18 @@ impl StoredInput {
         let mut read_bytes_max =
             needed.map_or(usual, |needed| first_bytes(needed).clamp(READ_BYTES_MIN, INPUT_BYTES_MAX));
         let until = needed.map_or(u64::MAX, |needed| needed.until);
+        let announced = needed.map_or(u64::MAX, |needed| offset.saturating_add(needed.first_bytes));
         if is_gradual && needed.is_some() && read_bytes_max >= 2 * FIRST_READ_BYTES {
             // What comes first is decoded while the rest comes. Told apart, or the first would come with the rest.
             let first_bytes = FIRST_READ_BYTES as u64;
             source.will_need(offset, first_bytes);
-            source.will_need(offset + first_bytes, read_bytes_max as u64 - first_bytes);
+            source.will_need(offset + first_bytes, announced - offset - first_bytes);
             read_bytes_max = FIRST_READ_BYTES;
+        } else if needed.is_some_and(|needed| needed.first_bytes > INPUT_BYTES_MAX as u64) {
+            source.will_need(offset, announced - offset);
         }
         let buffer = Scratch::take(stored.clamp(INPUT_BYTES_MIN, INPUT_BYTES_MAX));
-        Self { source, buffer, start: 0, end: 0, read_offset: offset, read_bytes_max, until }
+        Self { source, buffer, start: 0, end: 0, read_offset: offset, read_bytes_max, until, announced }
     }
 
     /// The next stored bytes; empty only at the object's end. Reads only when nothing is left of the last read.
@@ -73,6 +78,11 @@ impl StoredInput {
             let before = before.and_then(|before| usize::try_from(before).ok()).unwrap_or(usize::MAX);
             let room = self.buffer.len().min(self.read_bytes_max).min(before);
             self.read_bytes_max = (room * 2).max(FIRST_READ_BYTES);
+            if (self.announced..self.until).contains(&self.read_offset) {
+                // The guess was too short. That is all that is needed before the next point.
+                self.source.will_need(self.read_offset, self.until - self.read_offset);
+                self.announced = u64::MAX;
+            }
             let read = self.source.read_at(&mut self.buffer[..room], self.read_offset)?;
             (self.start, self.end) = (0, read);
             self.read_offset += read as u64;

@@ -131,6 +131,11 @@ pub trait Decoder: Send {
         Vec::new()
     }
 
+    /// Takes points that were taken before, once more: by now their states hold what follows them, and pack smaller.
+    fn take_followed(&mut self) -> Vec<RestartPoint> {
+        Vec::new()
+    }
+
     /// How many stored bytes the stream took, once its plain bytes have ended well; `None` before, and where the stream's end
     /// is not known apart from the object's.
     fn stored_end(&self) -> Option<u64> {
@@ -257,7 +262,7 @@ impl ObjectStream {
     /// so it is done beside the reading.
     pub fn pack(&self, point: RestartPoint) -> RestartPoint {
         match self.codec {
-            Codec::Zlib => zlib::pack(&*self.source, point),
+            Codec::Zlib => zlib::pack(point),
             Codec::Zstd => zstd::pack(&*self.source, point),
             Codec::None | Codec::Bz2 => point,
         }

@@ -75,6 +75,11 @@ pub(super) trait Stream: Send {
     fn take_points(&mut self) -> Vec<RestartPoint> {
         Vec::new()
     }
+
+    /// As [`Decoder::take_followed`].
+    fn take_followed(&mut self) -> Vec<RestartPoint> {
+        Vec::new()
+    }
 }
 
 /// A cursor over the plain bytes of a compressed object.
@@ -82,6 +87,8 @@ pub(super) struct StreamDecoder<S> {
     state: State<S>,
     /// Points that the stream noted in the read in which it ended.
     last_points: Vec<RestartPoint>,
+    /// Those of before of which it came to know then what follows them.
+    last_followed: Vec<RestartPoint>,
     /// What the stream's frames were like.
     frames: Option<Frames>,
 }
@@ -106,7 +113,8 @@ impl<S: Stream> StreamDecoder<S> {
     /// At the stored byte `offset`, where `stream` goes on; `needed` is what is known of how far.
     pub(super) fn at(stream: S, source: Arc<dyn ObjectSource>, offset: u64, needed: Option<Needed>) -> Self {
         let input = StoredInput::at(source, offset, needed, S::CODEC == Codec::Zlib);
-        Self { state: State::Running { stream, input, idle_steps: 0 }, last_points: Vec::new(), frames: None }
+        let state = State::Running { stream, input, idle_steps: 0 };
+        Self { state, last_points: Vec::new(), last_followed: Vec::new(), frames: None }
     }
 }
 
@@ -145,6 +153,7 @@ impl<S: Stream> Decoder for StreamDecoder<S> {
             *idle_steps = if produced == 0 { *idle_steps + 1 } else { 0 };
             if let Some(last) = last {
                 self.last_points = stream.take_points();
+                self.last_followed = stream.take_followed();
                 self.frames = stream.frames();
                 self.state = last;
             } else if *idle_steps > IDLE_STEPS_MAX {
@@ -175,6 +184,13 @@ impl<S: Stream> Decoder for StreamDecoder<S> {
         }
     }
 
+    fn take_followed(&mut self) -> Vec<RestartPoint> {
+        match &mut self.state {
+            State::Running { stream, .. } => stream.take_followed(),
+            State::Ended(_) | State::Failed(_) => take(&mut self.last_followed),
+        }
+    }
+
     fn stored_end(&self) -> Option<u64> {
         match self.state {
             State::Ended(offset) => Some(offset),
@@ -194,7 +210,8 @@ impl<S: Stream> Decoder for StreamDecoder<S> {
         match &self.state {
             State::Running { stream, input, .. } => stream.memory_bytes() + input.memory_bytes(),
             State::Ended(_) | State::Failed(_) => {
-                self.last_points.iter().map(|point| size_of_val(point) + point.state.len()).sum()
+                let left = self.last_points.iter().chain(&self.last_followed);
+                left.map(|point| size_of_val(point) + point.state.len()).sum()
             }
         }
     }

@@ -109,7 +109,7 @@ type Write<'w> = dyn FnMut(Range<u64>, Option<&[u8]>) -> Result<()> + 'w;
 
 /// What all threads of one restore share.
 struct Work<'a> {
-    image: &'a Image,
+    image: &'a Arc<Image>,
     options: &'a RestoreOptions<'a>,
     /// Set by the first thread that fails.
     stop: AtomicBool,
@@ -165,6 +165,7 @@ impl Work<'_> {
             let mut group = None;
             while let Some(range) = plan.next(&mut group) {
                 self.check_stop()?;
+                self.image.prepare(range.clone());
                 // From the first write to the window's end: a window is read before any of it is given out. (One of tiny
                 // blocks, or without digests, is read in several steps; then others wait a little longer to write.)
                 let mut turn = None;
@@ -213,6 +214,7 @@ impl Work<'_> {
                 let mine = windows.clone().skip(reader).step_by(readers);
                 scope.spawn(move || {
                     for range in mine {
+                        self.image.prepare(range.clone());
                         let mut bytes = empty.try_recv().unwrap_or_default();
                         bytes.clear();
                         let read = self.check_stop().and_then(|()| self.gather(range, &mut bytes));

@@ -15,6 +15,7 @@
 
 mod heal;
 mod neighbours;
+mod preparing;
 mod runs;
 mod second_look;
 

@@ -24,8 +24,8 @@ use crate::workers::Workers;
 /// States in memory, of all objects of a process, in bytes. Packed, they are those of some 16 GB of zlib.
 const HELD_BYTES_MAX: i64 = 16 << 20;
 
-/// Bytes of raw states after which an object's are packed: eight of zlib's, one of zstd's.
-pub(super) const PACK_BYTES: usize = 256 << 10;
+/// Bytes of raw states after which an object's are packed: eight of zlib's or more, one of zstd's.
+pub(super) const PACK_BYTES: usize = 512 << 10;
 
 /// New points that are worth a file, at least.
 const SAVE_MIN: usize = 8;

@@ -37,6 +37,7 @@ mod second_look;
 mod seek_index;
 mod turns;
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Once, OnceLock, Weak};
 
@@ -86,6 +87,8 @@ pub struct ObjectReader {
     loaded: Once,
     /// Somebody packs and saves points now.
     is_tidying: AtomicBool,
+    /// Held while points are saved, from the look at what is known on: who began earlier must not write last.
+    saving: Mutex<()>,
     /// It is on the list of those that hold states.
     is_holder: AtomicBool,
     /// How often bytes of it were wrong: a decoder that ran through damage may be off for all that follows.
@@ -171,6 +174,7 @@ impl ObjectReader {
             key: OnceLock::new(),
             loaded: Once::new(),
             is_tidying: AtomicBool::new(false),
+            saving: Mutex::default(),
             is_holder: AtomicBool::new(false),
             doubts: AtomicU64::new(0),
             passes: Passes::default(),
@@ -232,6 +236,39 @@ impl ObjectReader {
     pub fn suspect(&self, error: &Error) {
         self.doubts.fetch_add(1, Ordering::AcqRel);
         self.failures.suspect(error);
+    }
+
+    /// Tells the store which stored bytes a reader of the plain bytes `range` will need, as far as restart points say. The first and the last
+    /// stretch are left to who decodes them: he may stand in the middle of the one, and end in that of the other.
+    ///
+    /// With `is_tiled` they are not: what comes before is announced, too.
+    pub fn announce(&self, range: Range<u64>, is_tiled: bool) {
+        if self.stream.source().is_local() {
+            return;
+        }
+        self.load_index_once();
+        let stored = self.turns.lock().index.stored_within(&range, is_tiled);
+        if let Some(stored) = stored {
+            self.stream.source().will_need(stored.start, stored.end - stored.start);
+        }
+    }
+
+    /// Tells the store that somebody will soon read on from the plain byte `offset`, and finds out what is known of the object.
+    pub fn read_on(&self, offset: u64) {
+        let source = self.stream.source();
+        match self.stream.codec() {
+            _ if source.is_local() => {}
+            Codec::None => source.will_read_on(offset),
+            Codec::Zlib | Codec::Bz2 | Codec::Zstd if offset == 0 => {
+                source.will_read_on(0);
+                self.load_index_once();
+            }
+            Codec::Zlib | Codec::Bz2 | Codec::Zstd => {
+                self.load_index_once();
+                let nearest = self.turns.lock().index.nearest(offset);
+                source.will_read_on(nearest.map_or(0, |point| point.stored_bits / 8));
+            }
+        }
     }
 
     /// Whether this reader should be given up for a new one.

@@ -132,15 +132,19 @@ mod tests {
         ObjectName::parse(&format!("object-{n}")).unwrap()
     }
 
-    /// A pool over many objects of the same bytes, with points in `folder`.
-    fn pool(folder: &Path, workers: &Arc<Workers>) -> (ObjectPool, Arc<SeekIndexStore>) {
+    /// With little to find twice, so that a stream of it has many blocks, between which points may lie.
+    fn noise(len: usize) -> Vec<u8> {
         let mut seed = 1u64;
-        // With little to find twice, so that the stream has many blocks, between which points may lie.
         let noise = std::iter::repeat_with(|| {
             seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             (seed >> 33) as u8 & 15
         });
-        let plain: Vec<u8> = noise.take(LEN as usize).collect();
+        noise.take(len).collect()
+    }
+
+    /// A pool over many objects of the same bytes, with points in `folder`.
+    fn pool(folder: &Path, workers: &Arc<Workers>) -> (ObjectPool, Arc<SeekIndexStore>) {
+        let plain = noise(LEN as usize);
         let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::default());
         encoder.write_all(&plain).unwrap();
         let stored = encoder.finish().unwrap();
@@ -296,13 +300,19 @@ mod tests {
         let workers = Arc::new(Workers::new(1));
         let (pool, indexes) = pool(folder.path(), &workers);
         let panics = std::sync::atomic::AtomicBool::new(true);
-        let source = Arc::new(Panicking { inner: pool.store.open(&name(0)).unwrap(), panics });
-        let indexing = Indexing::new(Some(indexes.clone()), workers, true).with_spacing(Some(20_000));
+        // Packing a point of zstd looks at the object once more.
+        let len = 4 << 20;
+        let stored = zstd::encode_all(std::io::Cursor::new(noise(len)), 3).unwrap();
+        let store = MemoryStore::new();
+        store.insert(name(0), stored);
+        let source = Arc::new(Panicking { inner: store.open(&name(0)).unwrap(), panics });
+        let indexing = Indexing::new(Some(indexes.clone()), workers, true).with_spacing(Some(200_000));
         let (cursors, indexing) = (pool.cursors.clone(), Arc::new(indexing));
-        let reader = ObjectReader::new(name(0), Codec::Zlib, LEN, None, source.clone(), cursors, indexing);
+        let reader =
+            ObjectReader::new(name(0), Codec::Zstd, len as u64, None, source.clone(), cursors, indexing);
         wait_until("points that are saved", || {
             read(&reader, 0);
-            read(&reader, LEN - 1);
+            read(&reader, len as u64 - 1);
             files(&indexes) == 1
         });
         assert!(!source.panics.load(std::sync::atomic::Ordering::Acquire), "nothing panicked");

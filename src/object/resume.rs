@@ -146,8 +146,10 @@ impl ObjectReader {
             let (nearest, needed, saved, generation, doubts) = {
                 let traffic = self.turns.lock();
                 let nearest = traffic.index.nearest(offset);
-                let needed =
-                    nearest.as_ref().and_then(|entry| traffic.index.needed(entry, end, self.stream.codec()));
+                let lens = (self.len_bytes, self.stream.source().stat().len_bytes);
+                let needed = nearest
+                    .as_ref()
+                    .and_then(|entry| traffic.index.needed(entry, end, self.stream.codec(), lens));
                 let doubts = self.doubts.load(Ordering::Acquire);
                 (nearest, needed, traffic.saved.clone(), self.generation(), doubts)
             };
@@ -235,13 +237,16 @@ impl ObjectReader {
             turn.reach(cursor.at, |_| ());
             return;
         };
-        let points = cursor.decoder.take_points();
+        let (points, followed) = (cursor.decoder.take_points(), cursor.decoder.take_followed());
         let (is_current, wanted, held_bytes, is_due) = turn.reach(cursor.at, |index| {
             let is_current = cursor.generation == self.generation();
             let before = index.held_bytes();
             if is_current {
                 for point in points {
                     index.add(Entry::raw(point, cursor.pass));
+                }
+                for point in followed {
+                    index.follow(point, cursor.pass);
                 }
                 if let Some(from) = cursor.noted_to {
                     index.reach(from, cursor.at);
@@ -344,6 +349,7 @@ impl ObjectReader {
 
     fn save(&self) {
         let Some(key) = self.key.get().copied().flatten() else { return };
+        let _turn = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
         let (entries, saved, known_to, generation) = {
             let traffic = self.turns.lock();
             let index = &traffic.index;

@@ -10,6 +10,7 @@
 //! Invariants: sorted by plain offset, no offset twice; the object's start is not in the list, as it needs no point; the
 //! number of points is bounded. No I/O happens here.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::given::Given;
@@ -20,6 +21,9 @@ use crate::format::points::Place;
 
 /// Most points of one object. 2 GB with a point every 64 KiB are half of this; a point costs 40 bytes besides its state.
 const POINTS_MAX: usize = 1 << 16;
+
+/// The part of a stretch that is fetched beyond what lies there if all of it is as dense: it seldom is.
+const SHARE_MARGIN: u64 = 8;
 
 /// A place to begin from.
 #[derive(Clone, Debug)]
@@ -171,9 +175,39 @@ impl SeekIndex {
         self.given.verbatim(from, end, codec)
     }
 
-    /// As [`Given::needed`].
-    pub(super) fn needed(&self, entry: &Entry, end: u64, codec: Codec) -> Option<Needed> {
-        self.given.needed(entry, end, codec).filter(|_| entry.pass == Pass::GIVEN)
+    /// What a decoder at `entry` needs for the plain bytes up to `end`: as far as the next point at most. `None` where that is not known.
+    /// `len_bytes` and `stored_bytes` are the object's lengths.
+    pub(super) fn needed(
+        &self,
+        entry: &Entry,
+        end: u64,
+        codec: Codec,
+        (len_bytes, stored_bytes): (u64, u64),
+    ) -> Option<Needed> {
+        if entry.pass == Pass::GIVEN {
+            return self.given.needed(entry, end, codec);
+        }
+        let (next, until) = match self.next_after(entry.plain_offset) {
+            Some(next) => (next, self.nearest(next)?.stored_bits.div_ceil(8)),
+            None if self.known_to() >= len_bytes => (len_bytes, stored_bytes),
+            None => return None,
+        };
+        let plain = next.checked_sub(entry.plain_offset).filter(|plain| *plain > 0)?;
+        let stored = until.checked_sub(entry.stored_bits / 8).filter(|stored| *stored > 0)?;
+        Some(Needed { first_bytes: share(stored, end.saturating_sub(entry.plain_offset), plain), until })
+    }
+
+    /// The stored bytes from the first point in a range of plain bytes, or (`is_tiled`) the last one before it, to the last one in it. Of
+    /// ranges that follow each other, the latter leave nothing out. `None` where these are not two.
+    pub(super) fn stored_within(&self, plain: &Range<u64>, is_tiled: bool) -> Option<Range<u64>> {
+        let first = match is_tiled {
+            true => self.nearest(plain.start),
+            false => Some(self.next_after(plain.start.saturating_sub(1)).and_then(|at| self.nearest(at))?),
+        };
+        let (from, first) = first.map_or((0, 0), |first| (first.plain_offset, first.stored_bits / 8));
+        let last = self.nearest(plain.end)?;
+        let stored = first..last.stored_bits.div_ceil(8);
+        (from < last.plain_offset && stored.start < stored.end).then_some(stored)
     }
 
     /// The first point behind `offset`.
@@ -196,6 +230,18 @@ impl SeekIndex {
                 self.entries.insert(at, entry);
                 true
             }
+        }
+    }
+
+    /// Gives a point that `pass` noted the state that packs smaller, wherever it has gone meanwhile.
+    pub(super) fn follow(&mut self, point: RestartPoint, pass: Pass) {
+        let known = self.noted_before(point.plain_offset);
+        let is_same = |entry: &&Entry| {
+            (entry.plain_offset, entry.stored_bits, entry.pass)
+                == (point.plain_offset, point.stored_bits, pass)
+        };
+        if known.filter(is_same).is_some() {
+            self.replace_state(point.plain_offset, State::Raw(point.state));
         }
     }
 
@@ -310,6 +356,12 @@ impl SeekIndex {
     }
 }
 
+/// How many of the `stored` bytes of a stretch are most likely needed for the first `wanted` of its `plain` bytes.
+fn share(stored: u64, wanted: u64, plain: u64) -> u64 {
+    let share = u128::from(stored) * u128::from(wanted.min(plain)) / u128::from(plain);
+    (share as u64 + stored / SHARE_MARGIN).min(stored)
+}
+
 impl Entry {
     /// A point as the decoder of `pass` gave it.
     pub(super) fn raw(point: RestartPoint, pass: Pass) -> Self {
@@ -362,6 +414,33 @@ mod tests {
         assert_eq!(from(250), Some(300));
         assert_eq!(from(800), Some(900));
         assert_eq!(index.wanted(150, 20).map(|recording| recording.from), Some(120));
+    }
+
+    #[test]
+    fn a_decoder_needs_what_lies_before_the_next_point_at_most() {
+        let mut index = index(&[100, 200, 300]);
+        let needed = |index: &SeekIndex, at, end| {
+            let entry = index.nearest(at).unwrap();
+            let needed = index.needed(&entry, end, Codec::Zlib, (400, 450));
+            needed.map(|needed| (needed.first_bytes, needed.until))
+        };
+        // As many stored bytes as plain ones.
+        assert_eq!(needed(&index, 150, 150), Some((50 + 12, 200)));
+        assert_eq!(needed(&index, 150, 199), Some((100, 200)));
+        assert_eq!(needed(&index, 150, 999), Some((100, 200)));
+        assert_eq!(needed(&index, 300, 350), None, "what follows is not known");
+        index.reach(0, 400);
+        assert_eq!(needed(&index, 300, 350), Some((75 + 18, 450)));
+    }
+
+    #[test]
+    fn what_is_announced_lies_between_points() {
+        let index = index(&[100, 200, 300]);
+        let within = |range: Range<u64>| [false, true].map(|is_tiled| index.stored_within(&range, is_tiled));
+        assert_eq!(within(150..310), [Some(200..300), Some(100..300)]);
+        assert_eq!(within(100..200), [Some(100..200), Some(100..200)]);
+        assert_eq!(within(120..180), [None, None]);
+        assert_eq!(within(0..250), [Some(100..200), Some(0..200)]);
     }
 
     #[test]

@@ -67,6 +67,10 @@ fn every_point(stream: &ObjectStream, plain: &[u8]) -> Vec<RestartPoint> {
         assert!(plain[given..].starts_with(&buf[..len]), "recording changed the bytes at {given}");
         given += len;
         points.extend(decoder.take_points());
+        for followed in decoder.take_followed() {
+            let at = followed.plain_offset;
+            *points.iter_mut().find(|point| point.plain_offset == at).unwrap() = followed;
+        }
         if len == 0 {
             assert_eq!(given, plain.len());
             return points;

@@ -19,9 +19,16 @@ pub(crate) trait Bench {
 /// Makes a module `$store` with a test of each property; `$bench` makes a fresh [`Bench`].
 macro_rules! conforms {
     ($store:ident, $bench:expr) => {
+        conforms!(@files [cfg(all())] $store, $bench);
+    };
+    // Files on a server.
+    (shared $store:ident, $bench:expr) => {
+        conforms!(@files [ignore = "needs servers; scripts/services/test.sh"] $store, $bench);
+    };
+    (@files $attribute:tt $store:ident, $bench:expr) => {
         mod $store {
             use super::*;
-            conforms!(@each [cfg(all())] $bench,
+            conforms!(@each $attribute $bench,
                 an_empty_store_lists_nothing, lists_by_suffix_sorted_and_nested, any_utf8_name_is_a_name,
                 a_missing_object_is_not_found, reads_across_and_past_the_end, an_empty_object_is_an_object,
                 no_offset_is_too_big, an_open_object_outlives_its_name, the_version_follows_the_content,

@@ -61,6 +61,8 @@ pub(crate) struct FakeSwift {
     pub(crate) is_blind_to_prefixes: AtomicBool,
     /// Method and name of all requests.
     pub(crate) requests: Mutex<Vec<String>>,
+    /// What was read of which object, both ends included.
+    pub(crate) ranges: Mutex<Vec<(String, u64, u64)>>,
     hanging: Mutex<bool>,
     /// What hangs.
     late: Mutex<Vec<(String, Object)>>,
@@ -234,6 +236,7 @@ impl FakeSwift {
                 let (from, to) = range.split_once('-')?;
                 let (from, to): (usize, usize) = (from.parse().ok()?, to.parse().ok()?);
                 let to = to.min(len - 1);
+                self.ranges.lock().unwrap().push((name.to_owned(), from as u64, to as u64));
                 let head = format!(
                     "206 Partial Content\r\ncontent-range: bytes {from}-{to}/{len}\r\netag: {etag}\r\ncontent-length: {}\r\n\r\n",
                     to + 1 - from

@@ -18,6 +18,12 @@ impl Head {
         Some(Self { method: words.next()?, target: words.next()?, lines: lines.collect() })
     }
 
+    /// The headers, each a line.
+    #[allow(dead_code, reason = "for who hands requests on")]
+    pub(crate) fn lines(&self) -> impl Iterator<Item = &str> {
+        self.lines.iter().map(String::as_str)
+    }
+
     /// What stands behind `name`, which ends with a colon and a space, and may go on with how the value begins.
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.lines.iter().find_map(|line| line.strip_prefix(name))

@@ -17,6 +17,8 @@ use super::conformance::Bench;
 pub(crate) enum Kind {
     S3,
     Swift,
+    /// The same Swift, an account of its own.
+    Apart,
     Keystone,
     Gcs,
 }
@@ -49,14 +51,24 @@ pub(crate) fn maybe_told(kind: Kind, name: &str) -> Option<String> {
 /// The answer's text; fails unless it is a success.
 #[track_caller]
 pub(crate) fn curl(arguments: &[String], body: Option<&[u8]>) -> String {
-    let mut command = Command::new("curl");
-    command.args(["-sS", "--fail-with-body", "-g", "--path-as-is"]).args(arguments);
+    let mut words = words(&["--fail-with-body", "-g", "--path-as-is"]);
+    words.extend_from_slice(arguments);
     if body.is_some() {
-        command.args(["--data-binary", "@-", "-H", "Content-Type: application/octet-stream"]);
+        words.extend(
+            ["--data-binary", "@-", "-H", "Content-Type: application/octet-stream"].map(str::to_owned),
+        );
     }
+    run_curl(&words, body.unwrap_or_default())
+}
+
+/// What curl prints; fails when it does.
+#[track_caller]
+fn run_curl(arguments: &[String], input: &[u8]) -> String {
+    let mut command = Command::new("curl");
+    command.arg("-sS").args(arguments);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().expect("curl");
-    child.stdin.take().unwrap().write_all(body.unwrap_or_default()).unwrap();
+    child.stdin.take().unwrap().write_all(input).unwrap();
     let output = child.wait_with_output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(
@@ -87,7 +99,7 @@ impl Bucket {
         let word = match kind {
             Kind::S3 => format!("s3://{name}?endpoint={}", told(kind, "S3_ENDPOINT")),
             Kind::Gcs => format!("gs://{name}"),
-            Kind::Swift | Kind::Keystone => format!("swift:{name}"),
+            Kind::Swift | Kind::Apart | Kind::Keystone => format!("swift:{name}"),
         };
         let store = open(kind, &word).unwrap();
         let bucket = Self { kind, name, store, token: Mutex::new((token, Instant::now())), base };
@@ -120,14 +132,42 @@ impl Bucket {
     }
 
     pub(crate) fn curl(&self, arguments: &[&str], body: Option<&[u8]>) -> String {
-        // What curl 7.88 leaves out, and the signature has to hold.
-        let hash = format!("X-Amz-Content-Sha256: {}", super::genuine::sha256(body.unwrap_or_default()));
-        let hash = if self.kind == Kind::S3 { words(&["-H", &hash]) } else { Vec::new() };
+        curl(&[self.signed(body.unwrap_or_default()), words(arguments)].concat(), body)
+    }
+
+    /// Options that make a request with this body ours.
+    fn signed(&self, body: &[u8]) -> Vec<String> {
         let mut token = self.token.lock().unwrap();
         if self.kind == Kind::Keystone && token.1.elapsed() > TOKEN_AGE_MAX {
             *token = (access(self.kind).0, Instant::now());
         }
-        curl(&[&token.0[..], &hash, &words(arguments)].concat(), body)
+        let mut options = token.0.clone();
+        if self.kind == Kind::S3 {
+            // What curl 7.88 leaves out, and the signature has to hold.
+            let hash = format!("X-Amz-Content-Sha256: {}", super::genuine::sha256(body));
+            options.extend(["--header".to_owned(), hash]);
+        }
+        options
+    }
+
+    /// Puts many objects in at once, each by its name and with the bytes of a file.
+    pub(crate) fn upload_all<'a>(&self, objects: impl Iterator<Item = (&'a str, &'a Path)>) {
+        let line = |option: &str, value: &str| {
+            let value = value.replace('\\', "\\\\").replace('"', "\\\"");
+            format!("{option} \"{value}\"\n")
+        };
+        let requests = objects.map(|(object, file)| {
+            let (method, url) = self.way_in(object);
+            let signed = self.signed(&std::fs::read(file).unwrap());
+            let mut lines: String = signed.chunks(2).map(|option| line(&option[0], &option[1])).collect();
+            lines += &line("--header", "Content-Type: application/octet-stream");
+            lines += &line("--request", method);
+            lines += &line("--data-binary", &format!("@{}", file.to_str().unwrap()));
+            lines += &line("--url", &url);
+            lines + "--output /dev/null\n--fail\n--globoff\n--path-as-is\n"
+        });
+        let config = requests.collect::<Vec<_>>().join("--next\n");
+        run_curl(&words(&["--parallel", "--parallel-max", "8", "--config", "-"]), config.as_bytes());
     }
 
     /// Everything below a folder, by its path from there.
@@ -143,12 +183,17 @@ impl Bucket {
         }
     }
 
+    /// Where the server listens, which no proxy leads to.
+    pub(crate) fn address(&self) -> &str {
+        self.base.split('/').nth(2).unwrap()
+    }
+
     /// What a command is called with, and its environment.
     pub(crate) fn word(&self) -> (String, Vec<(String, String)>) {
         let word = match self.kind {
             Kind::S3 => format!("s3://{}?endpoint={}", self.name, told(self.kind, "S3_ENDPOINT")),
             Kind::Gcs => format!("gs://{}", self.name),
-            Kind::Swift | Kind::Keystone => format!("swift:{}", self.name),
+            Kind::Swift | Kind::Apart | Kind::Keystone => format!("swift:{}", self.name),
         };
         let start = format!("TEST_{}_", format!("{:?}", self.kind).to_uppercase());
         let told =
@@ -172,15 +217,20 @@ impl Bucket {
     }
 
     fn put_at(&self, object: &str, bytes: &[u8]) {
-        let url = match self.kind {
+        let (method, url) = self.way_in(object);
+        self.curl(&["-X", method, &url], Some(bytes));
+    }
+
+    /// Method and URL to put an object in.
+    fn way_in(&self, object: &str) -> (&'static str, String) {
+        match self.kind {
             Kind::Gcs => {
                 let name = encoded(object).replace('/', "%2F");
-                format!("{}/upload/storage/v1/b/{}/o?uploadType=media&name={name}", self.base, self.name)
+                let path = format!("upload/storage/v1/b/{}/o?uploadType=media&name={name}", self.name);
+                ("POST", format!("{}/{path}", self.base))
             }
-            _ => self.url(object),
-        };
-        let method = if self.kind == Kind::Gcs { "POST" } else { "PUT" };
-        self.curl(&["-X", method, &url], Some(bytes));
+            _ => ("PUT", self.url(object)),
+        }
     }
 }
 
@@ -197,13 +247,13 @@ fn access(kind: Kind) -> (Vec<String>, String) {
             (signed, told(kind, "S3_ENDPOINT"))
         }
         Kind::Gcs => (Vec::new(), told(kind, "STORAGE_EMULATOR_HOST")),
-        Kind::Swift => {
+        Kind::Swift | Kind::Apart => {
             let user = format!("X-Auth-User: {}", told(kind, "OS_USERNAME"));
             let key = format!("X-Auth-Key: {}", told(kind, "OS_PASSWORD"));
             let url = told(kind, "OS_AUTH_URL");
             let answer = curl(&words(&["-i", "-H", &user, "-H", &key, &url]), None);
             let token = format!("X-Auth-Token: {}", header(&answer, "x-auth-token"));
-            (words(&["-H", &token]), header(&answer, "x-storage-url"))
+            (words(&["--header", &token]), header(&answer, "x-storage-url"))
         }
         Kind::Keystone => {
             let url = format!("{}/auth/tokens", told(kind, "OS_AUTH_URL"));
@@ -219,7 +269,7 @@ fn access(kind: Kind) -> (Vec<String>, String) {
             let store = services.iter().find(|service| service["type"] == "object-store").unwrap();
             let base = store["endpoints"][0]["url"].as_str().unwrap().to_owned();
             let token = format!("X-Auth-Token: {}", header(&answer, "x-subject-token"));
-            (words(&["-H", &token]), base)
+            (words(&["--header", &token]), base)
         }
     }
 }

@@ -21,12 +21,14 @@
 pub(crate) mod inflate;
 mod state;
 mod prune;
+mod tail;
 
 use std::mem::take;
 
 pub(super) use self::prune::pack;
 
-use self::inflate::{Inflate, Status, WINDOW_BYTES_MAX};
+use self::inflate::{Inflate, Status};
+use self::tail::Tail;
 use super::stream::{Next, Step, Stream};
 use super::{Codec, Recording, RestartPoint};
 use crate::error::{Error, ErrorKind, Result};
@@ -36,7 +38,7 @@ use crate::error::{Error, ErrorKind, Result};
 const STATE_BYTES: usize = 56 * 1024;
 
 /// Points that wait to be taken; while there are so many, no more are noted. A stream of tiny blocks, read in one go by
-/// someone who wants them all, would fill memory with windows: this is 8 MiB.
+/// someone who wants them all, would fill memory with windows: this is 8 MiB, and what follows those that are 32 KiB apart.
 const POINTS_MAX: usize = 256;
 
 /// The state of one zlib stream.
@@ -54,6 +56,9 @@ pub(super) struct Zlib {
     /// Plain offset from which on the next border is to be noted, at least 1; `u64::MAX` when none is.
     wanted_offset: u64,
     points: Vec<RestartPoint>,
+    tail: Tail,
+    /// Points that were taken before it was known what follows them.
+    followed: Vec<RestartPoint>,
 }
 
 impl Zlib {
@@ -90,6 +95,8 @@ impl Zlib {
             spacing_bytes: 0,
             wanted_offset: u64::MAX,
             points: Vec::new(),
+            tail: Tail::default(),
+            followed: Vec::new(),
         })
     }
 
@@ -129,13 +136,27 @@ impl Zlib {
         if self.plain_offset < self.wanted_offset {
             return;
         }
-        self.points.push(RestartPoint {
+        let point = RestartPoint {
             plain_offset: self.plain_offset,
             stored_bits: self.stored_offset.saturating_mul(8).saturating_sub(u64::from(unused_bits)),
             state: state::of(&self.inflate),
-        });
+        };
+        self.tail.follow(&point, self.stored_offset);
+        self.points.push(point);
         self.noted_offset = self.plain_offset;
         self.wanted_offset = self.plain_offset.saturating_add(self.spacing_bytes);
+    }
+}
+
+impl Zlib {
+    /// Gives a point what follows it, once that is known; `is_end` tells that no more comes.
+    fn keep_tail(&mut self, is_end: bool) {
+        let Some(point) = self.tail.take(self.plain_offset, is_end) else { return };
+        match self.points.iter_mut().find(|noted| noted.plain_offset == point.plain_offset) {
+            Some(noted) => *noted = point,
+            None if self.followed.len() < POINTS_MAX => self.followed.push(point),
+            None => {}
+        }
     }
 }
 
@@ -145,8 +166,11 @@ impl Stream for Zlib {
     fn step(&mut self, input: &[u8], out: &mut [u8]) -> Step {
         let mut consumed = self.prime(input);
         let mut produced = 0;
+        self.tail.consumed(&input[..consumed]);
         let next = loop {
             let step = self.inflate(&input[consumed..], &mut out[produced..]);
+            self.tail.consumed(&input[consumed..consumed + step.consumed]);
+            self.keep_tail(matches!(step.status, Status::End));
             consumed += step.consumed;
             produced += step.produced;
             match step.status {
@@ -178,7 +202,9 @@ impl Stream for Zlib {
     }
 
     fn memory_bytes(&self) -> usize {
-        STATE_BYTES + self.points.len() * (WINDOW_BYTES_MAX + size_of::<RestartPoint>())
+        let state_bytes = |point: &RestartPoint| point.state.len() + size_of::<RestartPoint>();
+        let points: usize = self.points.iter().chain(&self.followed).map(state_bytes).sum();
+        STATE_BYTES + points + self.tail.memory_bytes()
     }
 
     fn record(&mut self, recording: Option<Recording>) {
@@ -195,5 +221,9 @@ impl Stream for Zlib {
 
     fn take_points(&mut self) -> Vec<RestartPoint> {
         take(&mut self.points)
+    }
+
+    fn take_followed(&mut self) -> Vec<RestartPoint> {
+        take(&mut self.followed)
     }
 }

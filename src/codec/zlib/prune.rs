@@ -10,21 +10,18 @@
 //! No distance reaches further than 32 KiB, so the first 32 KiB of plain bytes show every use. The decoder that starts
 //! with zeros in the unused places can in turn note points whose windows hold those zeros: at such a place there is
 //! again nothing that refers to them.
+//!
+//! The stored bytes come with the point, from the decoder that noted it and went on ([`tail`](super::tail)).
 
 use super::inflate::{Inflate, Status, WINDOW_BYTES_MAX};
 use super::state;
 use crate::codec::RestartPoint;
-use crate::store::ObjectSource;
 
-/// Stored bytes that are looked at. 32 KiB of plain bytes that a sane writer stored do not take more than 33 KiB; of one
-/// that wrote thousands of empty blocks the whole window is kept.
-const STORED_BYTES_MAX: usize = 48 * 1024;
-
-/// The same point with only the bytes that the stream refers to, or whole when this cannot be found out; in any case
-/// compressed. A state that is packed already stays as it is.
-pub(crate) fn pack(source: &dyn ObjectSource, point: RestartPoint) -> RestartPoint {
-    let Some(window) = state::raw_window(&point.state) else { return point };
-    let state = match referenced_in(source, point.stored_bits, window.len()) {
+/// The same point with only the bytes that the stream refers to, or whole when the stored bytes that follow are not known or are
+/// damaged; in any case compressed. A state that is packed already stays as it is. Reads nothing.
+pub(crate) fn pack(point: RestartPoint) -> RestartPoint {
+    let Some((window, stored)) = state::unpacked(&point.state) else { return point };
+    let state = match referenced(stored, (point.stored_bits % 8) as u32, window.len()) {
         Some(uses) => {
             let first = uses.iter().position(|used| *used).unwrap_or(uses.len());
             let pruned: Vec<u8> =
@@ -36,21 +33,8 @@ pub(crate) fn pack(source: &dyn ObjectSource, point: RestartPoint) -> RestartPoi
     RestartPoint { state, ..point }
 }
 
-/// For each byte of a window of `window_bytes`, whether the blocks from `stored_bits` on refer to it; `None` when the
-/// object cannot be read or is damaged there.
-fn referenced_in(source: &dyn ObjectSource, stored_bits: u64, window_bytes: usize) -> Option<Vec<bool>> {
-    let mut stored = vec![0; STORED_BYTES_MAX];
-    let mut filled = 0;
-    while filled < stored.len() {
-        match source.read_at(&mut stored[filled..], stored_bits / 8 + filled as u64).ok()? {
-            0 => break,
-            read => filled += read,
-        }
-    }
-    referenced(&stored[..filled], (stored_bits % 8) as u32, window_bytes)
-}
-
-/// The same for blocks that begin after the first `skip_bits` (0 to 7) bits of `stored`.
+/// For each byte of a window of `window_bytes`, whether the blocks that begin after the first `skip_bits` (0 to 7) bits of `stored`
+/// refer to it; `None` when these are damaged, or too few to tell.
 fn referenced(stored: &[u8], skip_bits: u32, window_bytes: usize) -> Option<Vec<bool>> {
     let lower = |place: usize| place as u8;
     // 1 to 128, as a place has 15 bits.

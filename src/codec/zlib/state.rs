@@ -7,6 +7,7 @@
 //! | none, the state is empty | no window: no block after the point refers to plain bytes before it |
 //! | 1 | the window as it is |
 //! | 2 | the window as one zstd frame |
+//! | 3 | the window's length (2 bytes, little-endian), the window as it is, and stored bytes from the one that holds the point's bit on; never in a file |
 //!
 //! In a packed state the window bytes that nothing refers to are zeros, and those at its beginning are left out: its last
 //! byte is the one just before the point in any case.
@@ -21,6 +22,10 @@ use super::inflate::{Inflate, WINDOW_BYTES_MAX};
 
 const TAG_RAW: u8 = 1;
 const TAG_ZSTD: u8 = 2;
+const TAG_FOLLOWED: u8 = 3;
+
+/// Bytes before the window of a state with stored bytes.
+const FOLLOWED_HEAD_BYTES: usize = 3;
 
 /// Level 1: windows are packed beside a decoder that runs at over 1 GB/s, and higher levels save little of 32 KiB.
 const ZSTD_LEVEL: i32 = 1;
@@ -33,19 +38,35 @@ pub(super) fn of(inflate: &Inflate) -> Arc<[u8]> {
     state.into()
 }
 
-/// The window of a state that is not packed.
-pub(super) fn raw_window(state: &[u8]) -> Option<&[u8]> {
-    match state.split_first() {
-        Some((&TAG_RAW, window)) if window.len() <= WINDOW_BYTES_MAX => Some(window),
-        _ => None,
-    }
+/// The same state with the stored bytes that follow its point; `None` when it is not one as [`of`] makes it.
+pub(super) fn followed(state: &[u8], stored: &[u8]) -> Option<Arc<[u8]>> {
+    let (window, _) = unpacked(state).filter(|(_, known)| known.is_empty())?;
+    let len = u16::try_from(window.len()).ok()?;
+    let mut followed = Vec::with_capacity(FOLLOWED_HEAD_BYTES + window.len() + stored.len());
+    followed.push(TAG_FOLLOWED);
+    followed.extend(len.to_le_bytes());
+    followed.extend(window);
+    followed.extend(stored);
+    Some(followed.into())
+}
+
+/// The window of a state that is not packed, and what is known of the stored bytes that follow its point.
+pub(super) fn unpacked(state: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (window, stored) = match state {
+        [TAG_RAW, window @ ..] => (window, &[][..]),
+        [TAG_FOLLOWED, low, high, rest @ ..] => {
+            rest.split_at_checked(usize::from(u16::from_le_bytes([*low, *high])))?
+        }
+        _ => return None,
+    };
+    (window.len() <= WINDOW_BYTES_MAX).then_some((window, stored))
 }
 
 /// The window of any state; `None` for what is not a state.
 pub(super) fn window(state: &[u8]) -> Option<Vec<u8>> {
     match state.split_first() {
         None => Some(Vec::new()),
-        Some((&TAG_RAW, _)) => raw_window(state).map(<[u8]>::to_vec),
+        Some((&(TAG_RAW | TAG_FOLLOWED), _)) => unpacked(state).map(|(window, _)| window.to_vec()),
         Some((&TAG_ZSTD, frame)) => {
             let mut window = vec![0; WINDOW_BYTES_MAX];
             // Into a buffer of this size libzstd keeps no window of its own, so the frame cannot ask for memory.

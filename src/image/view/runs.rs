@@ -42,6 +42,7 @@ impl View {
         let mut run: Vec<Wanted<'_>> = Vec::new();
         let mut run_holder = None;
         let mut border = u64::MAX;
+        self.announce(&wanted);
         for block in wanted {
             let holder = self.holder(block.block);
             let goes_on = run.last().is_none_or(|last| last.block.0 + 1 == block.block.0)

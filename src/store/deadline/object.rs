@@ -100,6 +100,13 @@ impl ObjectSource for DeadlineObject {
         });
     }
 
+    fn will_read_on(&self, offset: u64) {
+        // As above; a store on which this thread could hang has no such thing.
+        if let (Some(source), true) = (&self.source, self.calls.has_judge()) {
+            source.will_read_on(offset);
+        }
+    }
+
     fn is_changed(&self) -> Result<bool> {
         if let Ok(outcome) = self.here(|source| source.is_changed()) {
             return outcome;

@@ -7,7 +7,7 @@ use super::*;
 use crate::expendable;
 use crate::store::{ObjectStat, Ownership};
 
-const SHORT: Duration = Duration::from_millis(30);
+const SHORT: Duration = Duration::from_millis(100);
 
 /// While it is shut, calls wait in front of it.
 #[derive(Default)]

@@ -15,6 +15,7 @@
 //! Invariants: an object's bytes are of the one that was opened, or the read fails; nothing is asked of a server before the first call; no
 //! credential is in a message or a location.
 
+mod ahead;
 mod clouds;
 mod engine;
 mod failure;

@@ -15,6 +15,7 @@ use futures_util::StreamExt as _;
 use opendal::Operator;
 use opendal::options::ReaderOptions;
 
+use super::ahead::{BEHIND_BYTES_MAX, Stream, Streams, WINDOW_BYTES_MAX};
 use super::engine::{Engine, Tries};
 use super::failure::Failed;
 use super::window::{Answer, Shelf, Window, WindowError};
@@ -22,20 +23,11 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::store::{ObjectSource, ObjectStat};
 use crate::types::ObjectName;
 
-/// First window of a reader that goes on where it was.
-const WINDOW_BYTES_MIN: u64 = 256 << 10;
-
-/// Largest window: at 100 MB/s two of them hide 40 ms.
-const WINDOW_BYTES_MAX: u64 = 4 << 20;
-
 /// Least that is fetched at once. A few bytes more cost nothing beside the journey, and digests lie side by side.
 const FETCH_BYTES_MIN: u64 = 4 << 10;
 
-/// Most bytes that an announcement fetches.
-const ANNOUNCED_BYTES_MAX: u64 = WINDOW_BYTES_MAX;
-
-/// Readers of one object that are followed.
-const STREAMS_MAX: usize = 16;
+/// Most bytes that an announcement fetches, in windows side by side: what lies between two restart points of zstd is 14 MB of mixed data.
+const ANNOUNCED_BYTES_MAX: u64 = 16 << 20;
 
 /// Windows of one object; further ones take the place of the lowest.
 const WINDOWS_MAX: usize = 4096;
@@ -67,17 +59,7 @@ pub(super) struct RemoteObject {
 #[derive(Default)]
 struct Plan {
     windows: BTreeMap<u64, Arc<Window>>,
-    streams: Vec<Stream>,
-}
-
-/// A reader that may go on where it was.
-struct Stream {
-    /// Where it was.
-    next: u64,
-    /// Behind what was asked for on its behalf.
-    asked: u64,
-    /// How much is asked for at once; 0 until it has gone on behind what it announced.
-    window: u64,
+    streams: Streams,
 }
 
 impl RemoteObject {
@@ -121,49 +103,42 @@ impl RemoteObject {
     /// The window that has or gets the byte at `offset`, asked for now if there is none. `len` bytes from there on are wanted.
     fn window_at(&self, offset: u64, len: u64) -> Option<Arc<Window>> {
         let mut plan = self.lock();
-        let known = plan.find(offset);
-        let followed = plan.streams.iter().position(|stream| stream.next == offset);
-        let mut stream = match followed {
-            Some(at) => plan.streams.remove(at),
-            None => Stream { next: offset, asked: offset, window: 0 },
-        };
-        stream.next = offset + len;
-        let found = match known {
-            Some(window) => {
-                stream.asked = stream.asked.max(window.end());
-                Some(window)
-            }
-            None => {
-                // One that was followed goes on behind what it said it would need.
-                let is_going_on = followed.is_some();
-                if is_going_on {
-                    stream.window = (stream.window * 2).clamp(WINDOW_BYTES_MIN, WINDOW_BYTES_MAX);
-                }
-                let window = self.fetch(&mut plan, offset, len.max(stream.window).max(FETCH_BYTES_MIN), true);
-                stream.asked = window.as_ref().map_or(offset, |window| window.end());
-                window
-            }
-        };
-        if stream.window > 0 {
-            while stream.asked < stream.next.saturating_add(stream.window) {
-                let wider = (stream.window * 2).min(WINDOW_BYTES_MAX);
-                if plan.find(stream.asked).is_some() {
-                    break;
-                }
-                let Some(window) = self.fetch(&mut plan, stream.asked, wider, false) else { break };
-                (stream.asked, stream.window) = (window.end(), wider);
-            }
-            // What lies behind it will hardly be read again.
-            let behind = stream.next.saturating_sub(stream.window.max(WINDOW_BYTES_MIN));
-            plan.windows.retain(|_, window| {
-                window.len < WINDOW_BYTES_MIN || window.end() > behind || window.start > offset
+        let mut stream = plan.streams.take(offset, len);
+        let found = plan.find(offset).or_else(|| {
+            // One that was followed goes on behind what it said it would need.
+            stream.goes_on |= stream.is_exact;
+            let wanted = if stream.goes_on { stream.window().min(plan.room_at(offset)) } else { 0 };
+            self.fetch(&mut plan, offset, wanted.max(len).max(FETCH_BYTES_MIN), true)
+        });
+        let end = found.as_ref().map_or(offset, |window| window.end());
+        stream.asked = stream.asked.max(end);
+        stream.read(offset, end.min(offset + len));
+        if stream.goes_on {
+            self.go_ahead(&mut plan, &mut stream);
+            // What all who read side by side have behind them will hardly be read again.
+            let behind = stream.next.saturating_sub(BEHIND_BYTES_MAX);
+            plan.windows.retain(|start, window| {
+                let is_behind = window.end() <= behind || (window.end() <= stream.next && window.is_done());
+                window.len <= FETCH_BYTES_MIN || *start >= offset || !is_behind
             });
         }
-        if plan.streams.len() == STREAMS_MAX {
-            plan.streams.remove(0);
-        }
-        plan.streams.push(stream);
+        plan.streams.put(stream);
         found
+    }
+
+    /// Asks for what a reader that goes on will want next.
+    fn go_ahead(&self, plan: &mut Plan, stream: &mut Stream) {
+        let share = self.shelf.share(Arc::as_ptr(&self.source) as usize);
+        let until = stream.next.saturating_add(stream.ahead(share)).min(self.stat.len_bytes);
+        while stream.asked < until {
+            if let Some(known) = plan.find(stream.asked) {
+                stream.asked = known.end();
+                continue;
+            }
+            let wanted = stream.window().min(plan.room_at(stream.asked));
+            let Some(window) = self.fetch(plan, stream.asked, wanted, false) else { break };
+            stream.asked = window.end();
+        }
     }
 
     fn forget(&self, window: &Arc<Window>) {
@@ -175,6 +150,12 @@ impl RemoteObject {
 }
 
 impl Plan {
+    /// How many bytes from `offset` on are in no window; at least 1.
+    fn room_at(&self, offset: u64) -> u64 {
+        let next = self.windows.range(offset.saturating_add(1)..).next();
+        next.map_or(u64::MAX, |(start, _)| start - offset)
+    }
+
     /// A window with the byte at `offset`, or one that gets it.
     fn find(&mut self, offset: u64) -> Option<Arc<Window>> {
         let near = self.windows.range(..=offset).rev().take(OVERLAPS_MAX);
@@ -221,8 +202,25 @@ impl ObjectSource for RemoteObject {
 
     fn will_need(&self, offset: u64, len: u64) {
         let mut plan = self.lock();
-        if plan.find(offset).is_none() {
-            self.fetch(&mut plan, offset, len.min(ANNOUNCED_BYTES_MAX), false);
+        let end = offset.saturating_add(len.min(ANNOUNCED_BYTES_MAX)).min(self.stat.len_bytes);
+        let mut at = offset;
+        while at < end {
+            if let Some(known) = plan.find(at) {
+                at = known.end();
+                continue;
+            }
+            let wanted = (end - at).min(WINDOW_BYTES_MAX).min(plan.room_at(at));
+            let Some(window) = self.fetch(&mut plan, at, wanted, false) else { break };
+            at = window.end();
+        }
+    }
+
+    fn will_read_on(&self, offset: u64) {
+        let mut plan = self.lock();
+        if !plan.streams.is_followed(offset) {
+            let mut stream = Stream::reading_on(offset);
+            self.go_ahead(&mut plan, &mut stream);
+            plan.streams.put(stream);
         }
     }
 }
@@ -274,5 +272,95 @@ async fn fill(tries: Tries, source: Arc<Source>, filled: Filled, start: u64, len
         .await;
     if let (Err(error), Some(window)) = (outcome, window.upgrade()) {
         window.fail(error);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::ahead::{AHEAD_BYTES_MAX, AHEAD_FACTOR, AHEAD_WINDOWS_MIN, WINDOW_BYTES_MIN};
+    use super::super::engine::Limits;
+    use super::*;
+    use crate::store::{ObjectVersion, Ownership};
+
+    const LEN: u64 = 48 << 20;
+
+    fn byte(at: u64) -> u8 {
+        (at / 4099) as u8
+    }
+
+    fn object() -> RemoteObject {
+        let operator = Operator::new(opendal::services::Memory::default()).unwrap();
+        let bytes: Vec<u8> = (0..LEN).map(byte).collect();
+        let engine = Arc::new(Engine::new(Limits::default()));
+        engine
+            .wait(async {
+                operator.write("a", bytes).await.unwrap();
+                Ok(())
+            })
+            .unwrap();
+        let owner = Ownership { mode: 0o400, uid: 0, gid: 0 };
+        let version = ObjectVersion("1".into());
+        let stat = ObjectStat { len_bytes: LEN, version, modified: None, owner };
+        let source = Source { operator, path: "a".into(), options: ReaderOptions::default() };
+        RemoteObject::new(ObjectName::parse("a").unwrap(), stat, source, engine, Arc::default())
+    }
+
+    fn read(object: &RemoteObject, offset: u64, len: usize) {
+        let mut buf = vec![0; len];
+        let read = object.read_at(&mut buf, offset).unwrap();
+        assert!(read > 0);
+        let right = |(at, got): (usize, &u8)| *got == byte(offset + at as u64);
+        assert!(buf[..read].iter().enumerate().all(right));
+    }
+
+    /// Bytes asked for behind `offset`, and whether any are asked for twice.
+    fn ahead_of(object: &RemoteObject, offset: u64) -> (u64, bool) {
+        let plan = object.lock();
+        let windows: Vec<_> = plan.windows.values().collect();
+        let end = windows.iter().map(|window| window.end()).max().unwrap();
+        (end - offset, windows.windows(2).any(|two| two[0].end() > two[1].start))
+    }
+
+    #[test]
+    fn what_is_ahead_of_a_reader_grows_with_what_it_has_read() {
+        let object = object();
+        let piece = 128 << 10;
+        for at in (0..8 << 20).step_by(piece) {
+            read(&object, at, piece);
+            let next = at + piece as u64;
+            let (ahead, is_twice) = ahead_of(&object, next);
+            let most = (AHEAD_FACTOR * next).clamp(AHEAD_WINDOWS_MIN * WINDOW_BYTES_MIN, AHEAD_BYTES_MAX);
+            assert!(ahead <= most + WINDOW_BYTES_MAX && !is_twice, "{ahead} ahead of {next}");
+        }
+        let (ahead, _) = ahead_of(&object, 8 << 20);
+        assert!(ahead >= AHEAD_BYTES_MAX - WINDOW_BYTES_MAX, "{ahead}");
+        for at in (8 << 20..LEN).step_by(piece) {
+            read(&object, at, piece);
+        }
+        assert!(!ahead_of(&object, LEN).1);
+    }
+
+    #[test]
+    fn threads_that_read_large_pieces_side_by_side_are_one_reader() {
+        let object = object();
+        let piece = 512 << 10;
+        for four in (0..8 << 20).step_by(4 * piece) {
+            for place in [1, 0, 3, 2] {
+                read(&object, four + place * piece as u64, piece);
+            }
+        }
+        let (ahead, is_twice) = ahead_of(&object, 8 << 20);
+        assert!(ahead >= 4 << 20 && !is_twice, "{ahead}");
+        assert_eq!(object.lock().streams.len(), 1);
+    }
+
+    #[test]
+    fn small_reads_near_each_other_get_what_they_ask_for() {
+        let object = object();
+        for at in [0, 300, 200, 100] {
+            read(&object, at << 10, 16 << 10);
+        }
+        let plan = object.lock();
+        assert_eq!(plan.windows.values().map(|window| window.len).collect::<Vec<_>>(), [16 << 10; 4]);
     }
 }

@@ -17,11 +17,19 @@ use crate::error::{Error, Result};
 /// Memory for all windows of a store, in bytes: two windows of the largest size for each of eight readers.
 const BUDGET_BYTES: u64 = 64 << 20;
 
+/// The part of a window that may be left of one that was read.
+const UNREAD_SHARE: u64 = 512;
+
+/// How many turns at reading ahead are remembered.
+const GOERS_MAX: usize = 32;
+
 /// The windows of a store, oldest first.
 #[derive(Default)]
 pub(super) struct Shelf {
     windows: Mutex<VecDeque<Weak<Window>>>,
     bytes: AtomicU64,
+    /// Whom something was fetched ahead for lately, the latest last.
+    goers: Mutex<VecDeque<usize>>,
 }
 
 /// A range of an object.
@@ -33,12 +41,21 @@ pub(super) struct Window {
     state: Mutex<State>,
     moved: Condvar,
     was_read: AtomicBool,
+    /// How many bytes were read, those that were read twice counted twice.
+    read_bytes: AtomicU64,
     shelf: Arc<Shelf>,
 }
 
 struct State {
     bytes: Vec<u8>,
     end: Option<End>,
+}
+
+/// Which windows give way.
+#[derive(Clone, Copy)]
+enum Round {
+    Done,
+    Unread,
 }
 
 /// Why a window that is not full gets no more.
@@ -56,9 +73,10 @@ pub(super) enum Answer {
 }
 
 impl Shelf {
-    /// Makes room and a window in it; `None` where there is no room and the caller can do without.
+    /// Makes room and a window in it; `None` where there is no room and the caller can do without. That caller drives out only what was
+    /// read: what others have fetched ahead would be fetched twice else.
     pub(super) fn window(self: &Arc<Self>, start: u64, len: u64, is_needed: bool) -> Option<Arc<Window>> {
-        let has_room = self.make_room(len);
+        let has_room = self.make_room(len, is_needed);
         if !has_room && !is_needed {
             return None;
         }
@@ -69,24 +87,48 @@ impl Shelf {
             state: Mutex::new(State { bytes: Vec::new(), end: None }),
             moved: Condvar::new(),
             was_read: AtomicBool::new(false),
+            read_bytes: AtomicU64::new(0),
             shelf: self.clone(),
         });
         lock(&self.windows).push_back(Arc::downgrade(&window));
         Some(window)
     }
 
-    /// Lets the oldest windows give way that nobody has read since the last time, until `len` more bytes fit.
-    fn make_room(&self, len: u64) -> bool {
+    /// How much may be ahead of the readers of one object, told apart from others by `goer`: those for whom something was fetched ahead lately
+    /// have equal parts of three quarters of the budget.
+    pub(super) fn share(&self, goer: usize) -> u64 {
+        let mut goers = lock(&self.goers);
+        if goers.len() == GOERS_MAX {
+            goers.pop_front();
+        }
+        goers.push_back(goer);
+        let others =
+            goers.iter().enumerate().filter(|(at, one)| goers.iter().take(*at).all(|known| known != *one));
+        BUDGET_BYTES / 4 * 3 / others.count().max(1) as u64
+    }
+
+    /// Lets the oldest windows give way that were read, and (`is_needed`) then those that nobody has read since the last time,
+    /// until `len` more bytes fit.
+    fn make_room(&self, len: u64, is_needed: bool) -> bool {
         let fits = || self.bytes.load(Ordering::Relaxed) + len <= BUDGET_BYTES;
         let mut windows = lock(&self.windows);
-        // Twice round: the first time takes the mark of having been read.
-        let mut looks = 2 * windows.len();
-        while !fits() && looks > 0 {
-            looks -= 1;
-            let Some(oldest) = windows.pop_front() else { break };
-            let Some(window) = oldest.upgrade() else { continue };
-            if window.was_read.swap(false, Ordering::Relaxed) || !window.give_way() {
-                windows.push_back(oldest);
+        // First go those that were read whole, then those that were not read since the last time; the mark of that is taken first.
+        let rounds: &[Round] =
+            if is_needed { &[Round::Done, Round::Unread, Round::Unread] } else { &[Round::Done] };
+        for round in rounds {
+            for _ in 0..windows.len() {
+                if fits() {
+                    break;
+                }
+                let Some(oldest) = windows.pop_front() else { break };
+                let Some(window) = oldest.upgrade() else { continue };
+                let may_go = match round {
+                    Round::Done => window.is_done() || window.is_spent(),
+                    Round::Unread => !window.was_read.swap(false, Ordering::Relaxed),
+                };
+                if !may_go || !window.give_way() {
+                    windows.push_back(oldest);
+                }
             }
         }
         // Those whose object was closed have left nothing but their place.
@@ -142,6 +184,12 @@ impl Window {
         self.moved.notify_all();
     }
 
+    /// Whether as much was read as it holds: who reads in order, alone or with others, needs it no more.
+    pub(super) fn is_done(&self) -> bool {
+        // Headers of blocks that are stored as they are may be skipped.
+        self.read_bytes.load(Ordering::Relaxed) >= self.len - self.len / UNREAD_SHARE
+    }
+
     /// Whether it has failed or given way, so that another one is needed.
     pub(super) fn is_spent(&self) -> bool {
         lock(&self.state).end.is_some()
@@ -180,6 +228,7 @@ impl Window {
         let read = until - from;
         buf[..read].copy_from_slice(&state.bytes[from..until]);
         self.was_read.store(true, Ordering::Relaxed);
+        self.read_bytes.fetch_add(read as u64, Ordering::Relaxed);
         Ok(Answer::Read(read))
     }
 
@@ -278,13 +327,39 @@ mod tests {
         let mut windows: Vec<_> = (0..4).map(|at| full(&shelf, at, quarter).unwrap()).collect();
         let mut buf = [0; 1];
         windows[0].read(&mut buf, 0, SOON).unwrap();
-        windows.push(full(&shelf, 4, quarter).unwrap());
+        windows.push(shelf.window(4, quarter, true).unwrap());
         let gone: Vec<bool> = windows.iter().map(|window| window.is_spent()).collect();
         assert_eq!(gone, [false, true, false, false, false]);
         assert!(matches!(windows[1].read(&mut buf, 1, SOON), Ok(Answer::Gone)));
         assert_eq!(shelf.bytes(), BUDGET_BYTES);
         windows.clear();
         assert_eq!(shelf.bytes(), 0);
+    }
+
+    #[test]
+    fn what_is_fetched_ahead_drives_out_what_was_read_and_nothing_else() {
+        let shelf = Arc::new(Shelf::default());
+        let quarter = BUDGET_BYTES / 4;
+        let windows: Vec<_> = (0..4).map(|at| full(&shelf, at * quarter, quarter).unwrap()).collect();
+        assert!(full(&shelf, 4 * quarter, quarter).is_none(), "nobody has read anything");
+        let mut half = vec![0; quarter as usize / 2];
+        windows[2].read(&mut half, 2 * quarter, SOON).unwrap();
+        assert!(full(&shelf, 4 * quarter, quarter).is_none(), "somebody is reading");
+        windows[2].read(&mut half, 2 * quarter + quarter / 2, SOON).unwrap();
+        assert!(full(&shelf, 4 * quarter, quarter).is_some());
+        let gone: Vec<bool> = windows.iter().map(|window| window.is_spent()).collect();
+        assert_eq!(gone, [false, false, true, false]);
+    }
+
+    #[test]
+    fn who_was_fetched_ahead_for_lately_has_an_equal_part() {
+        let shelf = Shelf::default();
+        let all = BUDGET_BYTES / 4 * 3;
+        assert_eq!([1, 1, 2, 1, 3].map(|goer| shelf.share(goer)), [all, all, all / 2, all / 2, all / 3]);
+        for _ in 0..GOERS_MAX {
+            shelf.share(2);
+        }
+        assert_eq!(shelf.share(2), all);
     }
 
     #[test]

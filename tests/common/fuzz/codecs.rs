@@ -158,6 +158,12 @@ fn range(codec: Codec, data: &[u8]) {
         ends = ended || part.is_empty();
         again.extend(part);
         points.extend(recording.take_points());
+        for followed in recording.take_followed() {
+            let at = followed.plain_offset;
+            let known = points.iter_mut().find(|point| point.plain_offset == at);
+            assert!(known.is_some(), "a point that was not taken before");
+            known.into_iter().for_each(|known| *known = followed.clone());
+        }
         let is_passed = |point: &RestartPoint| point.plain_offset <= again.len() as u64;
         assert!(points.iter().all(is_passed), "a point lies ahead");
     }

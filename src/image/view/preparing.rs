@@ -1,0 +1,79 @@
+//! What a store far away is told before it is asked.
+//!
+//! Problem: a decoder asks for its stored bytes piece by piece, and each piece of an object store is a journey of milliseconds; to open an object
+//! takes three of them. Idea: who reads an image knows more than a decoder. What will be read of one object is announced as a whole, as far
+//! as restart points tell where it lies, and objects that a reader will come to are opened before he does.
+//!
+//! Invariant: advice only. Nothing here fails, and no byte is read that would not be read anyway, but for those of a reader who stops.
+
+use std::ops::Range;
+
+use super::{View, Wanted};
+use crate::chain::extent_map::{ObjectIndex, Piece};
+
+/// Shorter pieces of objects, in bytes, are not worth that these are opened ahead of time.
+const PREPARED_BYTES_MIN: u64 = 1 << 20;
+
+/// Most objects that are opened ahead of time at once.
+const PREPARED_MAX: usize = 16;
+
+impl View {
+    /// Tells the objects what will be read of them, as far as they know where that lies.
+    pub(super) fn announce(&self, wanted: &[Wanted<'_>]) {
+        if self.materialised.get().is_some() {
+            return;
+        }
+        for part in wanted.chunk_by(|one, next| one.block.0 + 1 == next.block.0) {
+            let (Some(first), Some(last)) = (part.first(), part.last()) else { continue };
+            for piece in self.map.pieces(self.range_of(first.block).start..self.range_of(last.block).end) {
+                if let Piece::Data { image, object, object_offset } = piece
+                    && image.end - image.start > self.table.block_bytes()
+                    && let Ok(reader) = self.open(object)
+                {
+                    reader.announce(object_offset..object_offset + (image.end - image.start), false);
+                }
+            }
+        }
+    }
+
+    /// Long pieces of objects that begin in `range`: the object, and where in it.
+    fn beginning_in(&self, range: Range<u64>) -> impl Iterator<Item = (ObjectIndex, u64)> + '_ {
+        // What goes on from before begins a byte before it here, and what begins at the end is seen as long as it must be.
+        let until = range.end.saturating_add(PREPARED_BYTES_MIN).min(self.len());
+        self.map.pieces(range.start.saturating_sub(1)..until).filter_map(move |piece| match piece {
+            Piece::Data { image, object, object_offset }
+                if range.contains(&image.start) && image.end - image.start >= PREPARED_BYTES_MIN =>
+            {
+                Some((object, object_offset))
+            }
+            Piece::Data { .. } | Piece::Gap(_) => None,
+        })
+    }
+
+    /// Whether no object is read, since the whole image lies on this machine.
+    pub(in crate::image) fn is_materialised(&self) -> bool {
+        self.materialised.get().is_some()
+    }
+
+    /// Has the store send what `range` shows of objects that are open, as far as they know where that lies. Ranges that follow each other leave
+    /// nothing out.
+    pub(in crate::image) fn announce_all(&self, range: Range<u64>) {
+        for piece in self.map.pieces(range) {
+            if let Piece::Data { image, object, object_offset } = piece
+                && image.end - image.start >= PREPARED_BYTES_MIN
+                && let Ok(reader) = self.open(object)
+            {
+                reader.announce(object_offset..object_offset + (image.end - image.start), true);
+            }
+        }
+    }
+
+    /// Opens the objects of which the image shows something from a place in `range` on, and has the store send what lies there.
+    pub(in crate::image) fn prepare(&self, range: Range<u64>) {
+        for (object, offset) in self.beginning_in(range).take(PREPARED_MAX) {
+            if let Ok(reader) = self.open(object) {
+                reader.read_on(offset);
+            }
+        }
+    }
+}
