@@ -3,9 +3,11 @@
 //! Problem: OpenDAL sends the one token it was given, and a mount lives longer than that. Idea: [`Tokens`] has the session of the moment; who
 //! is told that its token is unknown asks for another one, once.
 //!
-//! Invariants: requests that fail together renew once; a password goes to the authentication URL only and is in no message.
+//! Invariants: requests that fail together renew once; a password goes to the authentication URL only and is in no message; one that was
+//! refused is not tried again for a while, so that no server locks a user out on our account.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use http::header::{HeaderMap, HeaderValue};
 use http::{HeaderName, Method};
@@ -18,6 +20,9 @@ use super::settings::{Domain, Identity, SwiftAuth, SwiftSettings, check_plain};
 use crate::error::{Error, ErrorKind};
 
 const SUBJECT_TOKEN: HeaderName = HeaderName::from_static("x-subject-token");
+
+/// How long a refusal is believed. Keystone locks a user out that is refused too often (`lockout_failure_attempts`), and each further try can prolong it.
+const REFUSAL_TIME: Duration = Duration::from_secs(30);
 
 /// What one authentication gave.
 pub(super) struct Session {
@@ -34,16 +39,35 @@ impl Session {
     }
 }
 
+/// Credentials that were not accepted.
+struct Refusal {
+    at: Instant,
+    error: Error,
+}
+
+impl Refusal {
+    fn is_believed(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.at) < REFUSAL_TIME
+    }
+}
+
+/// What the last authentications came to.
+#[derive(Default)]
+struct Known {
+    session: Option<Arc<Session>>,
+    refusal: Option<Refusal>,
+}
+
 /// The session of the moment.
 pub(super) struct Tokens {
     clients: Clients,
     settings: SwiftSettings,
-    session: Mutex<Option<Arc<Session>>>,
+    known: Mutex<Known>,
 }
 
 impl Tokens {
     pub(super) fn new(clients: Clients, settings: SwiftSettings) -> Self {
-        Self { clients, settings, session: Mutex::new(None) }
+        Self { clients, settings, known: Mutex::default() }
     }
 
     /// The session; authenticates where there is none yet.
@@ -53,27 +77,39 @@ impl Tokens {
 
     /// The session, or a new one where it is `stale`.
     async fn session_unless(&self, stale: Option<&Arc<Session>>) -> Result<Arc<Session>, Failed> {
-        let mut session = self.session.lock().await;
-        match &*session {
-            Some(known) if !stale.is_some_and(|stale| Arc::ptr_eq(stale, known)) => Ok(known.clone()),
-            _ => {
-                if stale.is_some() {
-                    tracing::debug!("the Swift token has expired, another one is asked for");
+        let mut known = self.known.lock().await;
+        if let Some(session) = &known.session
+            && !stale.is_some_and(|stale| Arc::ptr_eq(stale, session))
+        {
+            return Ok(session.clone());
+        }
+        if let Some(refusal) = &known.refusal
+            && refusal.is_believed(Instant::now())
+        {
+            return Err(Failed::lasting(refusal.error.clone()));
+        }
+        if stale.is_some() {
+            tracing::debug!("the Swift token has expired, another one is asked for");
+        }
+        match authenticate(&self.clients.asking, &self.settings).await {
+            Ok(session) => {
+                let session = Arc::new(session);
+                *known = Known { session: Some(session.clone()), refusal: None };
+                Ok(session)
+            }
+            Err(mut failed) => {
+                let is_refused = std::mem::take(&mut failed.is_unknown_token);
+                if failed.error.kind() == ErrorKind::ObjectNotFound {
+                    // Not the store is missing, but who lets us in.
+                    let message = format!("the authentication URL is wrong: {}", failed.error);
+                    failed.error = Error::new(ErrorKind::Usage, message);
                 }
-                let new =
-                    authenticate(&self.clients.asking, &self.settings).await.map_err(|mut failed| {
-                        failed.is_unknown_token = false;
-                        if failed.error.kind() == ErrorKind::ObjectNotFound {
-                            // Not the store is missing, but who lets us in.
-                            let message = format!("the authentication URL is wrong: {}", failed.error);
-                            failed.error = Error::new(ErrorKind::Usage, message);
-                        }
-                        failed.error = failed.error.context("cannot get a Swift token");
-                        failed
-                    })?;
-                let new = Arc::new(new);
-                *session = Some(new.clone());
-                Ok(new)
+                failed.error = failed.error.context("cannot get a Swift token");
+                if is_refused {
+                    let refusal = Refusal { at: Instant::now(), error: failed.error.clone() };
+                    *known = Known { session: None, refusal: Some(refusal) };
+                }
+                Err(failed)
             }
         }
     }
@@ -256,6 +292,13 @@ mod tests {
         let failed = Session::new("t", "http://u:hunter2@h/v1/a").err().unwrap();
         assert!(!failed.error.to_string().contains("hunter2"), "{}", failed.error);
         assert_eq!(Session::new("t", "http://h/v1/a/").ok().unwrap().storage_url, "http://h/v1/a");
+    }
+
+    #[test]
+    fn a_refusal_is_believed_for_a_while() {
+        let refusal = Refusal { at: Instant::now(), error: Error::new(ErrorKind::AccessDenied, "no") };
+        assert!(refusal.is_believed(refusal.at + REFUSAL_TIME / 2));
+        assert!(!refusal.is_believed(refusal.at + REFUSAL_TIME));
     }
 
     #[test]
