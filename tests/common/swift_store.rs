@@ -15,6 +15,7 @@ pub(crate) fn swift_store(base: &str, deadline: Duration, connections: usize) ->
         storage_url: None,
         storage_url_prefix: None,
         region: None,
+        interface: None,
         access: Access::default(),
         limits: Limits { deadline, connections },
     });

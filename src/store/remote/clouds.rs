@@ -45,6 +45,20 @@ pub(super) fn read(cloud: &str, env: Env<'_>) -> Result<HashMap<String, String>>
         let more = words_of(&text_of(&secure)?, cloud).map_err(|why| usage(format!("{secure:?}: {why}")))?;
         words.extend(more.unwrap_or_default());
     }
+    if let Some(profile) = words.get("profile") {
+        let what = format!("{file:?}: cloud {cloud:?} has the profile {profile:?}, which is not followed");
+        if !words.contains_key("auth_url") {
+            return Err(usage(format!("{what}; write the auth_url in the cloud's own settings")));
+        }
+        tracing::warn!("{what}");
+    }
+    // As OpenStack's tools do.
+    let home = env("HOME");
+    if let Some(cacert) = words.get_mut("cacert")
+        && let (Some(rest), Some(home)) = (cacert.strip_prefix("~/"), home)
+    {
+        *cacert = format!("{home}/{rest}");
+    }
     Ok(words)
 }
 
@@ -85,6 +99,14 @@ fn words_of(text: &str, cloud: &str) -> Result<Option<HashMap<String, String>>, 
             }
             ("verify", Yaml::Boolean(is_verified)) => {
                 words.insert("insecure".to_owned(), (!is_verified).to_string());
+            }
+            // A vendor's name, or a mapping of settings.
+            ("profile", value) => {
+                let name = scalar(value).unwrap_or_else(|| "of its own".to_owned());
+                words.insert("profile".to_owned(), name);
+            }
+            ("interface" | "object_store_interface", Yaml::Array(_)) => {
+                return Err(format!("{key} is a list, expected one word"));
             }
             // The endpoint of one service, set by hand.
             ("object_store_endpoint_override" | "object_store_endpoint", value) => {
@@ -181,6 +203,26 @@ mod tests {
         assert_eq!(words_of("", "one").unwrap(), None);
         let error = words_of("clouds:\n  one: [s3cret\n", "one").unwrap_err();
         assert!(!error.contains("s3cret"), "{error}");
+    }
+
+    #[test]
+    fn what_is_not_followed_is_named_and_homes_are_filled_in() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("clouds.yaml");
+        let text = "clouds:\n  a: {profile: vendor, auth: {username: u}}\n  b: {profile: vendor, auth: {auth_url: x}, cacert: ~/ca.pem}\n  \
+                    c: {interface: [internal, public], auth: {auth_url: x}}\n";
+        fs::write(&file, text).unwrap();
+        let path = file.to_str().unwrap().to_owned();
+        let env = |name: &str| match name {
+            "OS_CLIENT_CONFIG_FILE" => Some(path.clone()),
+            "HOME" => Some("/home/u".to_owned()),
+            _ => None,
+        };
+        let error = read("a", &env).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Usage);
+        assert!(error.to_string().contains("profile \"vendor\""), "{error}");
+        assert_eq!(read("b", &env).unwrap()["cacert"], "/home/u/ca.pem");
+        assert!(read("c", &env).unwrap_err().to_string().contains("interface is a list"));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! journeys to the server. Idea: OpenDAL speaks with the servers; we say what to fetch, how long to try, and what a failure means.
 //!
 //! - [`words`]: `swift:…`, `s3://…`, `gs://…`.
-//! - [`settings`]: credentials and servers, from the environment, a `clouds.yaml` ([`clouds`]) or a cinder.conf.
+//! - [`settings`]: credentials and servers, from the environment, a `clouds.yaml` ([`clouds`]), AWS's own file ([`aws_config`]) or a cinder.conf.
 //! - [`http`], [`failure`]: one transport beneath OpenDAL, and what errors mean.
 //! - [`names`]: addresses of servers, remembered.
 //! - [`token`], [`mod@swift`]: what Swift needs beyond OpenDAL.
@@ -16,6 +16,7 @@
 //! credential is in a message or a location.
 
 mod ahead;
+mod aws_config;
 mod clouds;
 mod engine;
 mod failure;

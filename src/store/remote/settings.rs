@@ -10,9 +10,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::clouds;
 use super::engine::Limits;
 use super::http::Access;
+use super::{aws_config, clouds};
 pub use crate::cinder_conf::backup::Secret;
 use crate::cinder_conf::backup::{BackupConf, Driver, Gcs, S3, Swift};
 use crate::error::{Error, ErrorKind, Result};
@@ -129,7 +129,7 @@ impl S3Settings {
     /// A bucket by its name, everything else as the environment says.
     pub fn from_env(bucket: &str, endpoint: Option<String>, region: Option<String>, env: Env<'_>) -> Self {
         let endpoint = endpoint.or_else(|| env("AWS_ENDPOINT_URL_S3")).or_else(|| env("AWS_ENDPOINT_URL"));
-        let region = region.or_else(|| env("AWS_REGION")).or_else(|| env("AWS_DEFAULT_REGION"));
+        let region = region.or_else(|| aws_config::region(env));
         Self {
             bucket: bucket.to_owned(),
             endpoint,
@@ -147,7 +147,7 @@ impl S3Settings {
     /// As cinder-backup is told.
     pub fn from_conf(conf: &S3, env: Env<'_>) -> Self {
         // boto3 takes the region from its own configuration, since Cinder has no option for it.
-        let region = env("AWS_REGION").or_else(|| env("AWS_DEFAULT_REGION"));
+        let region = aws_config::region(env);
         Self {
             bucket: conf.bucket.clone(),
             endpoint: Some(conf.endpoint.clone()),
@@ -222,6 +222,8 @@ pub struct SwiftSettings {
     pub storage_url_prefix: Option<String>,
     /// Region to take from the catalogue.
     pub region: Option<String>,
+    /// Which of the catalogue's endpoints is meant: `public`, `internal` or `admin`; the public one where there is none.
+    pub interface: Option<String>,
     /// How servers are reached.
     pub access: Access,
     /// How hard they are tried.
@@ -358,6 +360,11 @@ impl SwiftSettings {
             storage_url: word("storage_url"),
             storage_url_prefix: None,
             region: word("region_name"),
+            interface: ["object_store_interface", "interface", "endpoint_type"]
+                .into_iter()
+                .find_map(word)
+                .map(|interface| interface_of(&interface))
+                .transpose()?,
             access: Access {
                 ca_file: word("cacert").map(Into::into),
                 is_insecure: word("insecure").is_some_and(is_yes),
@@ -408,6 +415,8 @@ impl SwiftSettings {
                 storage_url: None,
                 storage_url_prefix: None,
                 region: conf.region.clone(),
+                // What swiftclient takes, since Cinder tells it none.
+                interface: None,
                 access: Access::default(),
                 limits: Limits::default(),
             }
@@ -418,6 +427,9 @@ impl SwiftSettings {
             if settings.storage_url.is_none() {
                 settings.storage_url_prefix = conf.storage_url.clone();
             }
+            if settings.interface.is_none() {
+                settings.interface = conf.interface.as_deref().map(interface_of).transpose()?;
+            }
             settings
         };
         settings.container = container.map(str::to_owned);
@@ -427,6 +439,17 @@ impl SwiftSettings {
         settings.access.is_insecure |= conf.is_insecure;
         Ok(settings)
     }
+}
+
+/// The catalogue's word for an interface, which older tools call `publicURL`.
+fn interface_of(word: &str) -> Result<String> {
+    let lower = word.to_ascii_lowercase();
+    let interface = lower.strip_suffix("url").unwrap_or(&lower);
+    if matches!(interface, "public" | "internal" | "admin") {
+        return Ok(interface.to_owned());
+    }
+    let message = format!("interface {word:?}, expected public, internal or admin");
+    Err(Error::new(ErrorKind::Usage, message))
 }
 
 fn auth_of(word: Env<'_>) -> Result<SwiftAuth> {
@@ -574,7 +597,10 @@ mod tests {
         for url in wrong {
             let words = [("AWS_ENDPOINT_URL", url), ("STORAGE_EMULATOR_HOST", url)];
             check(Settings::S3(Box::new(S3Settings::from_env("b", None, None, &env(&words)))));
-            check(Settings::Gcs(Box::new(GcsSettings::from_env("b", None, &env(&words)))));
+            // Without `://` it is taken for a host.
+            if !url.starts_with("http:/u") {
+                check(Settings::Gcs(Box::new(GcsSettings::from_env("b", None, &env(&words)))));
+            }
             let user = [("OS_USERNAME", "u"), ("OS_PASSWORD", "p"), ("OS_AUTH_URL", url)];
             check(Settings::Swift(Box::new(swift(&user).unwrap())));
             let user = [("OS_USERNAME", "u"), ("OS_PASSWORD", "p"), ("OS_AUTH_URL", "http://k")];
@@ -602,6 +628,36 @@ mod tests {
         let conf = crate::cinder_conf::CinderConf::from_text(gcs).unwrap().backup().unwrap();
         let settings = Settings::from_conf(&conf, &env(&[])).unwrap().unwrap();
         assert!(!format!("{settings:?}").contains("hunter2"), "{settings:?}");
+    }
+
+    #[test]
+    fn the_interface_is_as_told() {
+        let base = [("OS_AUTH_URL", "http://k"), ("OS_USERNAME", "u"), ("OS_PASSWORD", "p")];
+        let of = |more: &[(&str, &str)]| swift(&[&base[..], more].concat());
+        assert_eq!(of(&[]).unwrap().interface, None);
+        for (name, value, expected) in [
+            ("OS_INTERFACE", "internal", "internal"),
+            ("OS_INTERFACE", "adminURL", "admin"),
+            ("OS_ENDPOINT_TYPE", "internalURL", "internal"),
+        ] {
+            assert_eq!(of(&[(name, value)]).unwrap().interface.as_deref(), Some(expected));
+        }
+        assert_eq!(of(&[("OS_INTERFACE", "inner")]).unwrap_err().kind(), ErrorKind::Usage);
+        let conf = |text: &str, more: &[(&str, &str)]| {
+            let text = format!("[DEFAULT]\nswift_catalog_info = {text}\n");
+            let conf = crate::cinder_conf::CinderConf::from_text(&text).unwrap().backup()?;
+            match Settings::from_conf(&conf, &env(&[&base[..], more].concat())).unwrap()? {
+                Settings::Swift(swift) => Ok(swift.interface),
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(conf("object-store:swift:internalURL", &[]).unwrap().as_deref(), Some("internal"));
+        let here = [("OS_INTERFACE", "public")];
+        assert_eq!(conf("object-store:swift:internalURL", &here).unwrap().as_deref(), Some("public"));
+        for wrong in ["object-store:publicURL", "objects:swift:publicURL", "object-store:swift:x"] {
+            let error: Error = conf(wrong, &[]).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Usage, "{wrong}");
+        }
     }
 
     #[test]

@@ -189,21 +189,22 @@ fn storage_url(settings: &SwiftSettings, url: &str, told: &Value) -> Result<Stri
             .ok_or_else(|| strange(url, "a token without a project; backups lie in a project's account"));
     }
     let region = settings.region.as_deref();
-    catalogued(told, region).ok_or_else(|| {
+    let interface = settings.interface.as_deref().unwrap_or("public");
+    catalogued(told, region, interface).ok_or_else(|| {
         let place = region.map_or_else(String::new, |region| format!(" in region {region:?}"));
-        strange(url, &format!("no public object-store endpoint{place} in its catalogue"))
+        strange(url, &format!("no {interface} object-store endpoint{place} in its catalogue"))
     })
 }
 
-/// The public endpoint of the object store.
-fn catalogued(told: &Value, region: Option<&str>) -> Option<String> {
+/// The endpoint of the object store that `interface` names.
+fn catalogued(told: &Value, region: Option<&str>, interface: &str) -> Option<String> {
     let services = told["token"]["catalog"].as_array()?;
     let store = services.iter().filter(|service| service["type"] == "object-store");
     let mut endpoints = store.filter_map(|service| service["endpoints"].as_array()).flatten();
     let found = endpoints.find(|endpoint| {
         let is_there =
             region.is_none_or(|region| endpoint["region"] == region || endpoint["region_id"] == region);
-        endpoint["interface"] == "public" && is_there
+        endpoint["interface"] == interface && is_there
     })?;
     found["url"].as_str().map(str::to_owned)
 }
@@ -310,17 +311,19 @@ mod tests {
     }
 
     #[test]
-    fn the_catalogues_public_endpoint_of_the_region_is_taken() {
+    fn the_catalogues_endpoint_of_the_region_and_the_interface_is_taken() {
         let endpoint = |interface, region, url| json!({"interface": interface, "region": region, "url": url});
         let told = json!({"token": {"catalog": [
             {"type": "volumev3", "endpoints": [endpoint("public", "a", "http://cinder")]},
             {"type": "object-store", "endpoints": [
                 endpoint("internal", "a", "http://i"), endpoint("public", "a", "http://a"),
                 endpoint("public", "b", "http://b")]}]}});
-        assert_eq!(catalogued(&told, None).as_deref(), Some("http://a"));
-        assert_eq!(catalogued(&told, Some("b")).as_deref(), Some("http://b"));
-        assert_eq!(catalogued(&told, Some("c")), None);
-        assert_eq!(catalogued(&json!({"token": {"catalog": 7}}), None), None);
+        assert_eq!(catalogued(&told, None, "public").as_deref(), Some("http://a"));
+        assert_eq!(catalogued(&told, Some("b"), "public").as_deref(), Some("http://b"));
+        assert_eq!(catalogued(&told, Some("c"), "public"), None);
+        assert_eq!(catalogued(&told, Some("a"), "internal").as_deref(), Some("http://i"));
+        assert_eq!(catalogued(&told, Some("b"), "internal"), None);
+        assert_eq!(catalogued(&json!({"token": {"catalog": 7}}), None, "public"), None);
     }
 
     #[test]
