@@ -1,19 +1,23 @@
-//! Is a server that refuses a password left in peace, before it locks the user out?
+//! Is a server not asked for what it should not be: with a password that it refused, before it locks the user out, and for a container
+//! that is its own parent?
 
 #![cfg(feature = "remote")]
 #![allow(clippy::unwrap_used, reason = "helpers of tests; a panic is the report")]
 
 #[path = "common/http_server.rs"]
+#[allow(dead_code, reason = "other tests use the rest")]
 mod http_server;
 #[path = "common/swift_store.rs"]
 mod swift_store;
 
 use std::io::Write;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use cinderfs::ErrorKind;
+use cinderfs::store::remote::settings::{Secret, SwiftAuth, SwiftSettings};
+use cinderfs::store::remote::{self, Access, Limits};
 use swift_store::swift_store;
 
 /// A Swift with nothing in it.
@@ -57,4 +61,39 @@ fn a_password_that_was_refused_is_not_tried_with_each_request() {
     }
     assert_eq!(server.logins.load(Ordering::SeqCst), 2, "one at the start, one that was refused");
     assert_eq!(server.requests.load(Ordering::SeqCst), before + 1, "a dead token is not shown again");
+}
+
+#[test]
+fn containers_that_would_be_their_own_parents_are_told_and_not_asked_for() {
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let shared = asked.clone();
+    let base = http_server::listen(move |head, reader, _| {
+        let page = if head.target.starts_with("/v1/a?") && !head.target.contains("marker=") {
+            r#"[{"name": "."}, {"name": ".."}, {"name": "c"}]"#
+        } else {
+            "[]"
+        };
+        shared.lock().unwrap().push(head.target.split('?').next().unwrap().to_owned());
+        let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{page}", page.len());
+        reader.get_mut().write_all(answer.as_bytes()).ok()
+    });
+    let settings = |container: Option<&str>| SwiftSettings {
+        container: container.map(str::to_owned),
+        auth: SwiftAuth::Token { token: Secret::new("t"), storage_url: format!("{base}/v1/a") },
+        storage_url: None,
+        storage_url_prefix: None,
+        region: None,
+        interface: None,
+        access: Access::default(),
+        limits: Limits { deadline: Duration::from_secs(60), connections: 4 },
+    };
+    let listing = remote::swift(settings(None)).unwrap().list("").unwrap();
+    let mut told: Vec<_> = listing.unreadable.iter().map(|(name, error)| (&**name, error.kind())).collect();
+    told.sort_by_key(|(name, _)| *name);
+    assert_eq!(told, [(".", ErrorKind::UnsafeName), ("..", ErrorKind::UnsafeName)]);
+    let asked = asked.lock().unwrap();
+    assert!(asked.iter().all(|path| path == "/v1/a" || path == "/v1/a/c"), "{asked:?}");
+    for name in [".", ".."] {
+        assert_eq!(remote::swift(settings(Some(name))).err().unwrap().kind(), ErrorKind::UnsafeName);
+    }
 }

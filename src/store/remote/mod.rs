@@ -48,7 +48,7 @@ pub use self::http::Access;
 use self::http::{Pages, Transport, bare_etag, clients};
 use self::object::{RemoteObject, Source};
 use self::settings::{GcsSettings, S3Settings, SwiftSettings, check_plain};
-use self::swift::{Account, Listed, encoded};
+use self::swift::{Account, Listed, check_container, encoded};
 use self::token::Tokens;
 use self::window::Shelf;
 use super::objects::ObjectStore;
@@ -135,6 +135,9 @@ pub fn gcs(settings: GcsSettings) -> Result<Arc<dyn Store>> {
 /// A container of Swift, or an account whose containers are folders.
 pub fn swift(settings: SwiftSettings) -> Result<Arc<dyn Store>> {
     settings.check_urls()?;
+    if let Some(container) = &settings.container {
+        check_container(container)?;
+    }
     let clients = clients(&settings.access, settings.limits)?;
     let (container, limits) = (settings.container.clone(), settings.limits);
     let location = format!("swift:{}", container.as_deref().unwrap_or_default());
