@@ -2,7 +2,7 @@
 //!
 //! A document that the store says is unchanged is not read again, so a scan of an unchanged store costs its listing. The
 //! documents of a store to which each question is a journey are read several at once, each with one request, since the listing has told its
-//! version and length. Of each document a summary is kept, and where opening it again would be a journey more, [`Kept`] gets what it lists.
+//! version and length. What lies where the store fails to look stays as it was last seen. Of each document a summary is kept, and where opening it again would be a journey more, [`Kept`] gets what it lists.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -92,11 +92,25 @@ impl Scan {
             changed |= !is_as_before;
             documents.insert(listed.name.clone(), Document { summary, listed, read });
         }
+        for document in self.unseen(&listing.unreadable) {
+            documents.entry(document.listed.name.clone()).or_insert_with(|| document.clone());
+        }
         if changed || documents.len() != self.documents.len() {
             self.snapshot = Arc::new(Snapshot { unreadable: listing.unreadable, ..snapshot_of(&documents) });
         }
         self.documents = documents;
         Ok(self.snapshot.clone())
+    }
+
+    /// What is known of documents that may be there still: the store failed to tell.
+    fn unseen(&self, unreadable: &[(String, Error)]) -> impl Iterator<Item = &Document> {
+        let failed = unreadable.iter().filter(|(_, error)| error.kind() == ErrorKind::StoreIo);
+        let places: HashSet<&str> = failed.map(|(place, _)| &**place).collect();
+        let is_unseen = move |name: &str| {
+            let folders = name.match_indices('/').map(|(at, _)| &name[..at]);
+            !places.is_empty() && folders.chain([name]).any(|place| places.contains(place))
+        };
+        self.documents.values().filter(move |document| is_unseen(document.listed.name.as_str()))
     }
 
     /// What is known of the document in this version.
@@ -298,5 +312,44 @@ mod tests {
         assert!(!Arc::ptr_eq(&first, &readable), "the reason has changed");
         store.inner().remove(&name("d/secret_metadata"));
         assert_eq!(scan.run(&store, &|_, _| ()).unwrap().entries().count(), 1);
+    }
+    #[test]
+    fn what_the_store_fails_to_look_at_stays_known_and_what_it_closes_does_not() {
+        let store = MemoryStore::new();
+        let name = |name| ObjectName::parse(name).unwrap();
+        for object in ["c/a_metadata", "c/d/b_metadata", "cc/e_metadata"] {
+            store.insert(name(object), b"{".to_vec());
+        }
+        let fails = |kind| Rule::new(Operation::List, Fault::Error(kind)).names("c/*");
+        let store = FaultStore::new(store, []);
+        let mut scan = Scan::default();
+        let mut count = || scan.run(&store, &|_, _| ()).map(|snapshot| snapshot.entries().count()).unwrap();
+        assert_eq!(count(), 3);
+        store.set_script([fails(ErrorKind::StoreIo)]);
+        assert_eq!(count(), 3);
+        store.inner().remove(&name("c/a_metadata"));
+        assert_eq!(count(), 2, "the store does not fail to look at what is gone");
+        store.set_script([fails(ErrorKind::AccessDenied)]);
+        assert_eq!(count(), 1);
+    }
+
+    #[test]
+    fn what_lies_in_a_folder_that_failed_is_unseen() {
+        let store = MemoryStore::new();
+        for object in ["c/a_metadata", "c/d/b_metadata", "cc/e_metadata"] {
+            store.insert(ObjectName::parse(object).unwrap(), b"{".to_vec());
+        }
+        let mut scan = Scan::default();
+        scan.run(&store, &|_, _| ()).unwrap();
+        let unseen = |place: &str, kind| {
+            let unreadable = [(place.to_owned(), Error::new(kind, "failed"))];
+            let mut names: Vec<_> = scan.unseen(&unreadable).map(|d| d.listed.name.to_string()).collect();
+            names.sort();
+            names
+        };
+        assert_eq!(unseen("c", ErrorKind::StoreIo), ["c/a_metadata", "c/d/b_metadata"]);
+        assert_eq!(unseen("c/d", ErrorKind::StoreIo), ["c/d/b_metadata"]);
+        assert_eq!(unseen("cc/e_metadata", ErrorKind::StoreIo), ["cc/e_metadata"]);
+        assert!(unseen("c", ErrorKind::AccessDenied).is_empty());
     }
 }

@@ -189,12 +189,17 @@ impl ObjectStream {
 
     /// A decoder at the object's start. Reads nothing yet.
     pub fn start(&self) -> Result<Box<dyn Decoder>> {
+        self.start_for(None)
+    }
+
+    /// The same for a reader that is about to need only so much, as far as that is known.
+    pub fn start_for(&self, needed: Option<Needed>) -> Result<Box<dyn Decoder>> {
         let source = self.source.clone();
         match self.codec {
             Codec::None => Ok(Box::new(none::NoneDecoder::new(source))),
-            Codec::Zlib => Ok(Box::new(StreamDecoder::new(zlib::Zlib::new()?, source))),
+            Codec::Zlib => Ok(Box::new(StreamDecoder::at(zlib::Zlib::new()?, source, 0, needed))),
             Codec::Bz2 => Ok(Box::new(bz2::Bz2Decoder::start(self.bz2().clone()))),
-            Codec::Zstd => Ok(Box::new(StreamDecoder::new(zstd::Zstd::new()?, source))),
+            Codec::Zstd => Ok(Box::new(StreamDecoder::at(zstd::Zstd::new()?, source, 0, needed))),
         }
     }
 

@@ -105,11 +105,6 @@ enum State<S> {
 }
 
 impl<S: Stream> StreamDecoder<S> {
-    /// At the object's first byte.
-    pub(super) fn new(stream: S, source: Arc<dyn ObjectSource>) -> Self {
-        Self::at(stream, source, 0, None)
-    }
-
     /// At the stored byte `offset`, where `stream` goes on; `needed` is what is known of how far.
     pub(super) fn at(stream: S, source: Arc<dyn ObjectSource>, offset: u64, needed: Option<Needed>) -> Self {
         let input = StoredInput::at(source, offset, needed, S::CODEC == Codec::Zlib);

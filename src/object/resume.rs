@@ -147,9 +147,9 @@ impl ObjectReader {
                 let traffic = self.turns.lock();
                 let nearest = traffic.index.nearest(offset);
                 let lens = (self.len_bytes, self.stream.source().stat().len_bytes);
-                let needed = nearest
-                    .as_ref()
-                    .and_then(|entry| traffic.index.needed(entry, end, self.stream.codec(), lens));
+                let start = Entry::new(0, 0, State::Raw(Arc::new([])));
+                let entry = nearest.as_ref().unwrap_or(&start);
+                let needed = traffic.index.needed(entry, end, self.stream.codec(), lens);
                 let doubts = self.doubts.load(Ordering::Acquire);
                 (nearest, needed, traffic.saved.clone(), self.generation(), doubts)
             };
@@ -166,7 +166,7 @@ impl ObjectReader {
             let Some(entry) = nearest else {
                 return Ok(Cursor {
                     at: 0,
-                    decoder: self.stream.start()?,
+                    decoder: self.stream.start_for(needed)?,
                     noted_to: Some(0),
                     pass: Pass::new(),
                     entered: 0,

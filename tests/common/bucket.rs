@@ -22,12 +22,16 @@ const HELD_MAX: Duration = Duration::from_secs(60);
 /// Is told each request before it is answered.
 type Watch = Box<dyn Fn(&Bucket, &str) + Send + Sync>;
 
+/// What a listing is answered with in place of a page, if anything: a status and a body.
+type Lister = Box<dyn Fn(&Bucket, &str) -> Option<(&'static str, String)> + Send + Sync>;
+
 #[derive(Default)]
 pub(crate) struct Bucket {
     pub(crate) objects: Mutex<BTreeMap<String, Arc<Vec<u8>>>>,
     /// Method and name of all requests, and of listings what they ask for.
     requests: Mutex<Vec<String>>,
     watch: Mutex<Option<Arc<Watch>>>,
+    lister: Mutex<Option<Arc<Lister>>>,
     under_way: Mutex<usize>,
     moved: Condvar,
     pub(crate) endpoint: Mutex<String>,
@@ -55,6 +59,14 @@ impl Bucket {
     /// From now on `watch` is told each request before it is answered.
     pub(crate) fn watch(&self, watch: impl Fn(&Self, &str) + Send + Sync + 'static) {
         *self.watch.lock().unwrap() = Some(Arc::new(Box::new(watch)));
+    }
+
+    /// From now on `lister` is asked first how a listing is answered.
+    pub(crate) fn list_by(
+        &self,
+        lister: impl Fn(&Self, &str) -> Option<(&'static str, String)> + Send + Sync + 'static,
+    ) {
+        *self.lister.lock().unwrap() = Some(Arc::new(Box::new(lister)));
     }
 
     pub(crate) fn objects(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Vec<u8>>>> {
@@ -90,7 +102,7 @@ impl Bucket {
         if let Some(watch) = watch {
             watch(self, &request);
         }
-        let answer = if name.is_empty() { self.page(query) } else { self.object(head, name, body) };
+        let answer = if name.is_empty() { self.listing(query) } else { self.object(head, name, body) };
         let stream = reader.get_mut();
         stream.write_all(&answer).ok()
     }
@@ -129,13 +141,22 @@ impl Bucket {
         }
     }
 
+    fn listing(&self, query: &str) -> Vec<u8> {
+        let lister = self.lister.lock().unwrap().clone();
+        match lister.and_then(|lister| lister(self, query)) {
+            Some((status, body)) => answer(status, "", body.as_bytes()),
+            None => self.page(query),
+        }
+    }
+
     /// `ListObjectsV2`. The token of the next page is the last name of this one.
     fn page(&self, query: &str) -> Vec<u8> {
         let parameter = |key: &str| {
             let found = query.split('&').find_map(|pair| pair.strip_prefix(key)?.strip_prefix('='));
             found.unwrap_or_default().replace("%2F", "/")
         };
-        let (prefix, behind) = (parameter("prefix"), parameter("continuation-token"));
+        let prefix = parameter("prefix");
+        let behind = parameter("start-after").max(parameter("continuation-token"));
         let objects = self.objects();
         let mut wanted = objects
             .range::<String, _>((std::ops::Bound::Excluded(behind), std::ops::Bound::Unbounded))

@@ -8,7 +8,8 @@
 //! - [`http`], [`failure`]: one transport beneath OpenDAL, and what errors mean.
 //! - [`names`]: addresses of servers, remembered.
 //! - [`token`], [`mod@swift`]: what Swift needs beyond OpenDAL.
-//! - [`engine`]: threads, retries, deadlines.
+//! - [`engine`], [`pulse`]: threads, retries, deadlines, and whether anything comes.
+//! - [`listing`], [`mod@pages`]: what there is, page by page.
 //! - [`object`], [`window`]: ranged reads, a little ahead of who reads on.
 //! - [`mod@write`], [`upload`]: whole objects, as the server confirms them.
 //!
@@ -21,8 +22,11 @@ mod clouds;
 mod engine;
 mod failure;
 mod http;
+mod listing;
 mod names;
 mod object;
+mod pulse;
+mod pages;
 pub mod settings;
 mod swift;
 mod token;
@@ -36,8 +40,7 @@ use std::fs::File;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use futures_util::{StreamExt as _, TryStreamExt as _};
-use opendal::options::{ListOptions, ReaderOptions};
+use opendal::options::ReaderOptions;
 use opendal::services::{Gcs, S3, Swift};
 use opendal::{Metadata, OperationContext, Operator};
 
@@ -46,6 +49,7 @@ use self::engine::{Engine, Tries};
 use self::failure::Failed;
 pub use self::http::Access;
 use self::http::{Pages, Transport, bare_etag, clients};
+use self::listing::Wanted;
 use self::object::{RemoteObject, Source};
 use self::settings::{GcsSettings, S3Settings, SwiftSettings, check_plain};
 use self::swift::{Account, Listed, check_container, encoded};
@@ -58,15 +62,6 @@ use crate::types::ObjectName;
 
 /// Who may read an object: a server knows accounts and no users of this machine, so it is whoever has the credentials, which is us.
 const MODE: u32 = 0o400;
-
-/// Containers listed at once.
-const CONTAINERS_AT_ONCE: usize = 4;
-
-/// Objects that are asked about one by one, at once.
-const STATS_AT_ONCE: usize = 8;
-
-/// Objects that a listing goes through, at most: a hostile server's pages need not end. 10,000 backups of 1 TiB have some 200 million.
-const LISTED_MAX: u64 = 1 << 30;
 
 /// An S3 bucket.
 pub fn s3(settings: S3Settings) -> Result<Arc<dyn Store>> {
@@ -182,28 +177,6 @@ enum Naming {
     Generation,
 }
 
-/// Which objects a listing tells.
-#[derive(Clone, Copy)]
-struct Wanted<'a> {
-    prefix: &'a str,
-    suffix: &'a str,
-    /// Another suffix, of what is told if it can be.
-    also: Option<&'a str>,
-}
-
-impl Wanted<'_> {
-    /// Whether a name is wanted. A server or a proxy that does not heed the prefix tells others' names too.
-    fn has(&self, name: &str) -> bool {
-        let suffixes = std::iter::once(self.suffix).chain(self.also);
-        name.starts_with(self.prefix) && suffixes.into_iter().any(|suffix| name.ends_with(suffix))
-    }
-
-    /// Whether it has to be said that an object of this name cannot be told.
-    fn is_missed(&self, name: &str) -> bool {
-        name.ends_with(self.suffix)
-    }
-}
-
 impl Naming {
     /// Reads the object that has this word and no other.
     fn only(self, word: &str) -> ReaderOptions {
@@ -278,131 +251,6 @@ impl RemoteStore {
         let (operator, path, naming) = self.place(&listed.name).await?;
         Ok(Source { operator, path: path.to_owned(), options: naming.only(word_of(&listed.stat.version)) })
     }
-
-    /// All objects of a bucket that are wanted.
-    async fn bucket(
-        &self,
-        operator: &Operator,
-        naming: Naming,
-        wanted: Wanted<'_>,
-        listed_max: u64,
-    ) -> Result<Listing> {
-        let mut listing = Listing::default();
-        let options = ListOptions { recursive: true, ..ListOptions::default() };
-        let failed = |error: opendal::Error| Failed::from_opendal(&error).error;
-        let mut lister = operator.lister_options(wanted.prefix, options).await.map_err(failed)?;
-        let mut looked: u64 = 0;
-        while let Some(entry) = lister.try_next().await.map_err(failed)? {
-            looked += 1;
-            if looked > listed_max {
-                return Err(too_many(listed_max));
-            }
-            if entry.metadata().is_dir() || !wanted.has(entry.path()) {
-                continue;
-            }
-            match ObjectName::parse(entry.path()) {
-                Ok(name) => {
-                    let stat = stat_of(entry.metadata(), naming)?;
-                    listing.objects.push(ListedObject { name, stat });
-                }
-                Err(error) if wanted.is_missed(entry.path()) => {
-                    listing.unreadable.push((entry.path().to_owned(), error));
-                }
-                Err(_) => {}
-            }
-        }
-        Ok(listing)
-    }
-
-    /// All objects of a Swift container that are wanted by their names there; `folder` goes before these.
-    async fn container(
-        &self,
-        account: &Account,
-        container: &str,
-        folder: &str,
-        wanted: Wanted<'_>,
-        listed_max: u64,
-    ) -> Result<Listing> {
-        let mut listing = Listing::default();
-        let mut manifests = Vec::new();
-        let take = |listed: Listed| {
-            if !wanted.has(&listed.name) || listed.name.ends_with('/') {
-                return;
-            }
-            let text = format!("{folder}{}", listed.name);
-            match ObjectName::parse(&text) {
-                // A manifest of segments that lie elsewhere, or really empty.
-                Ok(name) if listed.bytes == 0 => manifests.push(name),
-                Ok(name) => listing.objects.push(ListedObject { name, stat: stat_of_swift(&listed) }),
-                Err(error) if wanted.is_missed(&text) => listing.unreadable.push((text, error)),
-                Err(_) => {}
-            }
-        };
-        account.objects(self.tries(), container, wanted.prefix, listed_max, take).await?;
-        let mut stats = futures_util::stream::iter(manifests)
-            .map(|name| async move { (self.stat(&name).await, name) })
-            .buffer_unordered(STATS_AT_ONCE);
-        while let Some((outcome, name)) = stats.next().await {
-            match outcome {
-                Ok((stat, _)) => listing.objects.push(ListedObject { name, stat }),
-                // Deleted since.
-                Err(error) if error.kind() == ErrorKind::ObjectNotFound => {}
-                Err(error) if wanted.is_missed(name.as_str()) => {
-                    listing.unreadable.push((name.to_string(), error));
-                }
-                Err(_) => {}
-            }
-        }
-        Ok(listing)
-    }
-
-    /// All objects of an account that are wanted.
-    async fn account(&self, account: &Account, wanted: Wanted<'_>) -> Result<Listing> {
-        let names = account.containers(self.tries()).await?;
-        let mut listings = futures_util::stream::iter(names)
-            .map(|container| async move {
-                let folder = format!("{container}/");
-                (self.container(account, &container, &folder, wanted, LISTED_MAX).await, container)
-            })
-            .buffer_unordered(CONTAINERS_AT_ONCE);
-        let mut all = Listing::default();
-        while let Some((outcome, container)) = listings.next().await {
-            match outcome {
-                Ok(listing) => {
-                    all.objects.extend(listing.objects);
-                    all.unreadable.extend(listing.unreadable);
-                }
-                // Deleted since.
-                Err(error) if error.kind() == ErrorKind::ObjectNotFound => {}
-                Err(error) => all.unreadable.push((container, error)),
-            }
-        }
-        Ok(all)
-    }
-
-    /// All objects that are wanted, sorted by name.
-    fn listing(&self, wanted: Wanted<'_>) -> Result<Listing> {
-        let listed = self.engine.wait(async {
-            match &self.backend {
-                Backend::Bucket(operator, naming) => self.bucket(operator, *naming, wanted, LISTED_MAX).await,
-                Backend::Swift { account, container: Some(name), .. } => {
-                    self.container(account, name, "", wanted, LISTED_MAX).await
-                }
-                Backend::Swift { account, container: None, .. } => self.account(account, wanted).await,
-            }
-        });
-        let mut listing = listed.map_err(|error| match error.kind() {
-            ErrorKind::ObjectNotFound | ErrorKind::StoreNotFound => Error::caused_by(
-                ErrorKind::StoreNotFound,
-                format!("there is no store {:?}", self.location),
-                error,
-            ),
-            _ => error.context(format!("cannot list the store {:?}", self.location)),
-        })?;
-        listing.objects.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-        listing.objects.dedup_by(|a, b| a.name == b.name);
-        Ok(listing)
-    }
 }
 
 impl Store for RemoteStore {
@@ -440,8 +288,8 @@ impl Store for RemoteStore {
         self.tries().is_answering()
     }
 
-    fn has_deadlines(&self) -> bool {
-        true
+    fn silence(&self) -> Option<Duration> {
+        Some(self.tries().silence())
     }
 
     fn rest(&self) -> Result<()> {
@@ -460,10 +308,6 @@ fn check_ends(path: &str) -> Result<()> {
         return Err(Error::new(ErrorKind::UnsafeName, message));
     }
     Ok(())
-}
-
-fn too_many(listed_max: u64) -> Error {
-    Error::new(ErrorKind::LimitExceeded, format!("the store lists more than {listed_max} objects"))
 }
 
 fn missing(name: &ObjectName) -> Error {

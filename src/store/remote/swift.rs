@@ -8,11 +8,11 @@ use http::Method;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use super::engine::Tries;
+use super::engine::{Progress, Tries};
 use super::failure::Failed;
-use super::http::{Clients, body_of};
+use super::http::{Clients, noted_body_of};
+use super::listing::{CONTAINERS_MAX, too_many};
 use super::token::Tokens;
-use super::{LISTED_MAX, too_many};
 use crate::error::{Error, ErrorKind, Result};
 
 /// A container, as the account lists it.
@@ -46,23 +46,26 @@ impl Account {
         self.pages(
             tries,
             ("", ""),
-            LISTED_MAX,
+            CONTAINERS_MAX,
             |container: &Container| &container.name,
-            |container| names.push(container.name),
+            |container| {
+                names.push(container.name);
+                Ok(())
+            },
         )
         .await?;
         Ok(names)
     }
 
-    /// All objects of a container whose names begin with `prefix`, each handed to `take` as its page comes.
-    /// [`ErrorKind::LimitExceeded`] when the server lists more than `listed_max`.
+    /// All objects of a container whose names begin with `prefix`, each handed to `take` as its page comes, whose error
+    /// ends it. [`ErrorKind::LimitExceeded`] when the server lists more than `listed_max`.
     pub(super) async fn objects(
         &self,
         tries: &Tries,
         container: &str,
         prefix: &str,
         listed_max: u64,
-        take: impl FnMut(Listed),
+        take: impl FnMut(Listed) -> Result<()>,
     ) -> Result<()> {
         check_container(container)?;
         let below = format!("/{}", encoded(container));
@@ -76,12 +79,12 @@ impl Account {
         (below, prefix): (&str, &str),
         listed_max: u64,
         name: impl Fn(&T) -> &String,
-        mut take: impl FnMut(T),
+        mut take: impl FnMut(T) -> Result<()>,
     ) -> Result<()> {
         let mut marker = String::new();
         let mut listed: u64 = 0;
         loop {
-            let page: Vec<T> = tries.run(|_| self.page(below, prefix, &marker)).await?;
+            let page: Vec<T> = tries.run(|progress| self.page(below, prefix, &marker, progress)).await?;
             let Some(last) = page.last() else { return Ok(()) };
             let last = name(last).clone();
             // Swift sorts by bytes; what does not go on would never end.
@@ -94,7 +97,7 @@ impl Account {
             if listed > listed_max {
                 return Err(too_many(listed_max));
             }
-            page.into_iter().for_each(&mut take);
+            page.into_iter().try_for_each(&mut take)?;
         }
     }
 
@@ -112,6 +115,7 @@ impl Account {
         below: &str,
         prefix: &str,
         marker: &str,
+        progress: Progress,
     ) -> Result<Vec<T>, Failed> {
         let mut url = self.url(below).await?;
         url.query_pairs_mut().append_pair("format", "json");
@@ -124,12 +128,12 @@ impl Account {
         let answer = self.tokens.send(reqwest::Request::new(Method::GET, url)).await?;
         // An empty container may answer without a body.
         let is_empty = answer.status() == http::StatusCode::NO_CONTENT;
-        let body = body_of(answer).await?;
+        let body = noted_body_of(answer, &progress).await?;
         if is_empty {
             return Ok(Vec::new());
         }
         serde_json::from_slice(&body).map_err(|error| {
-            Failed::passing(Error::new(
+            Failed::wrong(Error::new(
                 ErrorKind::StoreIo,
                 format!("a listing is not what Swift writes: {error}"),
             ))

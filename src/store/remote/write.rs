@@ -21,9 +21,10 @@ use opendal::{Buffer, Metadata, Operator};
 use super::engine::Progress;
 use super::failure::{self, Failed};
 use super::http::{bare_etag, body_of};
+use super::listing::{Bounds, Wanted};
 use super::swift::{Account, encoded};
 use super::upload::confirm;
-use super::{Backend, Naming, RemoteStore, Wanted, check_ends, missing, stat_of, version};
+use super::{Backend, Naming, RemoteStore, check_ends, missing, stat_of, version};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::metadata::OBJECTS_MAX;
 use crate::store::objects::{Content, ObjectStore, Stop};
@@ -275,17 +276,18 @@ impl ObjectStore for RemoteStore {
 
     fn list_below(&self, prefix: &str, stop: Stop<'_>) -> Result<Vec<ListedObject>> {
         let wanted = Wanted { prefix, suffix: "", also: None };
+        let bounds = Bounds::new(BELOW_MAX);
         let list = async {
             match &self.backend {
-                Backend::Bucket(operator, naming) => self.bucket(operator, *naming, wanted, BELOW_MAX).await,
+                Backend::Bucket(operator, naming) => self.bucket(operator, *naming, wanted, &bounds).await,
                 Backend::Swift { account, container: Some(name), .. } => {
-                    self.container(account, name, "", wanted, BELOW_MAX).await
+                    self.container(account, name, "", wanted, &bounds).await
                 }
                 Backend::Swift { account, container: None, .. } => {
                     let (container, prefix) = prefix.split_once('/').unwrap_or((prefix, ""));
                     let wanted = Wanted { prefix, ..wanted };
                     let folder = format!("{container}/");
-                    self.container(account, container, &folder, wanted, BELOW_MAX).await
+                    self.container(account, container, &folder, wanted, &bounds).await
                 }
             }
         };

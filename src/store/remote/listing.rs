@@ -1,0 +1,319 @@
+//! What a store behind HTTP holds.
+//!
+//! Problem: a listing is many requests, of which some may fail while others do not, and what a server lists need not end. Idea: what a
+//! listing goes through and what it keeps are bounded, and a part that is not answered for is told as such as long as others are; where none
+//! is, the store does not answer, and the listing fails at once instead of part by part.
+//!
+//! Invariant: what is wanted is told, or told to be unknown, or the listing fails.
+
+use std::cell::Cell;
+use std::collections::HashSet;
+use std::future::Future;
+use std::sync::Arc;
+
+use futures_util::{StreamExt as _, TryStreamExt as _};
+use opendal::options::ListOptions;
+use opendal::{HttpTransporter, Operator};
+
+use super::engine::Tries;
+use super::failure::{self, Failed};
+use super::pages::{Watch, Watched};
+use super::swift::{Account, Listed};
+use super::{Backend, Naming, RemoteStore, stat_of, stat_of_swift};
+use crate::error::{Error, ErrorKind, Result};
+use crate::store::{ListedObject, Listing};
+use crate::types::ObjectName;
+
+/// Containers listed at once.
+const CONTAINERS_AT_ONCE: usize = 4;
+
+/// Containers of an account, at most.
+pub(super) const CONTAINERS_MAX: u64 = 1_000_000;
+
+/// Objects that are asked about one by one, at once.
+const STATS_AT_ONCE: usize = 8;
+
+/// Objects that a listing goes through, at most: a hostile server's pages need not end. 10,000 backups of 1 TiB have some 200 million.
+const LISTED_MAX: u64 = 1 << 30;
+
+/// Objects that a listing keeps, at most: they take some 160 bytes each. A scan keeps two of each backup, `verify` all.
+const KEPT_MAX: u64 = 10_000_000;
+
+/// What is told to be unreadable one by one, at most.
+const REPORTS_MAX: usize = 1000;
+
+/// Parts of a listing that may be given up while others are answered for.
+const GIVEN_UP_MAX: u32 = 4;
+
+/// Which objects a listing tells.
+#[derive(Clone, Copy)]
+pub(super) struct Wanted<'a> {
+    pub(super) prefix: &'a str,
+    pub(super) suffix: &'a str,
+    /// Another suffix, of what is told if it can be.
+    pub(super) also: Option<&'a str>,
+}
+
+impl Wanted<'_> {
+    /// Whether a name is wanted. A server or a proxy that does not heed the prefix tells others' names too.
+    fn has(&self, name: &str) -> bool {
+        let suffixes = std::iter::once(self.suffix).chain(self.also);
+        name.starts_with(self.prefix) && suffixes.into_iter().any(|suffix| name.ends_with(suffix))
+    }
+
+    /// Whether it has to be said that an object of this name cannot be told.
+    fn is_missed(&self, name: &str) -> bool {
+        name.ends_with(self.suffix)
+    }
+}
+
+/// What one listing may take, all its parts together.
+pub(super) struct Bounds {
+    listed_max: u64,
+    room: Cell<u64>,
+    /// Answers so far.
+    answers: Cell<u64>,
+    given_up: Cell<u32>,
+}
+
+impl Bounds {
+    /// Goes through `listed_max` objects in each bucket or container.
+    pub(super) fn new(listed_max: u64) -> Self {
+        Self { listed_max, room: Cell::new(KEPT_MAX), answers: Cell::default(), given_up: Cell::default() }
+    }
+
+    /// Something is kept.
+    fn keep(&self) -> Result<()> {
+        self.room.set(self.room.get().checked_sub(1).ok_or_else(|| too_many(KEPT_MAX))?);
+        Ok(())
+    }
+
+    /// The server said something.
+    fn note_answer(&self) {
+        self.answers.set(self.answers.get() + 1);
+    }
+
+    /// What became of a part of the listing. The outer error: the server answers for no part any more, or for too few.
+    async fn part<T>(&self, tries: &Tries, part: impl Future<Output = Result<T>>) -> Result<Result<T>> {
+        let before = self.answers.get();
+        let outcome = part.await;
+        match &outcome {
+            // It was given up this very moment.
+            Err(error) if !tries.is_answering() => {
+                let given_up = self.given_up.get() + 1;
+                self.given_up.set(given_up);
+                if self.answers.get() == before || given_up > GIVEN_UP_MAX {
+                    return Err(error.clone());
+                }
+            }
+            _ => self.note_answer(),
+        }
+        Ok(outcome)
+    }
+}
+
+impl RemoteStore {
+    /// All objects of a bucket that are wanted.
+    pub(super) async fn bucket(
+        &self,
+        operator: &Operator,
+        naming: Naming,
+        wanted: Wanted<'_>,
+        bounds: &Bounds,
+    ) -> Result<Listing> {
+        let mut listing = Listing::default();
+        let watch = Arc::new(Watch::default());
+        let transport = Watched::new(operator.context().http_transport().clone(), watch.clone());
+        let context = operator.context().with_http_transport(HttpTransporter::new(transport));
+        let operator = operator.clone().with_context(context);
+        let mut looked: u64 = 0;
+        let mut last: Option<String> = None;
+        // Once more each time that the signature has become too old.
+        loop {
+            let options =
+                ListOptions { recursive: true, start_after: last.clone(), ..ListOptions::default() };
+            let failed = |error: opendal::Error| Failed::from_opendal(&error).error;
+            let begin = last.clone();
+            let mut lister = operator.lister_options(wanted.prefix, options).await.map_err(failed)?;
+            loop {
+                let entry = match lister.try_next().await.map_err(failed) {
+                    Ok(Some(entry)) => entry,
+                    Ok(None) => return Ok(listing),
+                    Err(error) if failure::is_skewed(&error) && watch.may_begin_anew() => break,
+                    Err(error) => return Err(error),
+                };
+                looked += 1;
+                if looked > bounds.listed_max {
+                    return Err(too_many(bounds.listed_max));
+                }
+                let path = entry.path();
+                if begin.as_deref().is_some_and(|begin| path <= begin) {
+                    continue;
+                }
+                watch.note_entry();
+                last = Some(path.to_owned());
+                if entry.metadata().is_dir() || !wanted.has(path) {
+                    continue;
+                }
+                let told = ObjectName::parse(path)
+                    .and_then(|name| Ok(ListedObject { name, stat: stat_of(entry.metadata(), naming)? }));
+                match told {
+                    Ok(object) => {
+                        bounds.keep()?;
+                        listing.objects.push(object);
+                    }
+                    Err(error) if wanted.is_missed(path) => report(&mut listing, path.to_owned(), error),
+                    Err(_) => {}
+                }
+            }
+        }
+    }
+
+    /// All objects of a Swift container that are wanted by their names there; `folder` goes before these.
+    pub(super) async fn container(
+        &self,
+        account: &Account,
+        container: &str,
+        folder: &str,
+        wanted: Wanted<'_>,
+        bounds: &Bounds,
+    ) -> Result<Listing> {
+        let mut listing = Listing::default();
+        let mut manifests = Vec::new();
+        let take = |listed: Listed| {
+            bounds.note_answer();
+            if !wanted.has(&listed.name) || listed.name.ends_with('/') {
+                return Ok(());
+            }
+            let text = format!("{folder}{}", listed.name);
+            match ObjectName::parse(&text) {
+                Ok(name) => {
+                    bounds.keep()?;
+                    // A manifest of segments that lie elsewhere, or really empty.
+                    if listed.bytes == 0 {
+                        manifests.push(name);
+                    } else {
+                        listing.objects.push(ListedObject { name, stat: stat_of_swift(&listed) });
+                    }
+                }
+                Err(error) if wanted.is_missed(&text) => report(&mut listing, text, error),
+                Err(_) => {}
+            }
+            Ok(())
+        };
+        account.objects(self.tries(), container, wanted.prefix, bounds.listed_max, take).await?;
+        let mut stats = futures_util::stream::iter(manifests)
+            .map(|name| async move { (bounds.part(self.tries(), self.stat(&name)).await, name) })
+            .buffer_unordered(STATS_AT_ONCE);
+        while let Some((outcome, name)) = stats.next().await {
+            match outcome? {
+                Ok((stat, _)) => listing.objects.push(ListedObject { name, stat }),
+                // Deleted since.
+                Err(error) if error.kind() == ErrorKind::ObjectNotFound => {}
+                Err(error) if wanted.is_missed(name.as_str()) => {
+                    report(&mut listing, name.to_string(), error);
+                }
+                Err(_) => {}
+            }
+        }
+        Ok(listing)
+    }
+
+    /// All objects of an account that are wanted.
+    async fn account(&self, account: &Account, wanted: Wanted<'_>, bounds: &Bounds) -> Result<Listing> {
+        let names = account.containers(self.tries()).await?;
+        let mut listings = futures_util::stream::iter(names)
+            .map(|container| async move {
+                let folder = format!("{container}/");
+                let part = self.container(account, &container, &folder, wanted, bounds);
+                (bounds.part(self.tries(), part).await, container)
+            })
+            .buffer_unordered(CONTAINERS_AT_ONCE);
+        let mut all = Listing::default();
+        let mut missing = Vec::new();
+        while let Some((outcome, container)) = listings.next().await {
+            let outcome = outcome.map_err(|error| error.context(format!("container {container:?}")))?;
+            match outcome {
+                Ok(listing) => {
+                    all.objects.extend(listing.objects);
+                    for (what, error) in listing.unreadable {
+                        report(&mut all, what, error);
+                    }
+                }
+                Err(error) if error.kind() == ErrorKind::ObjectNotFound => missing.push((container, error)),
+                Err(error) => report(&mut all, container, error),
+            }
+        }
+        drop(listings);
+        if missing.is_empty() {
+            return Ok(all);
+        }
+        // Deleted since, unless the account goes on to list them.
+        let names: HashSet<String> = account.containers(self.tries()).await?.into_iter().collect();
+        for (container, error) in missing.into_iter().filter(|(container, _)| names.contains(container)) {
+            let message = "the account lists this container, and the server says there is none";
+            report(&mut all, container, Error::caused_by(ErrorKind::StoreIo, message, error));
+        }
+        Ok(all)
+    }
+
+    /// All objects that are wanted, sorted by name.
+    pub(super) fn listing(&self, wanted: Wanted<'_>) -> Result<Listing> {
+        let bounds = Bounds::new(LISTED_MAX);
+        let listed = self.engine.wait(async {
+            match &self.backend {
+                Backend::Bucket(operator, naming) => self.bucket(operator, *naming, wanted, &bounds).await,
+                Backend::Swift { account, container: Some(name), .. } => {
+                    self.container(account, name, "", wanted, &bounds).await
+                }
+                Backend::Swift { account, container: None, .. } => {
+                    self.account(account, wanted, &bounds).await
+                }
+            }
+        });
+        let mut listing = listed.map_err(|error| match error.kind() {
+            ErrorKind::ObjectNotFound | ErrorKind::StoreNotFound => Error::caused_by(
+                ErrorKind::StoreNotFound,
+                format!("there is no store {:?}", self.location),
+                error,
+            ),
+            _ => error.context(format!("cannot list the store {:?}", self.location)),
+        })?;
+        listing.objects.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        listing.objects.dedup_by(|a, b| a.name == b.name);
+        Ok(listing)
+    }
+}
+
+pub(super) fn too_many(listed_max: u64) -> Error {
+    Error::new(ErrorKind::LimitExceeded, format!("the store lists more than {listed_max} objects"))
+}
+
+fn report(listing: &mut Listing, what: String, error: Error) {
+    let reports = &mut listing.unreadable;
+    if reports.len() < REPORTS_MAX {
+        reports.push((what, error));
+    } else if reports.len() == REPORTS_MAX {
+        let message =
+            format!("over {REPORTS_MAX} containers or objects cannot be read; the rest is not told");
+        reports.push((what, Error::new(ErrorKind::LimitExceeded, message)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_is_bounded() {
+        let bounds = Bounds { room: Cell::new(2), ..Bounds::new(1) };
+        bounds.keep().unwrap();
+        bounds.keep().unwrap();
+        assert_eq!(bounds.keep().unwrap_err().kind(), ErrorKind::LimitExceeded);
+        let mut listing = Listing::default();
+        for at in 0..2 * REPORTS_MAX {
+            report(&mut listing, at.to_string(), too_many(1));
+        }
+        assert_eq!(listing.unreadable.len(), REPORTS_MAX + 1);
+    }
+}
