@@ -22,6 +22,7 @@ use reqwest::redirect;
 use super::engine::{Limits, Progress, Tries};
 use super::failure::{self, Failed};
 use super::names::Names;
+use super::settings::Secret;
 use super::token::Tokens;
 use super::upload::Upload;
 use crate::error::{Error, ErrorKind, Result};
@@ -61,8 +62,8 @@ pub struct Access {
     pub ca_file: Option<PathBuf>,
     /// Whether certificates are not checked at all.
     pub is_insecure: bool,
-    /// A proxy for all requests.
-    pub proxy: Option<String>,
+    /// A proxy for all requests; may hold a password.
+    pub proxy: Option<Secret>,
 }
 
 /// What requests are sent with.
@@ -119,7 +120,7 @@ fn builder(access: &Access, names: Arc<Names>) -> Result<reqwest::ClientBuilder>
     }
     if let Some(proxy) = &access.proxy {
         // Not quoted: it may hold a password.
-        let proxy = reqwest::Proxy::all(proxy)
+        let proxy = reqwest::Proxy::all(proxy.reveal())
             .map_err(|_| Error::new(ErrorKind::Usage, "the proxy's URL is not one"))?;
         builder = builder.proxy(proxy);
     }

@@ -67,6 +67,7 @@ impl Account {
         listed_max: u64,
         take: impl FnMut(Listed) -> Result<()>,
     ) -> Result<()> {
+        check_container(container)?;
         let below = format!("/{}", encoded(container));
         self.pages(tries, (&below, prefix), listed_max, |object: &Listed| &object.name, take).await
     }
@@ -140,7 +141,16 @@ impl Account {
     }
 }
 
-/// A name as a component of a URL's path.
+/// Refuses what a URL's path takes for the account itself or for what is above it.
+pub(super) fn check_container(name: &str) -> Result<()> {
+    if matches!(name, "" | "." | "..") {
+        let message = format!("container name {name:?} cannot be asked for");
+        return Err(Error::new(ErrorKind::UnsafeName, message));
+    }
+    Ok(())
+}
+
+/// A name as a component of a URL's path; not for those that [`check_container`] refuses.
 pub(super) fn encoded(name: &str) -> String {
     let mut text = String::with_capacity(name.len());
     for byte in name.bytes() {
