@@ -201,7 +201,7 @@ fn bytes_that_come_slowly_are_waited_for() {
 #[test]
 fn what_was_not_asked_for_is_believed_the_second_time() {
     let (server, base) = Server::start(None);
-    let store = armed(&base, Duration::from_secs(600), 8);
+    let store = armed(&base, Duration::from_secs(10), 8);
     let error = open(&store, "whole").read_at(&mut [0; 100], 0).unwrap_err();
     assert!(error.to_string().contains("answered 200 OK when asked for bytes"), "{error}");
     assert_eq!(server.gets.load(Ordering::Relaxed), 2);
