@@ -24,7 +24,7 @@ nightly() {
 asan() {
     nightly || return 1
     CARGO_TARGET_DIR=$target/asan RUSTFLAGS='-Zsanitizer=address' ASAN_OPTIONS=detect_odr_violation=0 \
-        cargo +nightly test --target "$host" --lib --test codec --test fuzz_smoke
+        cargo +nightly test --no-fail-fast --target "$host" --lib --test codec --test fuzz_smoke
 }
 
 # Threads: real ones, many readers of many images. The standard library has to be built for it: else its locks are not seen, and all

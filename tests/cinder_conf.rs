@@ -87,6 +87,28 @@ fn the_store_that_a_cinder_conf_names_is_listed() {
     assert!(stderr.contains("/nonexistent/ext4") && stderr.contains("backup_posix_path"), "{stderr}");
 }
 
+// > Of a cinder.conf and files beside it that are told with it later ones win, and behind all of them come, in the same order, the
+// > `*.conf` files of their `.d` folders; a `cinder-backup.conf` that is not told is not read, and named on stderr.
+#[test]
+fn files_are_read_in_cinder_backups_order() {
+    let world = World::new();
+    let store = fixture("ext4");
+    let expected = ends(&["list", store.to_str().unwrap(), "-f", "json"], 0).0;
+    let main = world.conf("cinder.conf", &format!("{POSIX}backup_posix_path = {}\n", store.display()));
+    let own = world.conf("cinder-backup.conf", "backup_posix_path = /nonexistent/own\n");
+    let (stdout, stderr) = ends(&["list", &main, "-f", "json"], 0);
+    assert_eq!(stdout, expected);
+    assert!(stderr.contains(&format!("{own} is not read")) && stderr.contains(&format!("{main},{own}")));
+    let both = format!("{main},{own}");
+    let (_, stderr) = ends(&["list", &both], 10);
+    assert!(stderr.contains("/nonexistent/own") && !stderr.contains("is not read"), "{stderr}");
+    world.conf("cinder.conf.d/10.conf", &format!("backup_posix_path = {}\n", store.display()));
+    assert_eq!(ends(&["list", &both, "-f", "json"], 0), (expected.clone(), String::new()));
+    world.conf("cinder-backup.conf.d/10.conf", "backup_posix_path = /nonexistent/last\n");
+    let (_, stderr) = ends(&["list", &both], 10);
+    assert!(stderr.contains("/nonexistent/last"), "{stderr}");
+}
+
 #[test]
 fn a_store_is_mounted_by_its_cinder_conf() {
     let world = World::new();

@@ -146,7 +146,9 @@ fn command_as_nobody(directory: &Path) -> Command {
     fs::set_permissions(directory, fs::Permissions::from_mode(0o755)).unwrap();
     // The build directory may be closed to others; a copy is not.
     let binary = directory.join("cinderfs");
-    fs::copy(env!("CARGO_BIN_EXE_cinderfs"), &binary).unwrap();
+    // By another process: what a sibling test starts meanwhile would hold this one's copy open for writing.
+    let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_cinderfs")).arg(&binary).status();
+    assert!(copied.unwrap().success());
     fs::set_permissions(&binary, fs::Permissions::from_mode(0o755)).unwrap();
     let mut command = Command::new(binary);
     command.stdin(Stdio::null()).env_remove("CINDERFS_LOG");

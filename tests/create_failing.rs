@@ -273,8 +273,10 @@ fn a_store_that_may_not_be_written_is_told_and_left_alone() {
     };
     let nobody = |command: Command| {
         let program = world.image().with_file_name("cinderfs");
-        let _ = fs::remove_file(&program);
-        fs::copy(command.get_program(), &program).unwrap();
+        // By another process: what a sibling test starts meanwhile would hold this one's copy open for writing.
+        staging_kit::run(
+            Command::new("cp").arg("--remove-destination").arg(command.get_program()).arg(&program),
+        );
         let mut other = Command::new("setpriv");
         other
             .args(["--reuid=65534", "--regid=65534", "--clear-groups"])

@@ -184,7 +184,9 @@ fn where_children_may_lie_unseen_nothing_goes_unless_told() {
     let folder = tempfile::tempdir_in("/tmp").unwrap();
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let binary = folder.path().join("cinderfs");
-    fs::copy(env!("CARGO_BIN_EXE_cinderfs"), &binary).unwrap();
+    // By another process: what a sibling test starts meanwhile would hold this one's copy open for writing.
+    let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_cinderfs")).arg(&binary).status();
+    assert!(copied.unwrap().success());
     let root = folder.path().join("store");
     fs::create_dir(&root).unwrap();
     made.put(&root);

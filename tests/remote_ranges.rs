@@ -11,10 +11,14 @@
 #[path = "common/fake_swift.rs"]
 #[allow(dead_code, reason = "other tests use the rest")]
 mod fake_swift;
+#[path = "common/http_server.rs"]
+mod http_server;
 #[path = "common/restart_kit.rs"]
 mod restart_kit;
 #[path = "common/store_kit.rs"]
 mod store_kit;
+#[path = "common/swift_store.rs"]
+mod swift_store;
 #[path = "common/volume.rs"]
 mod volume;
 #[path = "common/watched_store.rs"]

@@ -106,6 +106,8 @@ pub struct Swift {
     pub project_domain: Option<String>,
     /// Region to take from the catalogue.
     pub region: Option<String>,
+    /// Which endpoint of the catalogue is taken, where it is asked: the last word of `swift_catalog_info`.
+    pub interface: Option<String>,
     /// CA file to check the server with.
     pub ca_file: Option<PathBuf>,
     /// Whether the server's certificate is not checked.
@@ -317,8 +319,11 @@ impl Reader<'_> {
             Some(project) => Some(project),
             None => self.optional("backup_swift_tenant")?,
         };
+        let storage_url = self.optional("backup_swift_url")?;
+        let asks_catalogue = !is_single_user && storage_url.is_none();
         Ok(Swift {
-            storage_url: self.optional("backup_swift_url")?,
+            interface: if asks_catalogue { self.catalogue_interface()? } else { None },
+            storage_url,
             auth_url: if is_single_user {
                 Some(self.needed("backup_swift_auth_url")?)
             } else {
@@ -339,6 +344,18 @@ impl Reader<'_> {
             ca_file: self.optional("backup_swift_ca_cert_file")?.map(PathBuf::from),
             is_insecure: self.conf.flag(DEFAULT, "backup_swift_auth_insecure", false)?,
         })
+    }
+
+    /// Of `<service type>:<service name>:<endpoint type>`.
+    fn catalogue_interface(&self) -> Result<Option<String>> {
+        let Some(info) = self.optional("swift_catalog_info")? else { return Ok(None) };
+        match info.split(':').collect::<Vec<_>>()[..] {
+            ["object-store", _, interface] => Ok(Some(interface.to_owned())),
+            _ => Err(Error::new(
+                ErrorKind::Usage,
+                format!("swift_catalog_info = {info:?}, expected object-store:NAME:INTERFACE"),
+            )),
+        }
     }
 
     fn s3(&self) -> Result<S3> {

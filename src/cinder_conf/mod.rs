@@ -38,13 +38,13 @@ pub struct CinderConf {
 }
 
 impl CinderConf {
-    /// Reads `files` in this order, and behind each the `*.conf` files of the folder beside it that is named like it with `.d`
-    /// added, sorted, as cinder-backup does with `/etc/cinder/cinder.conf.d`. [`ErrorKind::StoreNotFound`] when a file is not
-    /// there, [`ErrorKind::AccessDenied`] when it may not be read, [`ErrorKind::Usage`] when oslo.config would not take it.
+    /// Reads `files` in this order, and behind all of them, in the same order, the `*.conf` files of the folder beside each that is
+    /// named like it with `.d` added, sorted: as cinder-backup does with what lies in `/etc/cinder` when it is started without
+    /// `--config-file`. [`ErrorKind::StoreNotFound`] when a file is not there, [`ErrorKind::AccessDenied`] when it may not be read,
+    /// [`ErrorKind::Usage`] when oslo.config would not take it.
     pub fn read(files: &[PathBuf]) -> Result<Self> {
-        let mut all = Vec::new();
+        let mut all = files.to_vec();
         for file in files {
-            all.push(file.clone());
             all.extend(beside(file)?);
         }
         if all.len() > FILES_MAX {
@@ -76,7 +76,18 @@ impl CinderConf {
     }
 }
 
-/// The `*.conf` files of `FILE.d`, sorted by name; none where there is no such folder.
+/// The `cinder-backup.conf` beside a `cinder.conf` of `files` that is none of them; cinder-backup started without `--config-file`
+/// reads both.
+pub fn untold(files: &[PathBuf]) -> Option<PathBuf> {
+    let told: Vec<PathBuf> = files.iter().filter_map(|file| fs::canonicalize(file).ok()).collect();
+    let beside = files.iter().filter(|file| file.file_name().is_some_and(|name| name == "cinder.conf"));
+    beside
+        .map(|file| file.with_file_name("cinder-backup.conf"))
+        .find(|other| fs::canonicalize(other).is_ok_and(|found| found.is_file() && !told.contains(&found)))
+}
+
+/// The `*.conf` files of `FILE.d`, sorted by name; none where there is no such folder. Hidden ones are not read, such as what editors
+/// leave.
 fn beside(file: &Path) -> Result<Vec<PathBuf>> {
     let mut folder = file.as_os_str().to_owned();
     folder.push(".d");
@@ -91,7 +102,8 @@ fn beside(file: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in entries.take(FILES_MAX) {
         let path = entry.map_err(|error| unreadable(&folder, error))?.path();
-        if path.extension().is_some_and(|extension| extension == "conf") {
+        let is_hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+        if !is_hidden && path.extension().is_some_and(|extension| extension == "conf") {
             files.push(path);
         }
     }
@@ -127,7 +139,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn later_files_win_and_the_folder_beside_a_file_comes_behind_it() {
+    fn later_files_win_and_the_folders_beside_files_come_behind_all() {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
         fs::write(path("dist.conf"), "[DEFAULT]\nstate_path = /dist\nbackup_posix_path = $state_path/b\n")
@@ -141,6 +153,38 @@ mod tests {
         assert_eq!(conf.text("DEFAULT", "backup_posix_path").unwrap().as_deref(), Some("/twenty/b"));
         let conf = CinderConf::read(&[path("dist.conf")]).unwrap();
         assert_eq!(conf.text("DEFAULT", "backup_posix_path").unwrap().as_deref(), Some("/dist/b"));
+        // What `oslo.config` takes of the same files, when they are its default ones, was looked up by running it.
+        let conf = CinderConf::read(&[path("cinder.conf"), path("dist.conf")]).unwrap();
+        assert_eq!(conf.text("DEFAULT", "backup_posix_path").unwrap().as_deref(), Some("/twenty/b"));
+        fs::create_dir(path("dist.conf.d")).unwrap();
+        fs::write(path("dist.conf.d/10.conf"), "[DEFAULT]\nstate_path = /late\n").unwrap();
+        let conf = CinderConf::read(&[path("cinder.conf"), path("dist.conf")]).unwrap();
+        assert_eq!(conf.text("DEFAULT", "backup_posix_path").unwrap().as_deref(), Some("/late/b"));
+    }
+
+    #[test]
+    fn what_an_editor_leaves_in_a_folder_is_not_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        fs::write(path("cinder.conf"), "[DEFAULT]\nbackup_posix_path = /b\n").unwrap();
+        fs::create_dir(path("cinder.conf.d")).unwrap();
+        std::os::unix::fs::symlink("root@host.1234", path("cinder.conf.d/.#10.conf")).unwrap();
+        fs::write(path("cinder.conf.d/.10.conf"), "nonsense").unwrap();
+        let conf = CinderConf::read(&[path("cinder.conf")]).unwrap();
+        assert_eq!(conf.text("DEFAULT", "backup_posix_path").unwrap().as_deref(), Some("/b"));
+    }
+
+    #[test]
+    fn a_file_of_cinder_backups_own_is_missed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        fs::write(path("cinder.conf"), "").unwrap();
+        fs::write(path("other.conf"), "").unwrap();
+        assert_eq!(untold(&[path("cinder.conf")]), None);
+        fs::write(path("cinder-backup.conf"), "").unwrap();
+        assert_eq!(untold(&[path("cinder.conf")]), Some(path("cinder-backup.conf")));
+        assert_eq!(untold(&[path("./cinder.conf"), path("cinder-backup.conf")]), None);
+        assert_eq!(untold(&[path("other.conf")]), None);
     }
 
     #[test]

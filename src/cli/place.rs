@@ -19,7 +19,7 @@ use std::time::Duration;
 use super::exit::{Failure, note};
 use super::render;
 use crate::cinder_conf::backup::is_about_tries;
-use crate::cinder_conf::{BackupConf, CinderConf, Driver};
+use crate::cinder_conf::{self, BackupConf, CinderConf, Driver};
 use crate::codec::Codec;
 use crate::error::{Error, ErrorKind};
 use crate::store::posix::PosixStore;
@@ -86,6 +86,14 @@ impl Place {
                     "STORE is a file, so it is read as a cinder.conf; give a directory for anything else",
                 )
             })?;
+            if let Some(file) = cinder_conf::untold(&files) {
+                let file = render::visible(&file.to_string_lossy()).into_owned();
+                note(&format!(
+                    "cinderfs: {file} is not read, though cinder-backup may read it too\n\
+                     hint: if it does, give STORE as {},{file}\n",
+                    word.display()
+                ));
+            }
             return Self::configured(word, conf, within);
         }
         if let Some(share) = share_of(word)? {
@@ -215,7 +223,7 @@ impl Place {
                 render::visible(&names)
             ));
         }
-        let share = |kind, share: &crate::cinder_conf::backup::Share| -> Result<Share, Failure> {
+        let share = |kind, share: &cinder_conf::backup::Share| -> Result<Share, Failure> {
             let found = Share::new(kind, &share.source)?;
             Ok(found.with_options(share.options.as_deref()).with_attempts(share.attempts))
         };

@@ -15,13 +15,14 @@
 //! - an [expendable](crate::expendable) thread reads by itself, and is left in the call by whoever gave it its work;
 //! - opening and listing always take the way, because what lies in a folder may be anybody's mount.
 //!
-//! A store that [has deadlines](Store::has_deadlines) of its own is the one to say whether it answers: a call that it gave up tells nothing but
-//! that. Its listing takes as long as pages come, and ends early only when the command is cancelled.
+//! A store that gives up calls by itself tells [how long nothing came](Store::silence) and is the one to say whether it answers: a call that it
+//! gave up tells nothing but that. Its calls take as long as something comes, to them or, while they wait in line, to others; a listing ends early
+//! only when the command is cancelled.
 //!
 //! What expendable threads have under way is [looked at](DeadlineStore::look) now and then. One that hangs while the store opens others fails
 //! the reads of its object only; else the store has stalled.
 //!
-//! Invariants: a call of a thread that is not expendable returns within the timeout; at most [`THREADS_MAX`](calls::THREADS_MAX) threads exist, at most [`STUCK_MAX`](calls::STUCK_MAX) of them stuck (beyond,
+//! Invariants: a call of a thread that is not expendable returns within the timeout, or within it after the last byte that came; at most [`THREADS_MAX`](calls::THREADS_MAX) threads exist, at most [`STUCK_MAX`](calls::STUCK_MAX) of them stuck (beyond,
 //! nothing is tried until one returns), and they end when nobody needs them; a thread that was left behind writes to buffers of its own only.
 
 mod calls;
@@ -82,7 +83,7 @@ impl DeadlineStore {
 
     fn listed<T: Send + 'static>(&self, list: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
         // Pages come one after the other for as long as it takes, and such a store notices when none does.
-        let patience = if self.inner.has_deadlines() { None } else { Some(self.timeout()) };
+        let patience = if self.inner.silence().is_some() { None } else { Some(self.timeout()) };
         self.calls.run_within(patience, &"the list of its objects", list)
     }
 
@@ -201,7 +202,7 @@ impl Store for DeadlineStore {
     }
 
     fn version_of(&self, name: &ObjectName) -> Result<ObjectVersion> {
-        if !self.is_answering() {
+        if !self.calls.is_quick() {
             return Err(Error::new(
                 ErrorKind::StoreIo,
                 format!("the store {:?} does not answer, so {name:?} is not looked at", self.location()),

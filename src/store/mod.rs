@@ -20,7 +20,7 @@ pub mod remote;
 
 use std::io;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use self::objects::ObjectStore;
 use crate::error::{Error, ErrorKind, Result};
@@ -64,9 +64,10 @@ pub trait Store: Send + Sync {
         true
     }
 
-    /// Whether a call ends by itself when nothing comes for too long, however long it takes while something comes.
-    fn has_deadlines(&self) -> bool {
-        false
+    /// How long nothing has come to those who wait for something, where calls end by themselves when nothing comes for too long, however
+    /// long they take while something comes. `None` where they may hang.
+    fn silence(&self) -> Option<Duration> {
+        None
     }
 
     /// How many calls are worth having under way at once, where each is a journey; 1 where threads would only stand in each other's way.

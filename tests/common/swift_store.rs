@@ -24,6 +24,7 @@ pub(crate) fn store_in(
         storage_url: None,
         storage_url_prefix: None,
         region: None,
+        interface: None,
         access: Access::default(),
         limits: Limits { deadline, connections },
     });

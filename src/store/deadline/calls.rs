@@ -31,6 +31,9 @@ const PROBE_PATIENCE: Duration = Duration::from_secs(1);
 /// How long a thread waits for its next call before it ends.
 const IDLE_MAX: Duration = Duration::from_secs(10);
 
+/// How often it is told that a store does not answer: one that comes and goes would fill the log.
+const TELL_EVERY: Duration = Duration::from_secs(60);
+
 /// How long a cancelled command waits on for a call.
 const CANCEL_EVERY: Duration = Duration::from_millis(100);
 
@@ -81,6 +84,8 @@ pub(super) struct State {
     started: u64,
     pub(super) stuck: usize,
     pub(super) stall: Option<Stall>,
+    /// When it was last told that the store does not answer.
+    told: Option<Instant>,
     /// All that were started and may not have ended.
     pub(super) joined: Vec<JoinHandle<()>>,
 }
@@ -91,6 +96,8 @@ pub(super) struct Stall {
     pub(super) since: Instant,
     /// Not yet after a call of an expendable thread hung: that may have been the fault of its object.
     pub(super) tried: Option<Instant>,
+    /// Whether anybody was told of it.
+    is_told: bool,
 }
 
 /// What became of one call. Changed under the lock of [`State`].
@@ -109,7 +116,7 @@ impl Calls {
             idle_max: IDLE_MAX,
             is_armed: AtomicBool::new(false),
             is_cancelled: None,
-            judge: store.has_deadlines().then(|| store.clone()),
+            judge: store.silence().is_some().then(|| store.clone()),
             tick: AtomicU32::new(0),
             is_stalled: AtomicBool::new(false),
             reads: UnderWay::default(),
@@ -162,12 +169,18 @@ impl Calls {
         let tick = self.tick.fetch_add(1, Ordering::Relaxed) + 1;
         let reads = self.reads.oldest(tick);
         let oldest = reads.max(self.asks.oldest(tick)) * LOOK_EVERY;
-        let has_answered = self.asks.answered_within(tick, ticks(2 * SLOW));
-        if reads * LOOK_EVERY > self.timeout && !has_answered {
-            self.stall(oldest);
+        if self.has_judge() {
+            // However long a call takes.
+            self.judged();
+        } else {
+            let has_answered = self.asks.answered_within(tick, ticks(2 * SLOW));
+            if reads * LOOK_EVERY > self.timeout && !has_answered {
+                self.stall(oldest);
+            }
         }
         let is_stalled = self.is_stalled();
-        Look { is_slow: is_stalled || oldest >= SLOW, is_hung: oldest > self.timeout, is_stalled }
+        let is_hung = is_stalled || !self.has_judge() && oldest > self.timeout;
+        Look { is_slow: is_stalled || oldest >= SLOW, is_hung, is_stalled }
     }
 
     /// The number of the last look.
@@ -180,12 +193,29 @@ impl Calls {
     }
 
     pub(super) fn is_answering(&self) -> bool {
-        !self.is_stalled() && self.asks.oldest(self.tick()) * LOOK_EVERY < SLOW
+        !self.is_stalled()
+            && self.has_answered()
+            && (self.has_judge() || self.asks.oldest(self.tick()) * LOOK_EVERY < SLOW)
+    }
+
+    /// Whether a call is likely to return soon.
+    pub(super) fn is_quick(&self) -> bool {
+        self.is_answering() && self.silence().is_none_or(|silence| silence < SLOW)
+    }
+
+    /// See [`Store::silence`].
+    fn silence(&self) -> Option<Duration> {
+        self.judge.as_ref().and_then(|store| store.silence())
     }
 
     /// Whether the store ends calls by itself.
     pub(super) fn has_judge(&self) -> bool {
         self.judge.is_some()
+    }
+
+    /// How long the store may still be silent, where it is the one to say.
+    fn time_left(&self) -> Option<Duration> {
+        self.timeout.checked_sub(self.silence()?).filter(|left| !left.is_zero())
     }
 
     /// Whether a call that has returned was answered.
@@ -195,10 +225,15 @@ impl Calls {
 
     /// A call of an expendable thread has returned.
     pub(super) fn returned_here(&self) {
-        if !self.has_answered() {
-            self.stall(self.timeout);
-        } else if self.is_stalled() {
-            self.end_stall(&mut self.lock());
+        self.judged();
+    }
+
+    /// Believes what the store says of itself; one that says nothing has just answered.
+    fn judged(&self) {
+        let has_answered = self.has_answered();
+        if has_answered == self.is_stalled() {
+            let mut state = self.lock();
+            if has_answered { self.end_stall(&mut state) } else { self.begin_stall(&mut state, self.timeout) }
         }
     }
 
@@ -236,7 +271,8 @@ impl Calls {
         // A probe has less time than the store is given for an answer.
         let is_probe = granted < self.timeout;
         let is_judged = patience.is_some() || is_probe;
-        let patience = if is_judged { patience.unwrap_or(granted).min(granted) } else { Duration::MAX };
+        let mut patience = if is_judged { patience.unwrap_or(granted).min(granted) } else { Duration::MAX };
+        let says_all = patience >= granted;
         let (sender, answer) = mpsc::sync_channel(1);
         let progress = Arc::new(Mutex::new(Progress::Running));
         let job = {
@@ -263,8 +299,14 @@ impl Calls {
                 Err(RecvTimeoutError::Disconnected) => {
                     return Err(Error::new(ErrorKind::StoreIo, "a call of the store was lost"));
                 }
+                // The store gives up by itself what nothing comes to; while something comes to others, this one may wait for its turn.
+                Err(RecvTimeoutError::Timeout)
+                    if left.is_zero() && says_all && !is_probe && self.time_left().is_some() =>
+                {
+                    patience = begun.elapsed() + self.time_left().unwrap_or_default();
+                }
                 Err(RecvTimeoutError::Timeout) if left.is_zero() => {
-                    return self.give_up(what, begun, &progress, &answer, patience >= granted);
+                    return self.give_up(what, begun, &progress, &answer, says_all);
                 }
                 Err(RecvTimeoutError::Timeout) if self.is_cancelled.is_some_and(|is| is()) => {
                     let _ = self.give_up(what, begun, &progress, &answer, false);
@@ -285,17 +327,30 @@ impl Calls {
 
     fn begin_stall(&self, state: &mut State, waited: Duration) {
         if state.stall.is_none() {
-            let seconds = waited.as_secs();
+            let now = Instant::now();
+            let since = now.checked_sub(waited).unwrap_or(now);
+            state.stall = Some(Stall { since, tried: None, is_told: false });
+            self.is_stalled.store(true, Ordering::Relaxed);
             // A command tells why it fails.
             if self.is_cancelled.is_none() {
-                tracing::warn!(
-                    "the store {:?} did not answer within {seconds} s; it is asked again now and then",
-                    self.location
-                );
+                self.tell_stall(state, None);
             }
-            let now = Instant::now();
-            state.stall = Some(Stall { since: now.checked_sub(waited).unwrap_or(now), tried: None });
-            self.is_stalled.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Tells that the store does not answer, unless the last time that it was told is not long ago; `why` where somebody knows better.
+    fn tell_stall(&self, state: &mut State, why: Option<&str>) {
+        let is_soon = state.told.is_some_and(|told| told.elapsed() < TELL_EVERY);
+        let Some(stall) = state.stall.as_mut().filter(|stall| !stall.is_told && !is_soon) else { return };
+        stall.is_told = true;
+        state.told = Some(Instant::now());
+        let seconds = stall.since.elapsed().as_secs();
+        match why {
+            Some(why) => tracing::warn!("{why}; it is asked again now and then"),
+            None => tracing::warn!(
+                "the store {:?} did not answer within {seconds} s; it is asked again now and then",
+                self.location
+            ),
         }
     }
 
@@ -303,8 +358,10 @@ impl Calls {
     fn end_stall(&self, state: &mut State) {
         if let Some(stall) = state.stall.take() {
             self.is_stalled.store(false, Ordering::Relaxed);
-            let seconds = stall.since.elapsed().as_secs();
-            tracing::warn!("the store {:?} answers again, after {seconds} s", self.location);
+            if stall.is_told {
+                let seconds = stall.since.elapsed().as_secs();
+                tracing::warn!("the store {:?} answers again, after {seconds} s", self.location);
+            }
         }
     }
 
@@ -314,6 +371,12 @@ impl Calls {
         let mut state = self.lock();
         loop {
             let now = Instant::now();
+            if self.has_judge() && self.has_answered() {
+                // It was heard by somebody else.
+                self.end_stall(&mut state);
+            } else if self.is_cancelled.is_none() {
+                self.tell_stall(&mut state, None);
+            }
             let may_probe = state.stuck < STUCK_MAX;
             if let Some(stall) = &mut state.stall {
                 let is_soon = stall.tried.is_some_and(|tried| now.duration_since(tried) < PROBE_EVERY);
@@ -393,9 +456,9 @@ impl Calls {
             self.location
         );
         if says_all && state.stall.is_none() {
-            tracing::warn!("{message}; it is asked again now and then");
-            state.stall = Some(Stall { since: begun, tried: Some(Instant::now()) });
+            state.stall = Some(Stall { since: begun, tried: Some(Instant::now()), is_told: false });
             self.is_stalled.store(true, Ordering::Relaxed);
+            self.tell_stall(&mut state, Some(&message));
         }
         Err(Error::new(ErrorKind::StoreIo, message))
     }

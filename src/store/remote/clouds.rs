@@ -2,19 +2,33 @@
 //!
 //! The file is looked for where OpenStack's own tools do: `OS_CLIENT_CONFIG_FILE`, the working directory, `~/.config/openstack`, `/etc/openstack`. A
 //! `secure.yaml` beside it adds to it.
+//!
+//! Invariant: a file may be a stranger's, since the working directory is looked in; neither its aliases nor its depth cost more than
+//! [`EXPANDED_BYTES_MAX`] and [`DEPTH_MAX`] allow.
 
 use std::collections::HashMap;
 use std::fs;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-use yaml_rust2::{Yaml, YamlLoader};
+use yaml_rust2::parser::Parser;
+use yaml_rust2::{Event, Yaml, YamlLoader};
 
 use super::settings::Env;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Most bytes of such a file.
 const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// Most bytes that it may have with an alias's text in place of each alias; ten lines of aliases of aliases can be terabytes. A file of some hundred clouds has
+/// some hundred kilobytes.
+const EXPANDED_BYTES_MAX: u64 = 8 << 20;
+
+/// What a scalar or a collection counts beside its text.
+const NODE_BYTES: u64 = 8;
+
+/// Most collections in one another. The loader recurses; a cloud's settings lie four deep.
+const DEPTH_MAX: usize = 64;
 
 /// The words of `cloud`. [`ErrorKind::Usage`] when no file has it.
 pub(super) fn read(cloud: &str, env: Env<'_>) -> Result<HashMap<String, String>> {
@@ -30,6 +44,20 @@ pub(super) fn read(cloud: &str, env: Env<'_>) -> Result<HashMap<String, String>>
     if secure.is_file() {
         let more = words_of(&text_of(&secure)?, cloud).map_err(|why| usage(format!("{secure:?}: {why}")))?;
         words.extend(more.unwrap_or_default());
+    }
+    if let Some(profile) = words.get("profile") {
+        let what = format!("{file:?}: cloud {cloud:?} has the profile {profile:?}, which is not followed");
+        if !words.contains_key("auth_url") {
+            return Err(usage(format!("{what}; write the auth_url in the cloud's own settings")));
+        }
+        tracing::warn!("{what}");
+    }
+    // As OpenStack's tools do.
+    let home = env("HOME");
+    if let Some(cacert) = words.get_mut("cacert")
+        && let (Some(rest), Some(home)) = (cacert.strip_prefix("~/"), home)
+    {
+        *cacert = format!("{home}/{rest}");
     }
     Ok(words)
 }
@@ -55,8 +83,8 @@ fn text_of(file: &Path) -> Result<String> {
 
 /// The words of one cloud; `None` where the text does not have it. What is wrong with the text is told without quoting it.
 fn words_of(text: &str, cloud: &str) -> Result<Option<HashMap<String, String>>, String> {
-    let documents = YamlLoader::load_from_str(text)
-        .map_err(|error| format!("line {} is not YAML", error.marker().line()))?;
+    check_expansion(text)?;
+    let documents = YamlLoader::load_from_str(text).map_err(|error| not_yaml(&error))?;
     let Some(Yaml::Hash(settings)) = documents.first().map(|document| &document["clouds"][cloud]) else {
         return Ok(None);
     };
@@ -72,6 +100,14 @@ fn words_of(text: &str, cloud: &str) -> Result<Option<HashMap<String, String>>, 
             ("verify", Yaml::Boolean(is_verified)) => {
                 words.insert("insecure".to_owned(), (!is_verified).to_string());
             }
+            // A vendor's name, or a mapping of settings.
+            ("profile", value) => {
+                let name = scalar(value).unwrap_or_else(|| "of its own".to_owned());
+                words.insert("profile".to_owned(), name);
+            }
+            ("interface" | "object_store_interface", Yaml::Array(_)) => {
+                return Err(format!("{key} is a list, expected one word"));
+            }
             // The endpoint of one service, set by hand.
             ("object_store_endpoint_override" | "object_store_endpoint", value) => {
                 words.extend(scalar(value).map(|value| ("storage_url".to_owned(), value)));
@@ -80,6 +116,62 @@ fn words_of(text: &str, cloud: &str) -> Result<Option<HashMap<String, String>>, 
         }
     }
     Ok(Some(words))
+}
+
+fn not_yaml(error: &yaml_rust2::ScanError) -> String {
+    format!("line {} is not YAML", error.marker().line())
+}
+
+/// Whether the text may be loaded: the loader copies what an anchor stands at, once for the anchor and once for each alias of it.
+fn check_expansion(text: &str) -> Result<(), String> {
+    let mut parser = Parser::new_from_str(text);
+    let mut bytes: u64 = 0;
+    // What stands at each anchor, and the collections that are open: bytes before, and how deep it is nested in itself.
+    let mut copies: HashMap<usize, (u64, usize)> = HashMap::new();
+    let mut open: Vec<(usize, u64, usize)> = Vec::new();
+    loop {
+        let (event, at) = parser.next_token().map_err(|error| not_yaml(&error))?;
+        match event {
+            Event::StreamEnd => return Ok(()),
+            Event::Scalar(text, _, anchor, _) => {
+                let own = NODE_BYTES + text.len() as u64;
+                bytes = bytes.saturating_add(own);
+                if anchor > 0 {
+                    copies.insert(anchor, (own, 0));
+                    bytes = bytes.saturating_add(own);
+                }
+            }
+            Event::SequenceStart(anchor, _) | Event::MappingStart(anchor, _) => {
+                open.push((anchor, bytes, 0));
+                bytes = bytes.saturating_add(NODE_BYTES);
+            }
+            Event::SequenceEnd | Event::MappingEnd => {
+                let Some((anchor, before, depth)) = open.pop() else { continue };
+                if let Some((_, _, around)) = open.last_mut() {
+                    *around = (depth + 1).max(*around);
+                }
+                if anchor > 0 {
+                    let own = bytes - before;
+                    copies.insert(anchor, (own, depth + 1));
+                    bytes = bytes.saturating_add(own);
+                }
+            }
+            Event::Alias(anchor) => {
+                let (own, depth) = copies.get(&anchor).copied().unwrap_or((NODE_BYTES, 0));
+                bytes = bytes.saturating_add(own);
+                if let Some((_, _, around)) = open.last_mut() {
+                    *around = depth.max(*around);
+                }
+            }
+            Event::Nothing | Event::StreamStart | Event::DocumentStart | Event::DocumentEnd => {}
+        }
+        if open.len() + open.last().map_or(0, |(_, _, depth)| *depth) > DEPTH_MAX {
+            return Err(format!("line {} is nested more than {DEPTH_MAX} deep", at.line()));
+        }
+        if bytes > EXPANDED_BYTES_MAX {
+            return Err(format!("line {}: more than {EXPANDED_BYTES_MAX} bytes with aliases", at.line()));
+        }
+    }
 }
 
 fn scalar(value: &Yaml) -> Option<String> {
@@ -111,6 +203,56 @@ mod tests {
         assert_eq!(words_of("", "one").unwrap(), None);
         let error = words_of("clouds:\n  one: [s3cret\n", "one").unwrap_err();
         assert!(!error.contains("s3cret"), "{error}");
+    }
+
+    #[test]
+    fn what_is_not_followed_is_named_and_homes_are_filled_in() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("clouds.yaml");
+        let text = "clouds:\n  a: {profile: vendor, auth: {username: u}}\n  b: {profile: vendor, auth: {auth_url: x}, cacert: ~/ca.pem}\n  \
+                    c: {interface: [internal, public], auth: {auth_url: x}}\n";
+        fs::write(&file, text).unwrap();
+        let path = file.to_str().unwrap().to_owned();
+        let env = |name: &str| match name {
+            "OS_CLIENT_CONFIG_FILE" => Some(path.clone()),
+            "HOME" => Some("/home/u".to_owned()),
+            _ => None,
+        };
+        let error = read("a", &env).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Usage);
+        assert!(error.to_string().contains("profile \"vendor\""), "{error}");
+        assert_eq!(read("b", &env).unwrap()["cacert"], "/home/u/ca.pem");
+        assert!(read("c", &env).unwrap_err().to_string().contains("interface is a list"));
+    }
+
+    #[test]
+    fn aliases_are_followed_and_do_not_grow_without_end() {
+        let text = "x: &auth {auth_url: 'http://k', username: &u n}\nclouds: {one: {auth: *auth, region_name: *u}}\n";
+        let words = words_of(text, "one").unwrap().unwrap();
+        assert_eq!((&*words["auth_url"], &*words["region_name"]), ("http://k", "n"));
+        let refused = |text: &str| words_of(text, "one").unwrap_err();
+        let mut bomb = String::from("a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n");
+        for i in 1..40 {
+            let last = format!("*a{}", i - 1);
+            bomb.push_str(&format!("a{i}: &a{i} [{}]\n", [&*last; 10].join(", ")));
+        }
+        bomb.push_str("clouds: {one: {region_name: x}}\n");
+        assert!(refused(&bomb).contains("aliases"), "{}", refused(&bomb));
+        let long = format!("a: &a {}\nclouds: [{}]\n", "x".repeat(100_000), "*a, ".repeat(1000));
+        assert!(refused(&long).contains("aliases"), "{}", refused(&long));
+        // Each of these is copied into the one around it.
+        let anchors: String = (0..60).map(|i| format!("[&b{i} ")).collect();
+        let anchors = format!("a: {anchors}{}{}\n", "x".repeat(500_000), "]".repeat(60));
+        assert!(refused(&anchors).contains("aliases"), "{}", refused(&anchors));
+        let aliases = (1..9).map(|i| format!("c{i}: &c{i} {}*c{} {}\n", "[".repeat(9), i - 1, "]".repeat(9)));
+        let aliases = format!("c0: &c0 []\n{}", aliases.collect::<String>());
+        for deep in [format!("a: {}{}", "[".repeat(70), "]".repeat(70)), aliases] {
+            assert!(refused(&deep).contains("deep"), "{}", refused(&deep));
+        }
+        // Too deep for the parser already.
+        for deep in ["[".repeat(200_000), "- ".repeat(200_000), "a: &a [".repeat(100_000)] {
+            refused(&deep);
+        }
     }
 
     #[test]

@@ -6,18 +6,20 @@
 //! Threads start with the first request and not before, and can be [ended](Engine::rest) in between: a process that is about to give up
 //! rights has to have one thread. What runs on them ends with them, and connections are made anew.
 //!
-//! Invariants: at most [`Limits::connections`] requests are under way; nobody waits longer than [`Limits::deadline`] without a byte.
+//! Invariants: at most [`Limits::connections`] requests are under way; nobody waits longer than [`Limits::deadline`] without a byte, his own or, as
+//! long as there is no connection for him, one of those who have them; only a store of which nothing is heard [does not answer](super::pulse).
 
 use std::future::Future;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::failure::Failed;
+pub(super) use super::pulse::Progress;
+use super::pulse::Pulse;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Threads that requests run on; they copy bytes and decrypt, everything else waits.
@@ -36,6 +38,9 @@ const REST_WAIT_MAX: Duration = Duration::from_secs(10);
 const FIRST_PATIENCE: Duration = Duration::from_secs(10);
 /// How often what took longer than the deadline to be sent is sent again in vain.
 const LONG_TRIES_MAX: u32 = 4;
+
+/// How often something else than what was asked for comes in a row before it is believed to be all that will ever come.
+const WRONG_TRIES_MAX: u32 = 2;
 
 /// Longest pause.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
@@ -66,19 +71,13 @@ pub(super) struct Engine {
 pub(super) struct Tries {
     permits: Arc<Semaphore>,
     limits: Limits,
-    /// The last request that came to an end was given up.
-    is_silent: Arc<AtomicBool>,
-    /// There was an answer, ever.
-    is_known: Arc<AtomicBool>,
+    pulse: Arc<Pulse>,
 }
 
 impl Engine {
     pub(super) fn new(limits: Limits) -> Self {
         let permits = Arc::new(Semaphore::new(limits.connections.clamp(1, Semaphore::MAX_PERMITS)));
-        Self {
-            runtime: Mutex::default(),
-            tries: Tries { permits, limits, is_silent: Arc::default(), is_known: Arc::default() },
-        }
+        Self { runtime: Mutex::default(), tries: Tries { permits, limits, pulse: Arc::default() } }
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Arc<Runtime>>> {
@@ -142,9 +141,14 @@ impl Tries {
         self.limits
     }
 
-    /// Whether the last request that came to an end had an answer.
+    /// Whether anything came to anybody since the last request began that was given up.
     pub(super) fn is_answering(&self) -> bool {
-        !self.is_silent.load(Ordering::Relaxed)
+        !self.pulse.is_silent()
+    }
+
+    /// How long nothing has come to those who wait for something.
+    pub(super) fn silence(&self) -> Duration {
+        self.pulse.silence()
     }
 
     /// The same for what sends more than it gets. A byte that was sent makes an attempt last longer, but says nothing of the next: a server may
@@ -169,53 +173,59 @@ impl Tries {
     where
         F: Future<Output = Result<T, Failed>>,
     {
-        let mut long_tries = 0;
-        let progress = Progress::default();
+        let (mut long_tries, mut wrong_tries) = (0, 0);
+        let progress = if is_sending { Progress::default() } else { Progress::coming(self.pulse.clone()) };
         let mut pause = FIRST_PAUSE;
         let mut begun = Instant::now();
-        let mut last: Option<Error> = None;
+        let mut last: Option<Failed> = None;
+        let _listening = self.pulse.listen();
         loop {
-            let attempt = async {
-                let _permit = self.permits.acquire().await;
-                act(progress.clone()).await
-            };
+            let Some(permit) = self.permit(&mut begun).await else { return Err(self.given_up(begun, last)) };
+            let attempt = act(progress.clone());
             tokio::pin!(attempt);
             let mut is_long = false;
             let outcome = loop {
                 match timeout_at(begun + self.limits.deadline, attempt.as_mut()).await {
                     Ok(outcome) => break Some(outcome),
-                    Err(_) if progress.take() => (begun, is_long) = (Instant::now(), true),
-                    Err(_) => break None,
+                    Err(_) => match progress.take() {
+                        Some(came) => (begun, is_long) = (came, true),
+                        None => break None,
+                    },
                 }
             };
-            if outcome
-                .as_ref()
-                .is_some_and(|outcome| outcome.as_ref().err().is_none_or(|failed| !failed.is_passing))
+            drop(permit);
+            if let Some(outcome) = &outcome
+                && outcome.as_ref().err().is_none_or(|failed| failed.is_answer || !failed.is_passing)
             {
-                self.note_answer();
+                self.pulse.note();
             }
             match outcome {
                 Some(Ok(value)) => return Ok(value),
                 Some(Err(failed)) if !failed.is_passing => return Err(failed.error),
-                Some(Err(failed)) => last = Some(failed.error),
-                None => return Err(self.given_up(begun.elapsed(), last)),
+                Some(Err(failed)) => {
+                    wrong_tries = if failed.is_wrong { wrong_tries + 1 } else { 0 };
+                    if wrong_tries == WRONG_TRIES_MAX {
+                        return Err(failed.error);
+                    }
+                    last = Some(failed);
+                }
+                None => return Err(self.given_up(begun, last)),
             }
-            if progress.take() && !is_sending {
-                self.note_answer();
-                (begun, pause) = (Instant::now(), FIRST_PAUSE);
+            if let Some(came) = progress.take().filter(|_| !is_sending) {
+                (begun, pause) = (came, FIRST_PAUSE);
             }
             long_tries += u32::from(is_sending && is_long);
             if long_tries == LONG_TRIES_MAX {
-                return Err(self.given_up(begun.elapsed(), last));
+                return Err(self.given_up(begun, last));
             }
             let pause_now = jittered(pause);
-            let is_known = self.is_known.load(Ordering::Relaxed);
+            let is_known = self.pulse.is_known();
             let patience =
                 if is_known { self.limits.deadline } else { self.limits.deadline.min(FIRST_PATIENCE) };
             if begun.elapsed() + pause_now >= patience {
-                return Err(self.given_up(begun.elapsed(), last));
+                return Err(self.given_up(begun, last));
             }
-            if let Some(error) = &last {
+            if let Some(Failed { error, .. }) = &last {
                 tracing::debug!("tried again after {} ms: {error}", pause_now.as_millis());
             }
             sleep(pause_now).await;
@@ -223,35 +233,47 @@ impl Tries {
         }
     }
 
-    fn note_answer(&self) {
-        self.is_silent.store(false, Ordering::Relaxed);
-        self.is_known.store(true, Ordering::Relaxed);
-    }
-
-    fn given_up(&self, waited: Duration, last: Option<Error>) -> Error {
-        self.is_silent.store(true, Ordering::Relaxed);
-        let seconds = waited.as_secs_f32();
-        let message = format!("the store did not answer within {seconds:.0} s");
-        match last {
-            Some(last) => Error::caused_by(ErrorKind::StoreIo, message, last),
-            None => Error::new(ErrorKind::StoreIo, message),
+    /// A place among the connections. The deadline, which counts from `begun`, does not come nearer while something comes to those who have one;
+    /// `None` when it has come.
+    async fn permit(&self, begun: &mut Instant) -> Option<SemaphorePermit<'_>> {
+        let waits = Instant::now();
+        let mut until = *begun + self.limits.deadline;
+        let permit = self.permits.acquire();
+        tokio::pin!(permit);
+        loop {
+            match timeout_at(until, permit.as_mut()).await {
+                Ok(permit) => {
+                    if self.pulse.heard_since(waits).is_some() {
+                        *begun += waits.elapsed();
+                    }
+                    // It is never closed.
+                    return permit.ok();
+                }
+                Err(_) => {
+                    let heard = self.pulse.heard_since(waits)? + self.limits.deadline;
+                    if heard <= until {
+                        return None;
+                    }
+                    until = heard;
+                }
+            }
         }
     }
-}
 
-/// Whether a byte came.
-#[derive(Clone, Default)]
-pub(super) struct Progress(Arc<AtomicBool>);
-
-impl Progress {
-    /// One did.
-    pub(super) fn note(&self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-
-    /// Whether one did since this was asked.
-    fn take(&self) -> bool {
-        self.0.swap(false, Ordering::Relaxed)
+    fn given_up(&self, begun: Instant, last: Option<Failed>) -> Error {
+        self.pulse.note_given_up(begun);
+        let seconds = begun.elapsed().as_secs_f32();
+        match last {
+            Some(Failed { error, is_answer: true, .. }) => {
+                let message = format!("the store failed again and again for {seconds:.0} s");
+                Error::caused_by(ErrorKind::StoreIo, message, error)
+            }
+            Some(Failed { error, .. }) => {
+                let message = format!("the store did not answer within {seconds:.0} s");
+                Error::caused_by(ErrorKind::StoreIo, message, error)
+            }
+            None => Error::new(ErrorKind::StoreIo, format!("the store did not answer within {seconds:.0} s")),
+        }
     }
 }
 

@@ -21,6 +21,10 @@ pub(super) struct Failed {
     pub(super) error: Error,
     /// Whether it may succeed when it is sent again.
     pub(super) is_passing: bool,
+    /// Whether the server has answered, if only that it failed.
+    pub(super) is_answer: bool,
+    /// Whether something else came than what was asked for. That may come of a moment, or of a server that knows no better.
+    pub(super) is_wrong: bool,
     /// Whether the server does not know who we are: a token that has expired says so.
     pub(super) is_unknown_token: bool,
 }
@@ -28,12 +32,17 @@ pub(super) struct Failed {
 impl Failed {
     /// A failure that comes again.
     pub(super) fn lasting(error: Error) -> Self {
-        Self { error, is_passing: false, is_unknown_token: false }
+        Self { error, is_passing: false, is_answer: false, is_wrong: false, is_unknown_token: false }
     }
 
     /// A failure that may pass.
     pub(super) fn passing(error: Error) -> Self {
-        Self { error, is_passing: true, is_unknown_token: false }
+        Self { is_passing: true, ..Self::lasting(error) }
+    }
+
+    /// Something came that was not asked for.
+    pub(super) fn wrong(error: Error) -> Self {
+        Self { is_answer: true, is_wrong: true, ..Self::passing(error) }
     }
 
     /// As OpenDAL carries it.
@@ -44,7 +53,7 @@ impl Failed {
             _ => opendal::ErrorKind::Unexpected,
         };
         let is_passing = self.is_passing;
-        opendal::Error::new(kind, "request failed").with_temporary(is_passing).set_source(Carried(self.error))
+        opendal::Error::new(kind, "request failed").with_temporary(is_passing).set_source(Carried(self))
     }
 
     /// What OpenDAL carried, or what it says itself.
@@ -53,7 +62,13 @@ impl Failed {
         let mut cause: Option<&(dyn StdError + 'static)> = error.source();
         while let Some(source) = cause {
             if let Some(Carried(carried)) = source.downcast_ref::<Carried>() {
-                return Self { error: carried.clone(), is_passing, is_unknown_token: false };
+                return Self {
+                    error: carried.error.clone(),
+                    is_passing,
+                    is_answer: carried.is_answer,
+                    is_wrong: carried.is_wrong,
+                    is_unknown_token: false,
+                };
             }
             cause = source.source();
         }
@@ -72,17 +87,17 @@ impl Failed {
             let message = format!("no credentials were found, or none that can be used ({words})");
             return Self::lasting(Error::new(ErrorKind::AccessDenied, message));
         }
-        Self { error: Error::new(kind, words), is_passing, is_unknown_token: false }
+        Self { is_passing, ..Self::lasting(Error::new(kind, words)) }
     }
 }
 
-/// An [`Error`] on its way through OpenDAL.
+/// A failure on its way through OpenDAL.
 #[derive(Debug)]
-struct Carried(Error);
+struct Carried(Failed);
 
 impl std::fmt::Display for Carried {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.fmt(f)
+        self.0.error.fmt(f)
     }
 }
 
@@ -223,6 +238,7 @@ pub(super) fn of_status(url: &Url, status: StatusCode, text: &[u8]) -> Failed {
         }
         _ => Failed::lasting(make(ErrorKind::StoreIo, "")),
     };
+    failed.is_answer = true;
     failed.is_unknown_token = status == StatusCode::UNAUTHORIZED;
     failed
 }
@@ -335,8 +351,8 @@ mod tests {
             let (text, kind, is_passing) = (before.error.to_string(), before.error.kind(), before.is_passing);
             let after = Failed::from_opendal(&before.into_opendal().with_context("key", "value"));
             assert_eq!(
-                (after.error.to_string(), after.error.kind(), after.is_passing),
-                (text, kind, is_passing)
+                (after.error.to_string(), after.error.kind(), after.is_passing, after.is_answer),
+                (text, kind, is_passing, true)
             );
         }
     }

@@ -19,9 +19,10 @@ use opendal::raw::Operation;
 use opendal::{Buffer, HttpBody, HttpTransport};
 use reqwest::redirect;
 
-use super::engine::{Limits, Tries};
+use super::engine::{Limits, Progress, Tries};
 use super::failure::{self, Failed};
 use super::names::Names;
+use super::settings::Secret;
 use super::token::Tokens;
 use super::upload::Upload;
 use crate::error::{Error, ErrorKind, Result};
@@ -61,8 +62,8 @@ pub struct Access {
     pub ca_file: Option<PathBuf>,
     /// Whether certificates are not checked at all.
     pub is_insecure: bool,
-    /// A proxy for all requests.
-    pub proxy: Option<String>,
+    /// A proxy for all requests; may hold a password.
+    pub proxy: Option<Secret>,
 }
 
 /// What requests are sent with.
@@ -119,7 +120,7 @@ fn builder(access: &Access, names: Arc<Names>) -> Result<reqwest::ClientBuilder>
     }
     if let Some(proxy) = &access.proxy {
         // Not quoted: it may hold a password.
-        let proxy = reqwest::Proxy::all(proxy)
+        let proxy = reqwest::Proxy::all(proxy.reveal())
             .map_err(|_| Error::new(ErrorKind::Usage, "the proxy's URL is not one"))?;
         builder = builder.proxy(proxy);
     }
@@ -144,11 +145,17 @@ pub(super) async fn send(
 
 /// An answer's body, of no more than [`PAGE_BYTES_MAX`].
 pub(super) async fn body_of(answer: reqwest::Response) -> Result<Vec<u8>, Failed> {
+    noted_body_of(answer, &Progress::default()).await
+}
+
+/// The same, where each piece is noted as it comes.
+pub(super) async fn noted_body_of(answer: reqwest::Response, progress: &Progress) -> Result<Vec<u8>, Failed> {
     let url = answer.url().clone();
     let mut body = Vec::new();
     let mut stream = answer.bytes_stream();
     while let Some(piece) = stream.next().await {
         let piece = piece.map_err(|error| failure::of_transport(&url, &error))?;
+        progress.note();
         if body.len() + piece.len() > PAGE_BYTES_MAX {
             return Err(too_long(PAGE_BYTES_MAX));
         }
@@ -198,13 +205,14 @@ impl Transport {
     }
 
     async fn page(&self, request: reqwest::Request, pages: &Pages) -> Result<Response<HttpBody>, Failed> {
-        let get = |_| async {
+        let (request, client) = (&request, &self.clients.asking);
+        let get = |progress: Progress| async move {
             let again = request.try_clone().ok_or_else(|| {
                 Failed::lasting(Error::new(ErrorKind::StoreIo, "a listing cannot be asked for twice"))
             })?;
-            let answer = send(&self.clients.asking, again).await?;
+            let answer = send(client, again).await?;
             let (status, headers) = (answer.status(), answer.headers().clone());
-            let body = body_of(answer).await?;
+            let body = noted_body_of(answer, &progress).await?;
             let mark = pages.mark.as_bytes();
             if !body.windows(mark.len()).any(|part| part == mark) {
                 let message =
@@ -244,7 +252,7 @@ impl Transport {
                 let error =
                     |why: &str| Error::new(ErrorKind::StoreIo, format!("{}: {why}", failure::shown(&url)));
                 match wrong {
-                    Wrong::Range(why) => Failed::passing(error(&why)),
+                    Wrong::Range(why) => Failed::wrong(error(&why)),
                     Wrong::Object => Failed::lasting(error("the object was replaced while it was read")),
                 }
             })?;

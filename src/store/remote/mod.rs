@@ -4,11 +4,11 @@
 //! journeys to the server. Idea: OpenDAL speaks with the servers; we say what to fetch, how long to try, and what a failure means.
 //!
 //! - [`words`]: `swift:…`, `s3://…`, `gs://…`.
-//! - [`settings`]: credentials and servers, from the environment, a `clouds.yaml` ([`clouds`]) or a cinder.conf.
+//! - [`settings`]: credentials and servers, from the environment, a `clouds.yaml` ([`clouds`]), AWS's own file ([`aws_config`]) or a cinder.conf.
 //! - [`http`], [`failure`]: one transport beneath OpenDAL, and what errors mean.
 //! - [`names`]: addresses of servers, remembered.
 //! - [`token`], [`mod@swift`]: what Swift needs beyond OpenDAL.
-//! - [`engine`]: threads, retries, deadlines.
+//! - [`engine`], [`pulse`]: threads, retries, deadlines, and whether anything comes.
 //! - [`listing`], [`mod@pages`]: what there is, page by page.
 //! - [`object`], [`window`]: ranged reads, a little ahead of who reads on.
 //! - [`mod@write`], [`upload`]: whole objects, as the server confirms them.
@@ -17,6 +17,7 @@
 //! credential is in a message or a location.
 
 mod ahead;
+mod aws_config;
 mod clouds;
 mod engine;
 mod failure;
@@ -24,6 +25,7 @@ mod http;
 mod listing;
 mod names;
 mod object;
+mod pulse;
 mod pages;
 pub mod settings;
 mod swift;
@@ -49,8 +51,8 @@ pub use self::http::Access;
 use self::http::{Pages, Transport, bare_etag, clients};
 use self::listing::Wanted;
 use self::object::{RemoteObject, Source};
-use self::settings::{GcsSettings, S3Settings, SwiftSettings};
-use self::swift::{Account, Listed, encoded};
+use self::settings::{GcsSettings, S3Settings, SwiftSettings, check_plain};
+use self::swift::{Account, Listed, check_container, encoded};
 use self::token::Tokens;
 use self::window::Shelf;
 use super::objects::ObjectStore;
@@ -69,6 +71,7 @@ pub fn s3(settings: S3Settings) -> Result<Arc<dyn Store>> {
         // It is for machines at Amazon, and elsewhere an address that hangs.
         .disable_ec2_metadata();
     if let Some(endpoint) = &settings.endpoint {
+        check_plain("the endpoint", endpoint)?;
         builder = builder.endpoint(endpoint);
     }
     if let Some((access, secret)) = &settings.keys {
@@ -96,6 +99,7 @@ pub fn s3(settings: S3Settings) -> Result<Arc<dyn Store>> {
 pub fn gcs(settings: GcsSettings) -> Result<Arc<dyn Store>> {
     let mut builder = Gcs::default().bucket(&settings.bucket);
     if let Some(endpoint) = &settings.endpoint {
+        check_plain("the endpoint", endpoint)?;
         builder = builder.endpoint(endpoint);
     }
     if let Some(file) = &settings.credential_file {
@@ -125,6 +129,10 @@ pub fn gcs(settings: GcsSettings) -> Result<Arc<dyn Store>> {
 
 /// A container of Swift, or an account whose containers are folders.
 pub fn swift(settings: SwiftSettings) -> Result<Arc<dyn Store>> {
+    settings.check_urls()?;
+    if let Some(container) = &settings.container {
+        check_container(container)?;
+    }
     let clients = clients(&settings.access, settings.limits)?;
     let (container, limits) = (settings.container.clone(), settings.limits);
     let location = format!("swift:{}", container.as_deref().unwrap_or_default());
@@ -280,8 +288,8 @@ impl Store for RemoteStore {
         self.tries().is_answering()
     }
 
-    fn has_deadlines(&self) -> bool {
-        true
+    fn silence(&self) -> Option<Duration> {
+        Some(self.tries().silence())
     }
 
     fn rest(&self) -> Result<()> {

@@ -185,7 +185,13 @@ impl ObjectSource for RemoteObject {
         let patience = self.engine.tries().limits().deadline + Duration::from_secs(5);
         for _ in 0..ROUNDS_MAX {
             let Some(window) = self.window_at(offset, len) else { return Ok(0) };
-            match window.read(&mut buf[..len as usize], offset, patience) {
+            let mut read = || window.read(&mut buf[..len as usize], offset, patience);
+            let mut answer = read();
+            // It may wait for a connection while something comes through the others.
+            while matches!(answer, Err(WindowError::Late)) && self.engine.tries().silence() < patience {
+                answer = read();
+            }
+            match answer {
                 Ok(Answer::Read(read)) => return Ok(read),
                 Ok(Answer::Gone) => self.forget(&window),
                 Err(WindowError::Failed(why)) => {

@@ -10,9 +10,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::clouds;
 use super::engine::Limits;
 use super::http::Access;
+use super::{aws_config, clouds};
 pub use crate::cinder_conf::backup::Secret;
 use crate::cinder_conf::backup::{BackupConf, Driver, Gcs, S3, Swift};
 use crate::error::{Error, ErrorKind, Result};
@@ -129,7 +129,7 @@ impl S3Settings {
     /// A bucket by its name, everything else as the environment says.
     pub fn from_env(bucket: &str, endpoint: Option<String>, region: Option<String>, env: Env<'_>) -> Self {
         let endpoint = endpoint.or_else(|| env("AWS_ENDPOINT_URL_S3")).or_else(|| env("AWS_ENDPOINT_URL"));
-        let region = region.or_else(|| env("AWS_REGION")).or_else(|| env("AWS_DEFAULT_REGION"));
+        let region = region.or_else(|| aws_config::region(env));
         Self {
             bucket: bucket.to_owned(),
             endpoint,
@@ -147,7 +147,7 @@ impl S3Settings {
     /// As cinder-backup is told.
     pub fn from_conf(conf: &S3, env: Env<'_>) -> Self {
         // boto3 takes the region from its own configuration, since Cinder has no option for it.
-        let region = env("AWS_REGION").or_else(|| env("AWS_DEFAULT_REGION"));
+        let region = aws_config::region(env);
         Self {
             bucket: conf.bucket.clone(),
             endpoint: Some(conf.endpoint.clone()),
@@ -203,10 +203,7 @@ impl GcsSettings {
             endpoint: None,
             credential_file: conf.credential_file.as_ref().map(|file| file.to_string_lossy().into_owned()),
             is_anonymous: false,
-            access: Access {
-                proxy: conf.proxy.as_ref().map(|proxy| proxy.reveal().to_owned()),
-                ..Access::default()
-            },
+            access: Access { proxy: conf.proxy.clone(), ..Access::default() },
             limits: Limits::default(),
         }
     }
@@ -225,6 +222,8 @@ pub struct SwiftSettings {
     pub storage_url_prefix: Option<String>,
     /// Region to take from the catalogue.
     pub region: Option<String>,
+    /// Which of the catalogue's endpoints is meant: `public`, `internal` or `admin`; the public one where there is none.
+    pub interface: Option<String>,
     /// How servers are reached.
     pub access: Access,
     /// How hard they are tried.
@@ -257,6 +256,22 @@ pub enum SwiftAuth {
         /// Who asks.
         identity: Identity,
     },
+}
+
+impl SwiftSettings {
+    /// Refuses URLs that hold credentials, see [`check_plain`].
+    pub(super) fn check_urls(&self) -> Result<()> {
+        match &self.auth {
+            SwiftAuth::Token { storage_url, .. } => check_plain("the storage URL", storage_url)?,
+            SwiftAuth::V1 { url, .. } | SwiftAuth::V3 { url, .. } => {
+                check_plain("the authentication URL", url)?;
+            }
+        }
+        for url in [&self.storage_url, &self.storage_url_prefix].into_iter().flatten() {
+            check_plain("the storage URL", url)?;
+        }
+        Ok(())
+    }
 }
 
 impl SwiftAuth {
@@ -345,6 +360,11 @@ impl SwiftSettings {
             storage_url: word("storage_url"),
             storage_url_prefix: None,
             region: word("region_name"),
+            interface: ["object_store_interface", "interface", "endpoint_type"]
+                .into_iter()
+                .find_map(word)
+                .map(|interface| interface_of(&interface))
+                .transpose()?,
             access: Access {
                 ca_file: word("cacert").map(Into::into),
                 is_insecure: word("insecure").is_some_and(is_yes),
@@ -395,6 +415,8 @@ impl SwiftSettings {
                 storage_url: None,
                 storage_url_prefix: None,
                 region: conf.region.clone(),
+                // What swiftclient takes, since Cinder tells it none.
+                interface: None,
                 access: Access::default(),
                 limits: Limits::default(),
             }
@@ -405,6 +427,9 @@ impl SwiftSettings {
             if settings.storage_url.is_none() {
                 settings.storage_url_prefix = conf.storage_url.clone();
             }
+            if settings.interface.is_none() {
+                settings.interface = conf.interface.as_deref().map(interface_of).transpose()?;
+            }
             settings
         };
         settings.container = container.map(str::to_owned);
@@ -414,6 +439,17 @@ impl SwiftSettings {
         settings.access.is_insecure |= conf.is_insecure;
         Ok(settings)
     }
+}
+
+/// The catalogue's word for an interface, which older tools call `publicURL`.
+fn interface_of(word: &str) -> Result<String> {
+    let lower = word.to_ascii_lowercase();
+    let interface = lower.strip_suffix("url").unwrap_or(&lower);
+    if matches!(interface, "public" | "internal" | "admin") {
+        return Ok(interface.to_owned());
+    }
+    let message = format!("interface {word:?}, expected public, internal or admin");
+    Err(Error::new(ErrorKind::Usage, message))
 }
 
 fn auth_of(word: Env<'_>) -> Result<SwiftAuth> {
@@ -484,6 +520,22 @@ fn auth_of(word: Env<'_>) -> Result<SwiftAuth> {
     }
 }
 
+/// Refuses a URL that has a user or a password in it: messages and the mount table quote URLs. [`ErrorKind::Usage`], without quoting it.
+pub(super) fn check_plain(what: &str, url: &str) -> Result<()> {
+    let is_plain = match reqwest::Url::parse(url) {
+        Ok(url) if matches!(url.scheme(), "http" | "https") => {
+            url.username().is_empty() && url.password().is_none()
+        }
+        // `user:password@host` is a URL of the scheme `user`.
+        _ => !url.contains('@'),
+    };
+    if is_plain {
+        return Ok(());
+    }
+    let message = format!("{what} has a user or a password in it, which all users of this machine could see");
+    Err(Error::new(ErrorKind::Usage, message))
+}
+
 fn connections(count: u64) -> usize {
     usize::try_from(count).unwrap_or(usize::MAX).clamp(1, 64)
 }
@@ -531,6 +583,81 @@ mod tests {
         ));
         let token = swift(&[("OS_AUTH_TOKEN", "t"), ("OS_STORAGE_URL", "http://s/v1/a")]).unwrap();
         assert!(matches!(token.auth, SwiftAuth::Token { .. }));
+    }
+
+    #[test]
+    fn urls_with_passwords_are_refused_and_not_quoted() {
+        let check = |settings: Settings| {
+            let error = settings.open().map(|store| store.location().to_owned()).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Usage, "{error}");
+            assert!(!error.to_string().contains("hunter2"), "{error}");
+        };
+        let mut wrong = vec!["user:hunter2@h:1", "http://user:hunter2@h:99999", "http:/user:hunter2@h"];
+        wrong.extend(["https://user:hunter2@h/v1", "http://hunter2@h", "http://:hunter2@h:1"]);
+        for url in wrong {
+            let words = [("AWS_ENDPOINT_URL", url), ("STORAGE_EMULATOR_HOST", url)];
+            check(Settings::S3(Box::new(S3Settings::from_env("b", None, None, &env(&words)))));
+            // Without `://` it is taken for a host.
+            if !url.starts_with("http:/u") {
+                check(Settings::Gcs(Box::new(GcsSettings::from_env("b", None, &env(&words)))));
+            }
+            let user = [("OS_USERNAME", "u"), ("OS_PASSWORD", "p"), ("OS_AUTH_URL", url)];
+            check(Settings::Swift(Box::new(swift(&user).unwrap())));
+            let user = [("OS_USERNAME", "u"), ("OS_PASSWORD", "p"), ("OS_AUTH_URL", "http://k")];
+            check(Settings::Swift(Box::new(
+                swift(&[&user[..], &[("OS_STORAGE_URL", url)]].concat()).unwrap(),
+            )));
+            check(Settings::Swift(Box::new(
+                swift(&[("OS_AUTH_TOKEN", "t"), ("OS_STORAGE_URL", url)]).unwrap(),
+            )));
+            let text = format!(
+                "[DEFAULT]\nbackup_driver = cinder.backup.drivers.s3\nbackup_s3_endpoint_url = {url}\n\
+                 backup_s3_store_access_key = a\nbackup_s3_store_secret_key = b\n"
+            );
+            let conf = crate::cinder_conf::CinderConf::from_text(&text).unwrap().backup().unwrap();
+            check(Settings::from_conf(&conf, &env(&[])).unwrap().unwrap());
+            let text = format!("[DEFAULT]\nbackup_swift_url = {url}\n");
+            let conf = crate::cinder_conf::CinderConf::from_text(&text).unwrap().backup().unwrap();
+            check(Settings::from_conf(&conf, &env(&user)).unwrap().unwrap());
+        }
+        for url in ["http://h:1/v1/AUTH_a@b", "https://h", "h:9000", "http://[::1]:8080/"] {
+            assert!(check_plain("it", url).is_ok(), "{url}");
+        }
+        let gcs = "[DEFAULT]\nbackup_driver = cinder.backup.drivers.gcs\nbackup_gcs_bucket = b\n\
+                   backup_gcs_proxy_url = http://u:hunter2@p\n";
+        let conf = crate::cinder_conf::CinderConf::from_text(gcs).unwrap().backup().unwrap();
+        let settings = Settings::from_conf(&conf, &env(&[])).unwrap().unwrap();
+        assert!(!format!("{settings:?}").contains("hunter2"), "{settings:?}");
+    }
+
+    #[test]
+    fn the_interface_is_as_told() {
+        let base = [("OS_AUTH_URL", "http://k"), ("OS_USERNAME", "u"), ("OS_PASSWORD", "p")];
+        let of = |more: &[(&str, &str)]| swift(&[&base[..], more].concat());
+        assert_eq!(of(&[]).unwrap().interface, None);
+        for (name, value, expected) in [
+            ("OS_INTERFACE", "internal", "internal"),
+            ("OS_INTERFACE", "adminURL", "admin"),
+            ("OS_ENDPOINT_TYPE", "internalURL", "internal"),
+        ] {
+            assert_eq!(of(&[(name, value)]).unwrap().interface.as_deref(), Some(expected));
+        }
+        assert_eq!(of(&[("OS_INTERFACE", "inner")]).unwrap_err().kind(), ErrorKind::Usage);
+        let conf = |text: &str, more: &[(&str, &str)]| {
+            let text = format!("[DEFAULT]\nswift_catalog_info = {text}\n");
+            let conf = crate::cinder_conf::CinderConf::from_text(&text).unwrap().backup()?;
+            match Settings::from_conf(&conf, &env(&[&base[..], more].concat())).unwrap()? {
+                Settings::Swift(swift) => Ok(swift.interface),
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(conf("object-store:swift:internalURL", &[]).unwrap().as_deref(), Some("internal"));
+        let here = [("OS_INTERFACE", "public")];
+        assert_eq!(conf("object-store:swift:internalURL", &here).unwrap().as_deref(), Some("public"));
+        for wrong in ["object-store:publicURL", "objects:swift:publicURL", "object-store:swift:x"] {
+            let error: Error = conf(wrong, &[]).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Usage, "{wrong}");
+        }
     }
 
     #[test]

@@ -8,9 +8,9 @@ use http::Method;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use super::engine::Tries;
+use super::engine::{Progress, Tries};
 use super::failure::Failed;
-use super::http::{Clients, body_of};
+use super::http::{Clients, noted_body_of};
 use super::listing::{CONTAINERS_MAX, too_many};
 use super::token::Tokens;
 use crate::error::{Error, ErrorKind, Result};
@@ -67,6 +67,7 @@ impl Account {
         listed_max: u64,
         take: impl FnMut(Listed) -> Result<()>,
     ) -> Result<()> {
+        check_container(container)?;
         let below = format!("/{}", encoded(container));
         self.pages(tries, (&below, prefix), listed_max, |object: &Listed| &object.name, take).await
     }
@@ -83,7 +84,7 @@ impl Account {
         let mut marker = String::new();
         let mut listed: u64 = 0;
         loop {
-            let page: Vec<T> = tries.run(|_| self.page(below, prefix, &marker)).await?;
+            let page: Vec<T> = tries.run(|progress| self.page(below, prefix, &marker, progress)).await?;
             let Some(last) = page.last() else { return Ok(()) };
             let last = name(last).clone();
             // Swift sorts by bytes; what does not go on would never end.
@@ -114,6 +115,7 @@ impl Account {
         below: &str,
         prefix: &str,
         marker: &str,
+        progress: Progress,
     ) -> Result<Vec<T>, Failed> {
         let mut url = self.url(below).await?;
         url.query_pairs_mut().append_pair("format", "json");
@@ -126,12 +128,12 @@ impl Account {
         let answer = self.tokens.send(reqwest::Request::new(Method::GET, url)).await?;
         // An empty container may answer without a body.
         let is_empty = answer.status() == http::StatusCode::NO_CONTENT;
-        let body = body_of(answer).await?;
+        let body = noted_body_of(answer, &progress).await?;
         if is_empty {
             return Ok(Vec::new());
         }
         serde_json::from_slice(&body).map_err(|error| {
-            Failed::passing(Error::new(
+            Failed::wrong(Error::new(
                 ErrorKind::StoreIo,
                 format!("a listing is not what Swift writes: {error}"),
             ))
@@ -139,7 +141,16 @@ impl Account {
     }
 }
 
-/// A name as a component of a URL's path.
+/// Refuses what a URL's path takes for the account itself or for what is above it.
+pub(super) fn check_container(name: &str) -> Result<()> {
+    if matches!(name, "" | "." | "..") {
+        let message = format!("container name {name:?} cannot be asked for");
+        return Err(Error::new(ErrorKind::UnsafeName, message));
+    }
+    Ok(())
+}
+
+/// A name as a component of a URL's path; not for those that [`check_container`] refuses.
 pub(super) fn encoded(name: &str) -> String {
     let mut text = String::with_capacity(name.len());
     for byte in name.bytes() {

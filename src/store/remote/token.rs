@@ -3,9 +3,11 @@
 //! Problem: OpenDAL sends the one token it was given, and a mount lives longer than that. Idea: [`Tokens`] has the session of the moment; who
 //! is told that its token is unknown asks for another one, once.
 //!
-//! Invariants: requests that fail together renew once; a password goes to the authentication URL only and is in no message.
+//! Invariants: requests that fail together renew once; a password goes to the authentication URL only and is in no message; one that was
+//! refused is not tried again for a while, so that no server locks a user out on our account.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use http::header::{HeaderMap, HeaderValue};
 use http::{HeaderName, Method};
@@ -14,10 +16,13 @@ use tokio::sync::Mutex;
 
 use super::failure::Failed;
 use super::http::{Clients, TOKEN, body_of, send};
-use super::settings::{Domain, Identity, SwiftAuth, SwiftSettings};
+use super::settings::{Domain, Identity, SwiftAuth, SwiftSettings, check_plain};
 use crate::error::{Error, ErrorKind};
 
 const SUBJECT_TOKEN: HeaderName = HeaderName::from_static("x-subject-token");
+
+/// How long a refusal is believed. Keystone locks a user out that is refused too often (`lockout_failure_attempts`), and each further try can prolong it.
+const REFUSAL_TIME: Duration = Duration::from_secs(30);
 
 /// What one authentication gave.
 pub(super) struct Session {
@@ -26,16 +31,43 @@ pub(super) struct Session {
     pub(super) storage_url: String,
 }
 
+impl Session {
+    fn new(token: &str, storage_url: &str) -> Result<Self, Failed> {
+        // A server may tell a URL that settings could not.
+        check_plain("the storage URL", storage_url).map_err(Failed::lasting)?;
+        Ok(Self { token: header(token)?, storage_url: storage_url.trim_end_matches('/').to_owned() })
+    }
+}
+
+/// Credentials that were not accepted.
+struct Refusal {
+    at: Instant,
+    error: Error,
+}
+
+impl Refusal {
+    fn is_believed(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.at) < REFUSAL_TIME
+    }
+}
+
+/// What the last authentications came to.
+#[derive(Default)]
+struct Known {
+    session: Option<Arc<Session>>,
+    refusal: Option<Refusal>,
+}
+
 /// The session of the moment.
 pub(super) struct Tokens {
     clients: Clients,
     settings: SwiftSettings,
-    session: Mutex<Option<Arc<Session>>>,
+    known: Mutex<Known>,
 }
 
 impl Tokens {
     pub(super) fn new(clients: Clients, settings: SwiftSettings) -> Self {
-        Self { clients, settings, session: Mutex::new(None) }
+        Self { clients, settings, known: Mutex::default() }
     }
 
     /// The session; authenticates where there is none yet.
@@ -45,27 +77,39 @@ impl Tokens {
 
     /// The session, or a new one where it is `stale`.
     async fn session_unless(&self, stale: Option<&Arc<Session>>) -> Result<Arc<Session>, Failed> {
-        let mut session = self.session.lock().await;
-        match &*session {
-            Some(known) if !stale.is_some_and(|stale| Arc::ptr_eq(stale, known)) => Ok(known.clone()),
-            _ => {
-                if stale.is_some() {
-                    tracing::debug!("the Swift token has expired, another one is asked for");
+        let mut known = self.known.lock().await;
+        if let Some(session) = &known.session
+            && !stale.is_some_and(|stale| Arc::ptr_eq(stale, session))
+        {
+            return Ok(session.clone());
+        }
+        if let Some(refusal) = &known.refusal
+            && refusal.is_believed(Instant::now())
+        {
+            return Err(Failed::lasting(refusal.error.clone()));
+        }
+        if stale.is_some() {
+            tracing::debug!("the Swift token has expired, another one is asked for");
+        }
+        match authenticate(&self.clients.asking, &self.settings).await {
+            Ok(session) => {
+                let session = Arc::new(session);
+                *known = Known { session: Some(session.clone()), refusal: None };
+                Ok(session)
+            }
+            Err(mut failed) => {
+                let is_refused = std::mem::take(&mut failed.is_unknown_token);
+                if failed.error.kind() == ErrorKind::ObjectNotFound {
+                    // Not the store is missing, but who lets us in.
+                    let message = format!("the authentication URL is wrong: {}", failed.error);
+                    failed.error = Error::new(ErrorKind::Usage, message);
                 }
-                let new =
-                    authenticate(&self.clients.asking, &self.settings).await.map_err(|mut failed| {
-                        failed.is_unknown_token = false;
-                        if failed.error.kind() == ErrorKind::ObjectNotFound {
-                            // Not the store is missing, but who lets us in.
-                            let message = format!("the authentication URL is wrong: {}", failed.error);
-                            failed.error = Error::new(ErrorKind::Usage, message);
-                        }
-                        failed.error = failed.error.context("cannot get a Swift token");
-                        failed
-                    })?;
-                let new = Arc::new(new);
-                *session = Some(new.clone());
-                Ok(new)
+                failed.error = failed.error.context("cannot get a Swift token");
+                if is_refused {
+                    let refusal = Refusal { at: Instant::now(), error: failed.error.clone() };
+                    *known = Known { session: None, refusal: Some(refusal) };
+                }
+                Err(failed)
             }
         }
     }
@@ -103,9 +147,7 @@ impl Tokens {
 
 async fn authenticate(client: &reqwest::Client, settings: &SwiftSettings) -> Result<Session, Failed> {
     match &settings.auth {
-        SwiftAuth::Token { token, storage_url } => {
-            Ok(Session { token: header(token.reveal())?, storage_url: trimmed(storage_url) })
-        }
+        SwiftAuth::Token { token, storage_url } => Session::new(token.reveal(), storage_url),
         SwiftAuth::V1 { url, user, key } => {
             let mut request = reqwest::Request::new(Method::GET, parsed(url)?);
             request.headers_mut().insert(HeaderName::from_static("x-auth-user"), header(user)?);
@@ -115,9 +157,7 @@ async fn authenticate(client: &reqwest::Client, settings: &SwiftSettings) -> Res
             let token = text("x-auth-token").or_else(|| text("x-storage-token"));
             let storage = settings.storage_url.clone().or_else(|| text("x-storage-url"));
             match (token, storage) {
-                (Some(token), Some(storage)) => {
-                    Ok(Session { token: header(&token)?, storage_url: trimmed(&storage) })
-                }
+                (Some(token), Some(storage)) => Session::new(&token, &storage),
                 _ => Err(strange(url, "no token and storage URL in its answer")),
             }
         }
@@ -132,7 +172,7 @@ async fn authenticate(client: &reqwest::Client, settings: &SwiftSettings) -> Res
             let told: Value =
                 serde_json::from_slice(&body).map_err(|_| strange(url, "no JSON in its answer"))?;
             let token = token.ok_or_else(|| strange(url, "no token in its answer"))?;
-            Ok(Session { token: header(&token)?, storage_url: trimmed(&storage_url(settings, url, &told)?) })
+            Session::new(&token, &storage_url(settings, url, &told)?)
         }
     }
 }
@@ -149,21 +189,22 @@ fn storage_url(settings: &SwiftSettings, url: &str, told: &Value) -> Result<Stri
             .ok_or_else(|| strange(url, "a token without a project; backups lie in a project's account"));
     }
     let region = settings.region.as_deref();
-    catalogued(told, region).ok_or_else(|| {
+    let interface = settings.interface.as_deref().unwrap_or("public");
+    catalogued(told, region, interface).ok_or_else(|| {
         let place = region.map_or_else(String::new, |region| format!(" in region {region:?}"));
-        strange(url, &format!("no public object-store endpoint{place} in its catalogue"))
+        strange(url, &format!("no {interface} object-store endpoint{place} in its catalogue"))
     })
 }
 
-/// The public endpoint of the object store.
-fn catalogued(told: &Value, region: Option<&str>) -> Option<String> {
+/// The endpoint of the object store that `interface` names.
+fn catalogued(told: &Value, region: Option<&str>, interface: &str) -> Option<String> {
     let services = told["token"]["catalog"].as_array()?;
     let store = services.iter().filter(|service| service["type"] == "object-store");
     let mut endpoints = store.filter_map(|service| service["endpoints"].as_array()).flatten();
     let found = endpoints.find(|endpoint| {
         let is_there =
             region.is_none_or(|region| endpoint["region"] == region || endpoint["region_id"] == region);
-        endpoint["interface"] == "public" && is_there
+        endpoint["interface"] == interface && is_there
     })?;
     found["url"].as_str().map(str::to_owned)
 }
@@ -216,10 +257,6 @@ fn tokens_url(url: &str) -> String {
     if url.ends_with("/v3") { format!("{url}/auth/tokens") } else { format!("{url}/v3/auth/tokens") }
 }
 
-fn trimmed(url: &str) -> String {
-    url.trim_end_matches('/').to_owned()
-}
-
 fn text_of(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
     headers.get(name)?.to_str().ok().map(str::to_owned)
 }
@@ -252,6 +289,20 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_storage_url_that_a_server_tells_has_no_password() {
+        let failed = Session::new("t", "http://u:hunter2@h/v1/a").err().unwrap();
+        assert!(!failed.error.to_string().contains("hunter2"), "{}", failed.error);
+        assert_eq!(Session::new("t", "http://h/v1/a/").ok().unwrap().storage_url, "http://h/v1/a");
+    }
+
+    #[test]
+    fn a_refusal_is_believed_for_a_while() {
+        let refusal = Refusal { at: Instant::now(), error: Error::new(ErrorKind::AccessDenied, "no") };
+        assert!(refusal.is_believed(refusal.at + REFUSAL_TIME / 2));
+        assert!(!refusal.is_believed(refusal.at + REFUSAL_TIME));
+    }
+
+    #[test]
     fn the_tokens_url_has_its_version_once() {
         for url in ["http://k:5000", "http://k:5000/", "http://k:5000/v3", "http://k:5000/v3/"] {
             assert_eq!(tokens_url(url), "http://k:5000/v3/auth/tokens");
@@ -260,17 +311,19 @@ mod tests {
     }
 
     #[test]
-    fn the_catalogues_public_endpoint_of_the_region_is_taken() {
+    fn the_catalogues_endpoint_of_the_region_and_the_interface_is_taken() {
         let endpoint = |interface, region, url| json!({"interface": interface, "region": region, "url": url});
         let told = json!({"token": {"catalog": [
             {"type": "volumev3", "endpoints": [endpoint("public", "a", "http://cinder")]},
             {"type": "object-store", "endpoints": [
                 endpoint("internal", "a", "http://i"), endpoint("public", "a", "http://a"),
                 endpoint("public", "b", "http://b")]}]}});
-        assert_eq!(catalogued(&told, None).as_deref(), Some("http://a"));
-        assert_eq!(catalogued(&told, Some("b")).as_deref(), Some("http://b"));
-        assert_eq!(catalogued(&told, Some("c")), None);
-        assert_eq!(catalogued(&json!({"token": {"catalog": 7}}), None), None);
+        assert_eq!(catalogued(&told, None, "public").as_deref(), Some("http://a"));
+        assert_eq!(catalogued(&told, Some("b"), "public").as_deref(), Some("http://b"));
+        assert_eq!(catalogued(&told, Some("c"), "public"), None);
+        assert_eq!(catalogued(&told, Some("a"), "internal").as_deref(), Some("http://i"));
+        assert_eq!(catalogued(&told, Some("b"), "internal"), None);
+        assert_eq!(catalogued(&json!({"token": {"catalog": 7}}), None, "public"), None);
     }
 
     #[test]

@@ -79,6 +79,9 @@ fn swift_of(rest: &str) -> Result<Word> {
             "swift:{rest:?} names more than a container; expected swift:CONTAINER, or swift: for all of them"
         )));
     }
+    if matches!(name, "." | "..") {
+        return Err(usage(format!("{name:?} is no container's name; expected swift:CONTAINER")));
+    }
     Ok(Word::Swift { container: (!name.is_empty()).then(|| name.to_owned()) })
 }
 
@@ -159,6 +162,9 @@ mod tests {
     fn wrong_words_are_refused_and_secrets_are_not_quoted() {
         for word in [
             "swift:a/b",
+            "swift:.",
+            "swift:..",
+            "swift://../",
             "s3:b",
             "s3://",
             "s3://b/prefix",
