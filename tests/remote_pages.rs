@@ -74,6 +74,7 @@ fn an_object_without_an_etag_hides_no_other() {
     let unreadable: Vec<_> =
         listing.unreadable.iter().map(|(name, error)| (name.as_str(), error.kind())).collect();
     assert_eq!(unreadable, [("a_metadata", ErrorKind::StoreIo)]);
+    assert!(listing.unreadable[0].1.to_string().contains("\"a_metadata\""));
 }
 
 #[test]

@@ -155,8 +155,11 @@ impl RemoteStore {
                 if entry.metadata().is_dir() || !wanted.has(path) {
                     continue;
                 }
-                let told = ObjectName::parse(path)
-                    .and_then(|name| Ok(ListedObject { name, stat: stat_of(entry.metadata(), naming)? }));
+                let stat = || {
+                    stat_of(entry.metadata(), naming)
+                        .map_err(|error| error.context(format!("object {path:?}")))
+                };
+                let told = ObjectName::parse(path).and_then(|name| Ok(ListedObject { name, stat: stat()? }));
                 match told {
                     Ok(object) => {
                         bounds.keep()?;

@@ -20,6 +20,9 @@ const BUDGET_BYTES: u64 = 64 << 20;
 /// The part of a window that may be left of one that was read.
 const UNREAD_SHARE: u64 = 512;
 
+/// Places for windows that are kept free at least when those of windows that went are taken away.
+const PLACES_MIN: usize = 64;
+
 /// How many turns at reading ahead are remembered.
 const GOERS_MAX: usize = 32;
 
@@ -90,8 +93,21 @@ impl Shelf {
             read_bytes: AtomicU64::new(0),
             shelf: self.clone(),
         });
-        lock(&self.windows).push_back(Arc::downgrade(&window));
+        let mut windows = lock(&self.windows);
+        if windows.len() == windows.capacity() {
+            // One that stays in front would keep the places of all that went; half of them free makes this rare.
+            windows.retain(|window| window.strong_count() > 0);
+            let live = windows.len();
+            windows.reserve(live.max(PLACES_MIN));
+        }
+        windows.push_back(Arc::downgrade(&window));
+        drop(windows);
         Some(window)
+    }
+
+    #[cfg(test)]
+    fn places(&self) -> usize {
+        lock(&self.windows).capacity()
     }
 
     /// How much may be ahead of the readers of one object, told apart from others by `goer`: those for whom something was fetched ahead lately
@@ -305,6 +321,18 @@ mod tests {
             window.push(b"89 and more");
             assert_eq!(reader.join().unwrap(), b"456789");
         });
+    }
+
+    #[test]
+    fn windows_that_went_leave_no_places_behind_one_that_stays() {
+        let shelf = Arc::new(Shelf::default());
+        let first = full(&shelf, 0, 1).unwrap();
+        for start in 1..10_000 {
+            full(&shelf, start, 1).unwrap();
+        }
+        assert_eq!(shelf.bytes(), 1);
+        assert!(shelf.places() <= 4 * PLACES_MIN, "{}", shelf.places());
+        drop(first);
     }
 
     #[test]
