@@ -29,10 +29,13 @@ enum Way {
     Hangs,
 }
 
+/// How it is answered for, and its objects' lengths.
+type Container = (Way, BTreeMap<String, usize>);
+
 #[derive(Default)]
 struct Server {
-    /// By name, and what its objects' lengths are.
-    containers: Mutex<BTreeMap<String, (Way, BTreeMap<String, usize>)>>,
+    /// By name.
+    containers: Mutex<BTreeMap<String, Container>>,
     /// By the end of its name.
     objects: Mutex<Option<(String, Way)>>,
     /// Listed by the account once, and gone then.

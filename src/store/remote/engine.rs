@@ -35,7 +35,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const REST_WAIT_MAX: Duration = Duration::from_secs(10);
 
 /// How long a server is tried again that has never answered: its name or the endpoint is most likely wrong, and somebody waits.
-const FIRST_PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const FIRST_PATIENCE: Duration = Duration::from_secs(10);
 /// How often what took longer than the deadline to be sent is sent again in vain.
 const LONG_TRIES_MAX: u32 = 4;
 

@@ -10,12 +10,13 @@ use std::cell::Cell;
 use std::collections::HashSet;
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Instant;
 
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use opendal::options::ListOptions;
 use opendal::{HttpTransporter, Operator};
 
-use super::engine::Tries;
+use super::engine::{FIRST_PATIENCE, Tries};
 use super::failure::{self, Failed};
 use super::pages::{Watch, Watched};
 use super::swift::{Account, Listed};
@@ -95,11 +96,13 @@ impl Bounds {
 
     /// What became of a part of the listing. The outer error: the server answers for no part any more, or for too few.
     async fn part<T>(&self, tries: &Tries, part: impl Future<Output = Result<T>>) -> Result<Result<T>> {
-        let before = self.answers.get();
+        let (before, begun) = (self.answers.get(), Instant::now());
+        // Tries end when the next pause would be behind the deadline, and each pause is twice as long.
+        let long = tries.limits().deadline.min(FIRST_PATIENCE) / 3;
         let outcome = part.await;
         match &outcome {
-            // It was given up this very moment.
-            Err(error) if !tries.is_answering() => {
+            // It was tried again and again; a server that is asked in vain may answer, with errors.
+            Err(error) if error.kind() == ErrorKind::StoreIo && begun.elapsed() >= long => {
                 let given_up = self.given_up.get() + 1;
                 self.given_up.set(given_up);
                 if self.answers.get() == before || given_up > GIVEN_UP_MAX {
