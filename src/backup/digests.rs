@@ -146,8 +146,11 @@ impl BlockHashTable {
 
     /// Forgets what is held in memory around a block that is not what its digest says.
     pub fn doubt(&self, block: BlockIndex) {
-        if let Digests::Stride { held: Some((pages, file)), .. } = &self.digests {
-            pages.forget(*file, block.0 / PAGE_BLOCKS);
+        if let Digests::Stride { source, held, .. } = &self.digests {
+            if let Some((pages, file)) = held {
+                pages.forget(*file, block.0 / PAGE_BLOCKS);
+            }
+            source.doubt();
         }
     }
 

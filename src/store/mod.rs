@@ -150,6 +150,11 @@ pub trait ObjectSource: Send + Sync {
     /// Says that somebody will soon read from `offset` on, and on to the end. As [`ObjectSource::will_need`] otherwise.
     fn will_read_on(&self, _offset: u64) {}
 
+    /// Says that what was read led to wrong bytes: what is kept of it in memory is asked for again. Whether there was any. Returns at once.
+    fn doubt(&self) -> bool {
+        false
+    }
+
     /// Whether the object's bytes may have been overwritten in place since it was opened, as Cinder up to 10.0.2 does
     /// where backups share a name. A store in which objects are only ever replaced whole never says so.
     fn is_changed(&self) -> Result<bool> {

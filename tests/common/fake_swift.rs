@@ -55,6 +55,8 @@ pub(crate) struct FakeSwift {
     down_after: Mutex<Option<String>>,
     /// All markers become another run's when a name that ends so is put in.
     taken_over_with: Mutex<Option<String>>,
+    /// The byte there of a name that ends so is wrong in so many answers.
+    pub(crate) wrong: Mutex<Option<(String, usize, usize)>>,
     /// Looking at a name that begins so fails.
     unseen: Mutex<Option<String>>,
     /// Listings tell all names, whatever the prefix.
@@ -241,7 +243,16 @@ impl FakeSwift {
                     "206 Partial Content\r\ncontent-range: bytes {from}-{to}/{len}\r\netag: {etag}\r\ncontent-length: {}\r\n\r\n",
                     to + 1 - from
                 );
-                Some([head.as_bytes(), &bytes[from..=to]].concat())
+                let mut body = bytes[from..=to].to_vec();
+                if let Some((ending, at, left)) = &mut *self.wrong.lock().unwrap()
+                    && *left > 0
+                    && (from..=to).contains(at)
+                    && name.ends_with(&**ending)
+                {
+                    *left -= 1;
+                    body[*at - from] ^= 0x20;
+                }
+                Some([head.as_bytes(), &body].concat())
             }
         }
     }

@@ -108,6 +108,11 @@ impl ObjectSource for DeadlineObject {
         }
     }
 
+    fn doubt(&self) -> bool {
+        // Of a store on which this thread could hang nothing is kept.
+        self.calls.has_judge() && self.source.as_ref().is_some_and(|source| source.doubt())
+    }
+
     fn is_changed(&self) -> Result<bool> {
         if let Ok(outcome) = self.here(|source| source.is_changed()) {
             return outcome;

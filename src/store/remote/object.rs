@@ -221,6 +221,14 @@ impl ObjectSource for RemoteObject {
         }
     }
 
+    fn doubt(&self) -> bool {
+        let mut plan = self.lock();
+        let before = plan.windows.len();
+        // What nobody has read has led nobody astray.
+        plan.windows.retain(|_, window| !window.is_begun());
+        plan.windows.len() < before
+    }
+
     fn will_read_on(&self, offset: u64) {
         let mut plan = self.lock();
         if !plan.streams.is_followed(offset) {

@@ -206,6 +206,11 @@ impl Window {
         self.read_bytes.load(Ordering::Relaxed) >= self.len - self.len / UNREAD_SHARE
     }
 
+    /// Whether any of it was read.
+    pub(super) fn is_begun(&self) -> bool {
+        self.read_bytes.load(Ordering::Relaxed) > 0
+    }
+
     /// Whether it has failed or given way, so that another one is needed.
     pub(super) fn is_spent(&self) -> bool {
         lock(&self.state).end.is_some()
