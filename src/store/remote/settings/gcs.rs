@@ -1,0 +1,54 @@
+//! Access to a bucket of Google Cloud Storage.
+
+use super::super::engine::Limits;
+use super::super::http::Access;
+use super::Env;
+use crate::cinder_conf::backup::Gcs;
+
+/// Access to a bucket of Google Cloud Storage.
+#[derive(Clone, Debug)]
+pub struct GcsSettings {
+    /// Its name.
+    pub bucket: String,
+    /// Where the server listens; Google's where there is none.
+    pub endpoint: Option<String>,
+    /// The service account's file; without it what Google's own tools would find.
+    pub credential_file: Option<String>,
+    /// Whether requests are sent without credentials, as emulators take them.
+    pub is_anonymous: bool,
+    /// How the server is reached.
+    pub access: Access,
+    /// How hard it is tried.
+    pub limits: Limits,
+}
+
+impl GcsSettings {
+    /// A bucket by its name, everything else as the environment says.
+    pub fn from_env(bucket: &str, endpoint: Option<String>, env: Env<'_>) -> Self {
+        let emulator = env("STORAGE_EMULATOR_HOST");
+        let emulator =
+            emulator.map(|host| if host.contains("://") { host } else { format!("http://{host}") });
+        let endpoint = endpoint.or(emulator);
+        let credential_file = env("GOOGLE_APPLICATION_CREDENTIALS");
+        Self {
+            bucket: bucket.to_owned(),
+            is_anonymous: endpoint.is_some() && credential_file.is_none(),
+            endpoint,
+            credential_file,
+            access: Access { ca_file: env("SSL_CERT_FILE").map(Into::into), ..Access::default() },
+            limits: Limits::default(),
+        }
+    }
+
+    /// As cinder-backup is told.
+    pub fn from_conf(conf: &Gcs) -> Self {
+        Self {
+            bucket: conf.bucket.clone(),
+            endpoint: None,
+            credential_file: conf.credential_file.as_ref().map(|file| file.to_string_lossy().into_owned()),
+            is_anonymous: false,
+            access: Access { proxy: conf.proxy.clone(), ..Access::default() },
+            limits: Limits::default(),
+        }
+    }
+}
