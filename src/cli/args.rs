@@ -15,7 +15,7 @@ use super::cache;
 use super::exit::Failure;
 use super::place::Place;
 use super::render::Format;
-use super::restore::is_interrupted;
+use super::signals::is_interrupted;
 use crate::cache_dir::CacheDir;
 use crate::catalog::{Catalog, CatalogOptions};
 use crate::error::ErrorKind;

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::args::{OutputArgs, StoreArg};
 use super::exit::{Failure, Outcome, note};
-use super::restore::Signals;
+use super::signals::Signals;
 use super::watch::Watch;
 use super::{perhaps_unseen, print, render, select};
 use crate::catalog::Catalog;

@@ -31,6 +31,7 @@ mod restore;
 mod rows;
 mod select;
 mod show;
+mod signals;
 mod sizes;
 mod spans;
 #[cfg(feature = "fuse")]

@@ -1,27 +1,26 @@
 //! `cinderfs restore`: one backup to a file, a block device or stdout.
 //!
-//! The engine is [`crate::frontend::restore`]; here are the words, the signals and the summary.
+//! The engine is [`crate::frontend::restore`]; here are the words and the summary.
 
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 use std::time::Instant;
 
 use clap::{Args, ValueEnum};
 use indicatif::BinaryBytes;
 use serde_json::{Value, json};
-use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::args::{StoreArg, threads};
 use super::exit::{Failure, Outcome, note};
 use super::loss_map::{LossMap, merged};
 use super::progress::{Mode, Reporter};
+use super::signals::Signals;
 use super::{render, select};
 use crate::catalog::Entry;
-use crate::error::{Error, ErrorKind, ResultExt};
+use crate::error::{ErrorKind, ResultExt};
 use crate::frontend::restore::{self as engine, Report, RestoreOptions, Target};
 
 const EXAMPLES: &str = "\
@@ -172,56 +171,6 @@ pub(super) fn refuse_inside_store(what: &str, target: &Path, store: &Path) -> Re
     Ok(())
 }
 
-/// Set by a signal that asks for an end; calls of the store that hang look at it too.
-static CANCEL: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
-
-/// The last signal, 0 for none.
-static SIGNAL: LazyLock<Arc<AtomicUsize>> = LazyLock::new(Arc::default);
-
-/// Whether a signal has asked for an end.
-pub(super) fn is_interrupted() -> bool {
-    CANCEL.load(Ordering::Relaxed)
-}
-
-/// The signal that has asked for an end; that of the keyboard where it is not known.
-pub(super) fn last_signal() -> u8 {
-    let number = u8::try_from(SIGNAL.load(Ordering::Relaxed)).unwrap_or(0);
-    if number == 0 { SIGINT as u8 } else { number }
-}
-
-/// SIGINT and SIGTERM as a flag: the first asks for an orderly end, the second ends the process at once.
-pub(super) struct Signals {
-    pub(super) cancel: Arc<AtomicBool>,
-}
-
-impl Signals {
-    pub(super) fn watch() -> Result<Self, Failure> {
-        let signals = Self { cancel: CANCEL.clone() };
-        for signal in [SIGINT, SIGTERM] {
-            signals.register(signal).map_err(|error| {
-                Error::caused_by(ErrorKind::Target, format!("cannot watch for signal {signal}"), error)
-            })?;
-        }
-        Ok(signals)
-    }
-
-    fn register(&self, signal: i32) -> io::Result<()> {
-        // In this order: the first action sees the flag as it was before this signal.
-        signal_hook::flag::register_conditional_default(signal, self.cancel.clone())?;
-        signal_hook::flag::register_usize(signal, SIGNAL.clone(), usize::try_from(signal).unwrap_or(0))?;
-        signal_hook::flag::register(signal, self.cancel.clone())?;
-        Ok(())
-    }
-
-    /// Notes the signal on a failure that it caused.
-    pub(super) fn blame(&self, failure: Failure) -> Failure {
-        match (failure.kind(), u8::try_from(SIGNAL.load(Ordering::Relaxed))) {
-            (ErrorKind::Interrupted, Ok(signal @ 1..)) => failure.by_signal(signal),
-            _ => failure,
-        }
-    }
-}
-
 /// A backup in one line: its id, its name and when it was made.
 pub(super) fn said(entry: &Entry) -> String {
     let name = entry.name.as_deref().map(|name| format!("{:?}, ", render::visible(name))).unwrap_or_default();
@@ -281,19 +230,6 @@ mod tests {
     use std::ops::Range;
 
     use super::*;
-
-    /// The only test that raises a signal: a second one would end the process, as it should.
-    #[test]
-    fn a_signal_asks_for_an_end_and_becomes_the_exit_code() {
-        let signals = Signals::watch().unwrap();
-        let interrupted = || Failure::new(ErrorKind::Interrupted, "the restore was interrupted");
-        assert_eq!(signals.blame(interrupted()).code(), 130);
-        signal_hook::low_level::raise(SIGTERM).unwrap();
-        assert!(signals.cancel.load(Ordering::Relaxed));
-        assert_eq!(signals.blame(interrupted()).code(), 143);
-        // What failed by itself keeps its own code, signal or not.
-        assert_eq!(signals.blame(Failure::new(ErrorKind::Target, "disk full")).code(), 1);
-    }
 
     #[test]
     fn a_target_inside_the_store_is_refused() {

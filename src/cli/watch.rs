@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use super::exit::Failure;
 use super::progress;
-use super::restore::{is_interrupted, last_signal};
+use super::signals::{is_interrupted, last_signal};
 use crate::error::ErrorKind;
 use crate::waiting::{self, Call};
 
