@@ -3,10 +3,14 @@
 //! Problem: OpenDAL sends the one token it was given, and a mount lives longer than that. Idea: [`Tokens`] has the session of the moment; who
 //! is told that its token is unknown asks for another one, once.
 //!
-//! Invariants: requests that fail together renew once; a password goes to the authentication URL only and is in no message; one that was
-//! refused is not tried again for a while, so that no server locks a user out on our account.
+//! A server may also not know a token that it has just given: its proxies share no cache, or the store and who gives tokens disagree. One more
+//! token settles the first, and nothing the second, so then the credentials count as refused.
+//!
+//! Invariants: requests that fail together renew once; a password goes to the authentication URL only and is in no message; credentials that
+//! were refused are not tried again for a while, so that no server locks a user out on our account, and nobody gets token after token in vain.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use http::header::{HeaderMap, HeaderValue};
@@ -24,18 +28,35 @@ const SUBJECT_TOKEN: HeaderName = HeaderName::from_static("x-subject-token");
 /// How long a refusal is believed. Keystone locks a user out that is refused too often (`lockout_failure_attempts`), and each further try can prolong it.
 const REFUSAL_TIME: Duration = Duration::from_secs(30);
 
+/// How many tokens in a row may be unknown from the start before the credentials count as refused.
+const UNKNOWN_TOKENS_MAX: u32 = 2;
+
+/// How often one request is sent again with another token. More than one only where others' requests find their tokens known.
+const RENEWALS_MAX: u32 = 2;
+
 /// What one authentication gave.
 pub(super) struct Session {
     token: HeaderValue,
     /// The account's URL, without a slash at its end.
     pub(super) storage_url: String,
+    /// Whether the store has known the token at any time.
+    was_known: AtomicBool,
 }
 
 impl Session {
     fn new(token: &str, storage_url: &str) -> Result<Self, Failed> {
         // A server may tell a URL that settings could not.
         check_plain("the storage URL", storage_url).map_err(Failed::lasting)?;
-        Ok(Self { token: header(token)?, storage_url: storage_url.trim_end_matches('/').to_owned() })
+        let storage_url = storage_url.trim_end_matches('/').to_owned();
+        Ok(Self { token: header(token)?, storage_url, was_known: AtomicBool::new(false) })
+    }
+
+    /// Notes what a request came to that had the token.
+    fn note<T>(&self, outcome: &Result<T, Failed>) {
+        // Where no answer came, nothing is known.
+        if outcome.as_ref().map_or_else(|failed| failed.is_answer && !failed.is_unknown_token, |_| true) {
+            self.was_known.store(true, Ordering::Relaxed);
+        }
     }
 }
 
@@ -56,6 +77,8 @@ impl Refusal {
 struct Known {
     session: Option<Arc<Session>>,
     refusal: Option<Refusal>,
+    /// Tokens in a row that the store has not known at any time.
+    unknown_tokens: u32,
 }
 
 /// The session of the moment.
@@ -75,11 +98,11 @@ impl Tokens {
         self.session_unless(None).await
     }
 
-    /// The session, or a new one where it is `stale`.
-    async fn session_unless(&self, stale: Option<&Arc<Session>>) -> Result<Arc<Session>, Failed> {
+    /// The session, or a new one where it is that which was `stale` by what its request came to.
+    async fn session_unless(&self, stale: Option<(&Arc<Session>, &Failed)>) -> Result<Arc<Session>, Failed> {
         let mut known = self.known.lock().await;
         if let Some(session) = &known.session
-            && !stale.is_some_and(|stale| Arc::ptr_eq(stale, session))
+            && !stale.is_some_and(|(stale, _)| Arc::ptr_eq(stale, session))
         {
             return Ok(session.clone());
         }
@@ -88,13 +111,22 @@ impl Tokens {
         {
             return Err(Failed::lasting(refusal.error.clone()));
         }
-        if stale.is_some() {
+        if let Some((stale, failed)) = stale {
+            let was_known = stale.was_known.load(Ordering::Relaxed);
+            known.unknown_tokens = if was_known { 0 } else { known.unknown_tokens + 1 };
+            if known.unknown_tokens == UNKNOWN_TOKENS_MAX {
+                let error =
+                    failed.error.clone().context("the store does not know the tokens it was just given");
+                let refusal = Refusal { at: Instant::now(), error: error.clone() };
+                *known = Known { refusal: Some(refusal), ..Known::default() };
+                return Err(Failed::lasting(error));
+            }
             tracing::debug!("the Swift token has expired, another one is asked for");
         }
         match authenticate(&self.clients.asking, &self.settings).await {
             Ok(session) => {
                 let session = Arc::new(session);
-                *known = Known { session: Some(session.clone()), refusal: None };
+                (known.session, known.refusal) = (Some(session.clone()), None);
                 Ok(session)
             }
             Err(mut failed) => {
@@ -107,7 +139,7 @@ impl Tokens {
                 failed.error = failed.error.context("cannot get a Swift token");
                 if is_refused {
                     let refusal = Refusal { at: Instant::now(), error: failed.error.clone() };
-                    *known = Known { session: None, refusal: Some(refusal) };
+                    *known = Known { refusal: Some(refusal), ..Known::default() };
                 }
                 Err(failed)
             }
@@ -118,9 +150,11 @@ impl Tokens {
     pub(super) async fn send_once(&self, mut request: reqwest::Request) -> Result<reqwest::Response, Failed> {
         let session = self.session().await?;
         request.headers_mut().insert(TOKEN, session.token.clone());
-        match send(&self.clients.sending, request).await {
+        let outcome = send(&self.clients.sending, request).await;
+        session.note(&outcome);
+        match outcome {
             Err(mut failed) if failed.is_unknown_token && self.settings.auth.is_renewable() => {
-                let renewed = self.session_unless(Some(&session)).await?;
+                let renewed = self.session_unless(Some((&session, &failed))).await?;
                 failed.is_passing = renewed.token != session.token;
                 Err(failed)
             }
@@ -128,19 +162,24 @@ impl Tokens {
         }
     }
 
-    /// Sends a request with the token; once more with a new one where the server does not know it any more.
+    /// Sends a request with the token; again with a new one where the server does not know it any more.
     pub(super) async fn send(&self, mut request: reqwest::Request) -> Result<reqwest::Response, Failed> {
-        let session = self.session().await?;
-        request.headers_mut().insert(TOKEN, session.token.clone());
-        // Bodies that are streams come once; those of ours do not.
-        let again = request.try_clone().filter(|_| self.settings.auth.is_renewable());
-        match (send(&self.clients.asking, request).await, again) {
-            (Err(failed), Some(mut again)) if failed.is_unknown_token => {
-                let session = self.session_unless(Some(&session)).await?;
-                again.headers_mut().insert(TOKEN, session.token.clone());
-                send(&self.clients.asking, again).await
+        let mut session = self.session().await?;
+        let mut renewals = 0;
+        loop {
+            request.headers_mut().insert(TOKEN, session.token.clone());
+            // Bodies that are streams come once; those of ours do not.
+            let again =
+                request.try_clone().filter(|_| renewals < RENEWALS_MAX && self.settings.auth.is_renewable());
+            let outcome = send(&self.clients.asking, request).await;
+            session.note(&outcome);
+            match (outcome, again) {
+                (Err(failed), Some(again)) if failed.is_unknown_token => {
+                    session = self.session_unless(Some((&session, &failed))).await?;
+                    (request, renewals) = (again, renewals + 1);
+                }
+                (outcome, _) => return outcome,
             }
-            (outcome, _) => outcome,
         }
     }
 }
