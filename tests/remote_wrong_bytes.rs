@@ -51,9 +51,12 @@ fn served(plain: &[u8], packing: Packing) -> (Arc<FakeSwift>, Catalog, Arc<Image
 #[test]
 fn what_is_wrong_once_is_asked_for_again() {
     let plain = mixed(7, 6 * MIB);
-    for packing in
-        [Packing::Plain("none"), Packing::Zlib { level: 6, junk: 0 }, Packing::Zstd { level: 3, frames: 1 }]
-    {
+    for packing in [
+        Packing::Plain("none"),
+        Packing::Zlib { level: 6, junk: 0 },
+        Packing::Bz2 { level: 9, streams: 1 },
+        Packing::Zstd { level: 3, frames: 1 },
+    ] {
         let (server, _catalog, image) = served(&plain, packing);
         *server.wrong.lock().unwrap() = Some(("-00001".to_owned(), 654_321, 1));
         read_all(&image, &plain);

@@ -20,7 +20,7 @@ mod zstd;
 pub(crate) mod windows;
 
 use std::fmt;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use self::restart::{Needed, Recording, RestartPoint};
 use self::stream::StreamDecoder;
@@ -163,13 +163,13 @@ pub struct ObjectStream {
     /// Who may decode ahead, where a codec's parts are independent.
     workers: Arc<Workers>,
     /// What the decoders of a bz2 object share.
-    bz2: OnceLock<Arc<bz2::Object>>,
+    bz2: Mutex<Option<Arc<bz2::Object>>>,
 }
 
 impl ObjectStream {
     /// The stream of `source`. Reads nothing yet.
     pub fn new(codec: Codec, source: Arc<dyn ObjectSource>, workers: Arc<Workers>) -> Self {
-        Self { codec, source, workers, bz2: OnceLock::new() }
+        Self { codec, source, workers, bz2: Mutex::default() }
     }
 
     /// Who decodes ahead.
@@ -198,7 +198,7 @@ impl ObjectStream {
         match self.codec {
             Codec::None => Ok(Box::new(none::NoneDecoder::new(source))),
             Codec::Zlib => Ok(Box::new(StreamDecoder::at(zlib::Zlib::new()?, source, 0, needed))),
-            Codec::Bz2 => Ok(Box::new(bz2::Bz2Decoder::start(self.bz2().clone()))),
+            Codec::Bz2 => Ok(Box::new(bz2::Bz2Decoder::start(self.bz2()))),
             Codec::Zstd => Ok(Box::new(StreamDecoder::at(zstd::Zstd::new()?, source, 0, needed))),
         }
     }
@@ -223,7 +223,7 @@ impl ObjectStream {
                 let (stream, offset) = zstd::Zstd::resume(point)?;
                 Ok(Box::new(StreamDecoder::at(stream, source, offset, needed)))
             }
-            Codec::Bz2 => Ok(Box::new(bz2::Bz2Decoder::resume(self.bz2().clone(), point)?)),
+            Codec::Bz2 => Ok(Box::new(bz2::Bz2Decoder::resume(self.bz2(), point)?)),
             Codec::None => {
                 let message = format!("{}: no restart at plain offset {}", self.codec, point.plain_offset);
                 Err(Error::new(ErrorKind::Codec, message))
@@ -254,13 +254,25 @@ impl ObjectStream {
     /// where the store does.
     pub fn points_behind_damage(&self, from_bits: u64, len_bytes: u64) -> Result<Vec<RestartPoint>> {
         match self.codec {
-            Codec::Bz2 => bz2::points_behind_damage(self.bz2(), from_bits, len_bytes),
+            Codec::Bz2 => bz2::points_behind_damage(&self.bz2(), from_bits, len_bytes),
             Codec::None | Codec::Zlib | Codec::Zstd => Ok(Vec::new()),
         }
     }
 
-    fn bz2(&self) -> &Arc<bz2::Object> {
-        self.bz2.get_or_init(|| bz2::Object::new(self.source.clone(), self.workers.clone()))
+    /// Forgets what was decoded for others, because the stored bytes were not those of the object. Decoders that were made before keep what
+    /// they know.
+    pub fn forget_decoded(&self) {
+        // Those that are waited for are filed under the old one.
+        drop(self.shared_bz2().take());
+    }
+
+    fn bz2(&self) -> Arc<bz2::Object> {
+        let new = || bz2::Object::new(self.source.clone(), self.workers.clone());
+        self.shared_bz2().get_or_insert_with(new).clone()
+    }
+
+    fn shared_bz2(&self) -> MutexGuard<'_, Option<Arc<bz2::Object>>> {
+        self.bz2.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The same point with a smaller state, if the codec knows one. Costs about as much as decoding what the state holds,

@@ -53,7 +53,8 @@ impl Verdicts {
 }
 
 impl ObjectReader {
-    /// Changes whenever restart points have been found wrong. Bytes that were read before may be wrong because of them.
+    /// Changes whenever restart points have been found wrong, or stored bytes are asked for again. Bytes that were read before may be wrong
+    /// because of them.
     pub fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
     }
@@ -159,6 +160,20 @@ impl ObjectReader {
         }
     }
 
+    /// Forgets what was made of stored bytes that the store is asked for again: where a network changed a byte, the stream broke, or did not, and
+    /// its rest was looked for, for that reason only.
+    fn forget_what_came(&self) {
+        {
+            let _traffic = self.turns.lock();
+            // Who has a decoder in hand does not give it back, and what he finds out is not noted.
+            self.generation.fetch_add(1, Ordering::AcqRel);
+            self.failures.clear();
+        }
+        *self.rescued.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.stream.forget_decoded();
+        self.cursors.drop_all_of(self.id);
+    }
+
     /// Forgets what `pass` noted behind the point before `offset`: it has been found good since.
     fn forget_pass(&self, pass: Pass, offset: u64) {
         let start = self.turns.lock().index.stretch_start(offset);
@@ -255,8 +270,7 @@ impl SecondLook<'_> {
         let range: Range<u64> = offset..offset + out.len() as u64;
         let before = self.reader.passes.latest_over(&range);
         if self.reader.stream.source().doubt() {
-            // Where a network changed a byte the stream broke, or did not, for that reason only.
-            self.reader.failures.clear();
+            self.reader.forget_what_came();
         }
         self.reader.read_at(out, offset, &mut super::NothingElse)?;
         *self.anew.borrow_mut() = Some((offset, before));

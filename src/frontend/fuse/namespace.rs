@@ -216,9 +216,11 @@ impl Namespace {
         4 + 3 * self.backups.len() + links + self.names.len()
     }
 
+    /// The newest that opens, as far as the store tells: an older one in the place of what cannot be read now would be old data, and nobody would
+    /// know.
     fn latest(&self, volume: &VolumeId, opens: &dyn Fn(&BackupId) -> Opens) -> Option<Node> {
         let usable = |id: &&BackupId| {
-            self.backups.get(*id).is_some_and(|backup| backup.usable) && opens(id) == Opens::Yes
+            self.backups.get(*id).is_some_and(|backup| backup.usable) && opens(id) != Opens::No
         };
         let newest = self.backups_of(volume).iter().find(usable)?;
         Some(backup_link(volume, LATEST_NAME, newest))

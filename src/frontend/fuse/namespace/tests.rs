@@ -141,7 +141,7 @@ fn latest_is_the_newest_usable_backup() {
     let b3_fails = |id: &BackupId| if id.as_str() == "b3" { Opens::No } else { Opens::Yes };
     assert_eq!(latest(&b3_fails).unwrap(), "../../backups/b2");
     let b3_away = |id: &BackupId| if id.as_str() == "b3" { Opens::Unreachable } else { Opens::Yes };
-    assert_eq!(latest(&b3_away).unwrap(), "../../backups/b2");
+    assert_eq!(latest(&b3_away).unwrap(), "../../backups/b3", "old data must not take its place unnoticed");
     assert_eq!(latest(&|_| Opens::No), None);
     let names = tree.children(&volume, &|_| Opens::No).unwrap();
     assert_eq!(names.len(), 4, "no latest in the listing either");
