@@ -94,13 +94,14 @@ fn read(mount: &Mount, backup: &Genuine) -> io::Result<Vec<u8>> {
 }
 
 /// What passes while it is tried again.
-const PASSING: [(Fault, usize); 12] = [
+const PASSING: [(Fault, usize); 13] = [
     (Fault::Late(Duration::from_millis(200)), ALWAYS),
     (Fault::Reset, 2),
     (Fault::ResetInBody, 2),
     (Fault::Cut, 2),
     (Fault::Half, 1),
     (Fault::Garbage, 1),
+    (Fault::WrongByte, 1),
     (Fault::Status(500), 2),
     (Fault::Status(502), 1),
     (Fault::Status(503), 3),
@@ -138,7 +139,7 @@ fn what_passes_on_the_way_to_s3_is_not_seen() {
 }
 
 /// What does not pass by itself, and in which objects.
-const LASTING: [(&str, Fault); 10] = [
+const LASTING: [(&str, Fault); 11] = [
     (DATA, Fault::Late(Duration::from_secs(8))),
     (DATA, Fault::Hang),
     (DATA, Fault::Reset),
@@ -146,6 +147,7 @@ const LASTING: [(&str, Fault); 10] = [
     (DATA, Fault::Cut),
     (DATA, Fault::Half),
     (DATA, Fault::Garbage),
+    (DATA, Fault::WrongByte),
     (DATA, Fault::Status(503)),
     (DATA, Fault::Status(429)),
     (DIGESTS, Fault::Status(500)),

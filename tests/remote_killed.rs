@@ -155,7 +155,7 @@ const CREATE: [&str; 8] = ["create", "-q", "--object-size", "1M", "--compression
 #[test]
 #[ignore = "needs servers; scripts/services/test.sh"]
 fn a_killed_create_leaves_a_whole_backup_or_none_and_the_next_run_the_rest_of_none() {
-    for kind in [Kind::S3, Kind::Swift] {
+    for kind in [Kind::S3, Kind::Swift, Kind::Gcs] {
         let mut random = Random::new(5);
         let world = World::new(kind, &mut random, 24);
         let begun = Instant::now();
