@@ -6,7 +6,7 @@
 //! Invariant: a file may be a stranger's, since the working directory is looked in; neither its aliases nor its depth cost more than
 //! [`EXPANDED_BYTES_MAX`] and [`DEPTH_MAX`] allow.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -29,6 +29,9 @@ const NODE_BYTES: u64 = 8;
 
 /// Most collections in one another. The loader recurses; a cloud's settings lie four deep.
 const DEPTH_MAX: usize = 64;
+
+/// The key of what is merged into a mapping.
+const MERGE: &str = "<<";
 
 /// The words of `cloud`. [`ErrorKind::Usage`] when no file has it.
 pub(super) fn read(cloud: &str, env: Env<'_>) -> Result<HashMap<String, String>> {
@@ -85,17 +88,15 @@ fn text_of(file: &Path) -> Result<String> {
 fn words_of(text: &str, cloud: &str) -> Result<Option<HashMap<String, String>>, String> {
     check_expansion(text)?;
     let documents = YamlLoader::load_from_str(text).map_err(|error| not_yaml(&error))?;
-    let Some(Yaml::Hash(settings)) = documents.first().map(|document| &document["clouds"][cloud]) else {
-        return Ok(None);
-    };
+    let Some(document) = documents.first() else { return Ok(None) };
+    let Some(clouds) = member(document, "clouds")? else { return Ok(None) };
+    let Some(settings @ Yaml::Hash(_)) = member(clouds, cloud)? else { return Ok(None) };
     let mut words = HashMap::new();
-    for (key, value) in settings {
-        let Some(key) = key.as_str() else { continue };
+    for (key, value) in members(settings)? {
         match (key, value) {
-            ("auth", Yaml::Hash(auth)) => {
-                let of_auth =
-                    auth.iter().filter_map(|(key, value)| Some((key.as_str()?.to_owned(), scalar(value)?)));
-                words.extend(of_auth);
+            ("auth", auth @ Yaml::Hash(_)) => {
+                let of_auth = members(auth)?.into_iter();
+                words.extend(of_auth.filter_map(|(key, value)| Some((key.to_owned(), scalar(value)?))));
             }
             ("verify", Yaml::Boolean(is_verified)) => {
                 words.insert("insecure".to_owned(), (!is_verified).to_string());
@@ -116,6 +117,52 @@ fn words_of(text: &str, cloud: &str) -> Result<Option<HashMap<String, String>>, 
         }
     }
     Ok(Some(words))
+}
+
+/// A mapping's own members, and behind them those of the mappings that it merges in (`<<`) and does not have itself. As in YAML 1.1, which
+/// OpenStack's tools read: the first of several counts, and what lies deeper is taken whole.
+fn members(mapping: &Yaml) -> Result<Vec<(&str, &Yaml)>, String> {
+    let (mut members, mut known) = (Vec::new(), HashSet::new());
+    collect(mapping, &mut |key, value| {
+        if known.insert(key) {
+            members.push((key, value));
+        }
+    })?;
+    Ok(members)
+}
+
+fn member<'y>(mapping: &'y Yaml, wanted: &str) -> Result<Option<&'y Yaml>, String> {
+    Ok(members(mapping)?.into_iter().find(|(key, _)| *key == wanted).map(|(_, value)| value))
+}
+
+/// Recurses no deeper than the text is nested, see [`DEPTH_MAX`].
+fn collect<'y>(mapping: &'y Yaml, take: &mut dyn FnMut(&'y str, &'y Yaml)) -> Result<(), String> {
+    let Yaml::Hash(own) = mapping else { return Ok(()) };
+    let (mut merged, mut others) = (None, Vec::new());
+    for (key, value) in own {
+        match key.as_str() {
+            Some(MERGE) => merged = Some(value),
+            Some(key) => take(key, value),
+            None => {}
+        }
+    }
+    match merged {
+        None => {}
+        Some(mapping @ Yaml::Hash(_)) => others.push(mapping),
+        Some(Yaml::Array(list)) => others.extend(list),
+        Some(_) => return Err(not_merged()),
+    }
+    for other in others {
+        if !matches!(other, Yaml::Hash(_)) {
+            return Err(not_merged());
+        }
+        collect(other, take)?;
+    }
+    Ok(())
+}
+
+fn not_merged() -> String {
+    format!("`{MERGE}` takes a mapping, or a list of them")
 }
 
 fn not_yaml(error: &yaml_rust2::ScanError) -> String {
@@ -252,6 +299,33 @@ mod tests {
         // Too deep for the parser already.
         for deep in ["[".repeat(200_000), "- ".repeat(200_000), "a: &a [".repeat(100_000)] {
             refused(&deep);
+        }
+    }
+
+    #[test]
+    fn mappings_are_merged_into_others() {
+        let text = "base: &base\n  region_name: R\n  interface: internal\n  auth: &auth {auth_url: 'http://k', username: u}\n\
+            more: &more {region_name: S, cacert: /ca, <<: *base}\nothers: &others {two: {region_name: T}}\nclouds:\n  <<: *others\n  \
+            one:\n    <<: *base\n    interface: public\n    auth:\n      password: p\n      username: v\n      <<: *auth\n  \
+            three:\n    <<: [*more, *base]\n  four: {<<: [*base, *more], auth: {username: w}}\n  \
+            five: {<<: 7, region_name: R}\n  six: {<<: [x]}\n";
+        let word = |cloud: &str, word: &str| words_of(text, cloud).unwrap().unwrap().remove(word);
+        let is =
+            |cloud, name, value: Option<&str>| assert_eq!(word(cloud, name).as_deref(), value, "{cloud}");
+        is("one", "region_name", Some("R"));
+        is("one", "interface", Some("public"));
+        is("one", "username", Some("v"));
+        is("one", "auth_url", Some("http://k"));
+        is("two", "region_name", Some("T"));
+        is("three", "region_name", Some("S"));
+        is("three", "auth_url", Some("http://k"));
+        is("four", "region_name", Some("R"));
+        is("four", "cacert", Some("/ca"));
+        is("four", "username", Some("w"));
+        // Its own `auth` stands in the place of the other.
+        is("four", "auth_url", None);
+        for wrong in ["five", "six"] {
+            assert!(words_of(text, wrong).unwrap_err().contains("takes a mapping"), "{wrong}");
         }
     }
 

@@ -26,8 +26,9 @@ impl GcsSettings {
     /// A bucket by its name, everything else as the environment says.
     pub fn from_env(bucket: &str, endpoint: Option<String>, env: Env<'_>) -> Self {
         let emulator = env("STORAGE_EMULATOR_HOST");
-        let emulator =
-            emulator.map(|host| if host.contains("://") { host } else { format!("http://{host}") });
+        // With `http://` before it, a URL with a password and a typing error in it would be one without.
+        let is_url = |text: &str| text.contains("://") || text.contains('@');
+        let emulator = emulator.map(|host| if is_url(&host) { host } else { format!("http://{host}") });
         let endpoint = endpoint.or(emulator);
         let credential_file = env("GOOGLE_APPLICATION_CREDENTIALS");
         Self {
