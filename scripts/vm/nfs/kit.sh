@@ -83,6 +83,14 @@ lists() {
     says 0 "" cinderfs list /tmp/cinder.conf -f value -c Status
     check "$1 backups are listed" [ "$(grep -c available /tmp/out)" = "$1" ]
 }
+# keep ID: a backup of /tmp/disk, as the server has it, for what runs outside of the machine afterwards.
+keep() {
+    folder=$(dirname "$(find "$exported" -name "*_backup_$1_metadata")")
+    kept=/out/nfs$version${folder#"$exported"}
+    mkdir -p "$kept"
+    must cp -a "$folder/." "$kept"
+    echo "nfs$version $1 $(sha256sum </tmp/disk | cut -d' ' -f1)" >>/out/sums
+}
 # A backup in the making, whose process is killed.
 left_by_a_killed_create() {
     cinderfs create /tmp/cinder.conf /tmp/disk --object-size 1M --progress none >/tmp/out 2>/tmp/err &

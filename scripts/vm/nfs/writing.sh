@@ -6,11 +6,13 @@ made=$(cinderfs create /tmp/cinder.conf /tmp/disk --object-size 1M --progress no
 check "a full backup" [ -n "$made" ]
 sed "s/^/    /" /tmp/err
 check "nothing hidden is left" nothing_is_hidden
+keep "$made"
 dd if=/dev/urandom of=/tmp/disk bs=64k seek=17 count=3 conv=notrunc 2>/dev/null
 next=$(cinderfs create /tmp/cinder.conf /tmp/disk --incremental --progress none 2>/tmp/err)
 check "an incremental one" [ -n "$next" ]
 cinderfs restore /tmp/cinder.conf "$next" - 2>/dev/null | cmp -s - /tmp/disk
 check "its image is the disk" [ $? = 0 ]
+keep "$next"
 says 2 "" cinderfs delete /tmp/cinder.conf "$made"
 says 0 "" cinderfs delete /tmp/cinder.conf "$made" --cascade
 check "nothing hidden is left" nothing_is_hidden
