@@ -172,7 +172,7 @@ fn a_container_that_fails_hides_no_other() {
     assert!(server.take_asked().len() < 15);
 }
 
-// > What lies in a part of the store that the store fails to list stays known as it was, and so do all backups where it fails altogether.
+// > What lies in a part of the store that the store fails to list stays known as it was, and so do all backups where it fails altogether; an older one is not taken for the latest in the place of one that it fails to give.
 #[test]
 fn what_is_in_a_container_that_fails_stays_known() {
     let (server, store) = Server::start(1);

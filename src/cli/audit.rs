@@ -103,7 +103,7 @@ pub(crate) fn run(args: &AuditArgs, quiet: bool) -> Result<Outcome, Failure> {
     let catalog = args.store.catalog_to_read()?;
     let snapshot = catalog.snapshot();
     let entries = select::newest_first(&snapshot);
-    let usable = |entry: &Arc<Entry>| catalog.image(entry).is_ok();
+    let usable = |entry: &Arc<Entry>| select::is_usable(&catalog.image(entry));
     let entry = select::backup(&entries, &args.backup, args.volume.as_deref(), &usable)?;
     let image = catalog.image(&entry).context(|| format!("backup {}", entry.id))?;
     refuse_inside_store("target", &args.target, Path::new(catalog.store().location()))?;

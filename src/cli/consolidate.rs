@@ -86,7 +86,7 @@ pub(crate) fn run(args: &ConsolidateArgs, quiet: bool) -> Result<Outcome, Failur
     let _watch = Watch::start(store.location(), args.store.timeout());
     let snapshot = catalog.snapshot();
     let entries = select::newest_first(&snapshot);
-    let usable = |entry: &Arc<Entry>| catalog.image(entry).is_ok();
+    let usable = |entry: &Arc<Entry>| select::is_usable(&catalog.image(entry));
     let entry = select::backup(&entries, &args.backup, args.volume.as_deref(), &usable)
         .map_err(|failure| perhaps_unseen(failure, &snapshot))?;
     let configured = args.store.place()?.defaults()?;

@@ -248,7 +248,7 @@ fn new_backup(args: &CreateArgs, catalog: &Catalog) -> Result<NewBackup, Failure
         Some(words) => {
             let volume = args.volume_id.as_ref().map(|id| id.as_str().to_owned());
             let entries = select::newest_first(&snapshot);
-            let usable = |entry: &std::sync::Arc<Entry>| catalog.image(entry).is_ok();
+            let usable = |entry: &std::sync::Arc<Entry>| select::is_usable(&catalog.image(entry));
             let entry = select::backup(&entries, words, None, &usable)
                 .map_err(|failure| perhaps_unseen(failure, &snapshot))?;
             if let (Some(asked), Some(theirs)) = (volume, &entry.volume_id)

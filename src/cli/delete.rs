@@ -137,7 +137,9 @@ fn choose(args: &DeleteArgs, catalog: &Catalog, deleted: &[BackupId]) -> Result<
     let entries = select::newest_first(&snapshot);
     let mut ids = Vec::new();
     for words in &args.backups {
-        match select::backup(&entries, words, args.volume.as_deref(), &|entry| catalog.image(entry).is_ok()) {
+        match select::backup(&entries, words, args.volume.as_deref(), &|entry| {
+            select::is_usable(&catalog.image(entry))
+        }) {
             Ok(entry) => ids.push(entry.id.clone()),
             Err(failure) => {
                 let is_done = !words.is_empty() && deleted.iter().any(|id| id.as_str().starts_with(words));

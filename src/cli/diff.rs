@@ -70,7 +70,7 @@ pub(crate) fn run(args: &DiffArgs, quiet: bool) -> Result<Outcome, Failure> {
     canvas::check_summary(args.summary, args.output.format)?;
     let catalog = args.store.catalog()?;
     let entries = select::newest_first(&catalog.snapshot());
-    let usable = |entry: &Arc<Entry>| catalog.image(entry).is_ok();
+    let usable = |entry: &Arc<Entry>| select::is_usable(&catalog.image(entry));
     let open = |words: &str| -> Result<_, Failure> {
         let entry = select::backup(&entries, words, args.volume.as_deref(), &usable)?;
         let image = catalog.image(&entry).context(|| format!("backup {}", entry.id))?;

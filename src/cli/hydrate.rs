@@ -136,7 +136,7 @@ pub(crate) fn run(args: &HydrateArgs, quiet: bool) -> Result<Outcome, Failure> {
 /// All that the words name, each once, before the work on the first begins.
 fn choose(args: &HydrateArgs, catalog: &Catalog) -> Result<Vec<Arc<Entry>>, Failure> {
     let entries = select::newest_first(&catalog.snapshot());
-    let usable = |entry: &Arc<Entry>| catalog.image(entry).is_ok();
+    let usable = |entry: &Arc<Entry>| select::is_usable(&catalog.image(entry));
     let mut wanted: Vec<Arc<Entry>> = Vec::new();
     for words in &args.backups {
         let entry = select::backup(&entries, words, args.volume.as_deref(), &usable)?;
@@ -315,7 +315,7 @@ fn drop_all(args: &HydrateArgs, store: &StoreArg, images: &Images, quiet: bool) 
             None => catalog.insert(store.catalog()?),
         };
         let entries = select::newest_first(&catalog.snapshot());
-        let usable = |entry: &Arc<Entry>| catalog.image(entry).is_ok();
+        let usable = |entry: &Arc<Entry>| select::is_usable(&catalog.image(entry));
         let own = select::backup(&entries, words, args.volume.as_deref(), &usable)?;
         match ids.get(own.id.as_str()) {
             Some(id) => _ = wanted.insert(id.clone()),

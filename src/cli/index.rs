@@ -234,7 +234,7 @@ fn choose(args: &IndexArgs, catalog: &Catalog) -> Result<Chosen, Failure> {
         let volume = args.volume.as_deref().map(|words| select::volume(&entries, words)).transpose()?;
         entries.into_iter().filter(|entry| volume.is_none() || entry.volume_id == volume).collect()
     } else {
-        let usable = |entry: &Arc<Entry>| image(entry).is_ok();
+        let usable = |entry: &Arc<Entry>| select::is_usable(&image(entry));
         let select = |words: &String| select::backup(&entries, words, args.volume.as_deref(), &usable);
         args.backups.iter().map(select).collect::<Result<_, _>>()?
     };

@@ -89,7 +89,7 @@ pub(crate) fn run(args: &MapArgs) -> Result<Outcome, Failure> {
     let catalog = args.store.catalog()?;
     let snapshot = catalog.snapshot();
     let entries = select::newest_first(&snapshot);
-    let usable = |entry: &Arc<Entry>| catalog.image(entry).is_ok();
+    let usable = |entry: &Arc<Entry>| select::is_usable(&catalog.image(entry));
     let entry = select::backup(&entries, &args.backup, args.volume.as_deref(), &usable)?;
     let image = catalog.image(&entry).context(|| format!("backup {}", entry.id))?;
     if image.verification() == Verification::Md5 {

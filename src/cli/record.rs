@@ -136,7 +136,7 @@ fn export(args: &ExportArgs) -> Result<Outcome, Failure> {
     };
     let (mut rows, mut left_out) = (Vec::new(), false);
     if let Some(words) = &args.backup {
-        let usable = |entry: &Arc<Entry>| catalog.image(entry).is_ok();
+        let usable = |entry: &Arc<Entry>| select::is_usable(&catalog.image(entry));
         let entry = select::backup(&entries, words, args.volume.as_deref(), &usable)
             .map_err(|failure| perhaps_unseen(failure, &snapshot))?;
         let chain = records::chain(&snapshot, &entry)?;

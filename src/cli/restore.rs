@@ -93,7 +93,7 @@ pub(crate) fn run(args: &RestoreArgs, quiet: bool) -> Result<Outcome, Failure> {
     }
     let catalog = args.store.catalog_to_read()?;
     let entries = select::newest_first(&catalog.snapshot());
-    let usable = |entry: &Arc<Entry>| catalog.image(entry).is_ok();
+    let usable = |entry: &Arc<Entry>| select::is_usable(&catalog.image(entry));
     let entry = select::backup(&entries, &args.backup, args.volume.as_deref(), &usable)?;
     let image = catalog.image(&entry).context(|| format!("backup {}", entry.id))?;
 

@@ -27,6 +27,12 @@ pub(crate) fn newest_first(snapshot: &Snapshot) -> Vec<Arc<Entry>> {
     entries
 }
 
+/// Whether a backup may be the `latest`, by what came of opening its image. Where the store fails nobody knows, and an older backup in its place would
+/// be old data that nobody notices: then it may, and who uses it is told.
+pub(crate) fn is_usable<T>(opened: &crate::error::Result<T>) -> bool {
+    opened.as_ref().err().is_none_or(|error| error.kind() == ErrorKind::StoreIo)
+}
+
 /// The backup that `words` name: an id, a unique name, a unique id prefix, `latest` or `VOLUME@latest`.
 ///
 /// `entries` are in the order of [`newest_first`]. With `volume` only backups of that volume count. `usable` is asked

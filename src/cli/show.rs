@@ -40,7 +40,7 @@ pub(crate) struct ShowArgs {
 pub(crate) fn run(args: &ShowArgs) -> Result<Outcome, Failure> {
     let catalog = args.store.catalog()?;
     let entries = select::newest_first(&catalog.snapshot());
-    let usable = |entry: &Arc<Entry>| catalog.image(entry).is_ok();
+    let usable = |entry: &Arc<Entry>| select::is_usable(&catalog.image(entry));
     let entry = select::backup(&entries, &args.backup, args.volume.as_deref(), &usable)?;
     let image = catalog.image(&entry);
     if let Ok(image) = &image {

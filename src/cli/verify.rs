@@ -195,7 +195,7 @@ fn choose(args: &VerifyArgs, catalog: &Catalog) -> Result<Option<Vec<BackupId>>,
     }
     let mut ids: Vec<BackupId> = Vec::new();
     for words in &args.backups {
-        let usable = |entry: &Arc<_>| catalog.image(entry).is_ok();
+        let usable = |entry: &Arc<_>| select::is_usable(&catalog.image(entry));
         let entry = select::backup(&entries, words, args.volume.as_deref(), &usable)?;
         if !ids.contains(&entry.id) {
             ids.push(entry.id.clone());

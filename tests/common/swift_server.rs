@@ -4,7 +4,7 @@ use std::io::Write;
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use super::http_server::{self, Head};
@@ -14,6 +14,8 @@ pub(crate) struct SwiftServer {
     base: OnceLock<String>,
     /// Says nothing as long as this is set.
     pub(crate) is_silent: AtomicBool,
+    /// What holds this in its path is answered with 503.
+    pub(crate) failing: Mutex<Option<String>>,
     /// The number of the only token that is known.
     tokens: AtomicUsize,
     /// Requests for a part of the container's listing.
@@ -27,6 +29,7 @@ impl SwiftServer {
             folder: folder.to_owned(),
             base: OnceLock::new(),
             is_silent: AtomicBool::new(false),
+            failing: Mutex::default(),
             tokens: AtomicUsize::new(1),
             listings: AtomicUsize::new(0),
         });
@@ -55,7 +58,12 @@ impl SwiftServer {
             std::thread::sleep(Duration::from_millis(10));
         }
         let token = format!("t{}", self.token());
-        let answer = if head.target.starts_with("/auth") {
+        // Listings name objects behind the question mark.
+        let path = head.target.split('?').next().unwrap_or_default();
+        let is_failing = self.failing.lock().unwrap().as_deref().is_some_and(|part| path.contains(part));
+        let answer = if is_failing {
+            answer("503 Slow Down", "x: y", b"", true)
+        } else if head.target.starts_with("/auth") {
             match head.header("x-auth-key: ") {
                 Some("k") => {
                     let head = format!("x-auth-token: {token}\r\nx-storage-url: {base}/v1/a");
