@@ -11,6 +11,8 @@ set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 
 export CARGO_TERM_COLOR=never
+# Folders of half-built crates speed up the next build only, which takes place elsewhere; they outgrow what is built.
+export CARGO_INCREMENTAL=${CARGO_INCREMENTAL:-0}
 target=${CARGO_TARGET_DIR:-target}
 passed=()
 failed=()
