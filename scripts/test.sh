@@ -11,6 +11,8 @@ set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 
 export CARGO_TERM_COLOR=never
+# Folders of half-built crates speed up the next build only, which takes place elsewhere; they outgrow what is built.
+export CARGO_INCREMENTAL=${CARGO_INCREMENTAL:-0}
 target=${CARGO_TARGET_DIR:-target}
 passed=()
 failed=()
@@ -37,9 +39,41 @@ lint() {
         RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
 }
 
-# A test that hangs fails; whole, it takes some ten minutes on two cores, as long as the build before it.
+# one PROGRAM: runs a test program, in what is left of the step's time, and shows all that it printed at once.
+one() {
+    local left=$((unit_deadline - $(date +%s))) status=0 printed
+    printed=$(mktemp "$unit_folder/printed.XXXXXX") || return
+    timeout --kill-after=10 "$((left > 0 ? left : 1))" "$1" >"$printed" 2>&1 || status=$?
+    {
+        flock 9
+        echo "--- ${1##*/} ended with status $status"
+        cat "$printed"
+        [ $status -eq 0 ] || echo "${1##*/}" >>"$unit_folder/failed"
+    } 9>"$unit_folder/turn"
+    rm -f "$printed"
+}
+
+# A test that hangs fails; whole, it takes some ten minutes on two cores. Three programs run at once, for most tests wait: for disks,
+# for servers that do not answer, for daemons. Not more tests of one program: what one has open while it writes, the process
+# that a sibling starts has open too for a moment.
 unit() {
-    cargo test --locked --no-run && timeout --kill-after=10 25m cargo test --locked --no-fail-fast
+    local status=0 programs
+    unit_folder=$(mktemp -d) && unit_deadline=$(($(date +%s) + 25 * 60)) || return
+    export unit_folder unit_deadline
+    export -f one
+    if cargo test --locked --no-run 2>&1 | tee "$unit_folder/built"; then
+        programs=$(sed -n 's/^ *Executable .* (\(.*\))$/\1/p' "$unit_folder/built")
+        [ -n "$programs" ] && xargs -P 3 -d '\n' -n 1 bash -c 'one "$1"' one <<<"$programs" || status=1
+        timeout --kill-after=10 10m cargo test --locked --doc || status=1
+        if [ -s "$unit_folder/failed" ]; then
+            echo "failed: $(sort "$unit_folder/failed" | tr '\n' ' ')"
+            status=1
+        fi
+    else
+        status=1
+    fi
+    rm -rf -- "$unit_folder"
+    return $status
 }
 
 # The ignored ones of the same programs, with the servers that they need, which end with it.

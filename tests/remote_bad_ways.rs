@@ -41,8 +41,8 @@ use servers::{Bucket, Kind};
 /// `store_timeout=`, in seconds.
 const TIMEOUT: &str = "store_timeout=3";
 
-/// A read that has not come back by then hangs: ten times what the store has.
-const HANG: Duration = Duration::from_secs(30);
+/// A read that has not come back by then hangs: twenty times what the store has. Where each try brings some bytes, it takes a third of it.
+const HANG: Duration = Duration::from_secs(60);
 
 /// What is in the targets of all requests for data objects, and in no other; and so on.
 const DATA: &str = "-0000";

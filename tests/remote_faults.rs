@@ -14,7 +14,7 @@ use std::io::Write;
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cinderfs::ErrorKind;
 use cinderfs::store::{ObjectSource, Store, read_exact_at};
@@ -172,8 +172,26 @@ fn what_lasts_is_an_error_within_the_deadline_and_passes_with_its_cause() {
     let error = source.read_at(&mut buf, 0).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::StoreIo);
     assert!(error.to_string().contains("503"), "{error}");
+    // Who reads elsewhere while all fails does not try as long.
+    let first = server.gets.load(Ordering::Relaxed);
+    source.read_at(&mut buf, 900_000).unwrap_err();
+    let second = server.gets.load(Ordering::Relaxed) - first;
+    assert!(0 < second && second <= first / 2, "{second} tries after {first}");
     server.faults.lock().unwrap().clear();
-    read_exact_at(&*source, &mut buf, 0).unwrap();
+    // Who asks again at once, as the kernel does, does not wait for another deadline.
+    let gets = server.gets.load(Ordering::Relaxed);
+    for (source, offset) in [(&source, 0), (&source, 999), (&open(&*store), 500)] {
+        let error = source.read_at(&mut buf, offset).unwrap_err();
+        assert!(error.to_string().contains("503"), "{error}");
+    }
+    assert_eq!(server.gets.load(Ordering::Relaxed), gets);
+    read_exact_at(&*source, &mut buf, 500_000).unwrap();
+    assert_eq!(buf, content()[500_000..501_000]);
+    let end = Instant::now() + Duration::from_secs(30);
+    while read_exact_at(&*source, &mut buf, 0).is_err() {
+        assert!(Instant::now() < end, "lost for ever");
+        std::thread::sleep(Duration::from_millis(100));
+    }
     assert_eq!(buf, content()[..1000]);
 }
 

@@ -5,6 +5,7 @@
 //! as restart points tell where it lies, and objects that a reader will come to are opened before he does.
 //!
 //! Invariant: advice only. Nothing here fails, and no byte is read that would not be read anyway, but for those of a reader who stops.
+//! A store that fails to open an object is not asked for the next one: each may take as long as the store has, and somebody waits.
 
 use std::ops::Range;
 
@@ -28,8 +29,8 @@ impl View {
             for piece in self.map.pieces(self.range_of(first.block).start..self.range_of(last.block).end) {
                 if let Piece::Data { image, object, object_offset } = piece
                     && image.end - image.start > self.table.block_bytes()
-                    && let Ok(reader) = self.open(object)
                 {
+                    let Ok(reader) = self.open(object) else { return };
                     reader.announce(object_offset..object_offset + (image.end - image.start), false);
                 }
             }
@@ -61,8 +62,8 @@ impl View {
         for piece in self.map.pieces(range) {
             if let Piece::Data { image, object, object_offset } = piece
                 && image.end - image.start >= PREPARED_BYTES_MIN
-                && let Ok(reader) = self.open(object)
             {
+                let Ok(reader) = self.open(object) else { return };
                 reader.announce(object_offset..object_offset + (image.end - image.start), true);
             }
         }
@@ -71,9 +72,8 @@ impl View {
     /// Opens the objects of which the image shows something from a place in `range` on, and has the store send what lies there.
     pub(in crate::image) fn prepare(&self, range: Range<u64>) {
         for (object, offset) in self.beginning_in(range).take(PREPARED_MAX) {
-            if let Ok(reader) = self.open(object) {
-                reader.read_on(offset);
-            }
+            let Ok(reader) = self.open(object) else { return };
+            reader.read_on(offset);
         }
     }
 }

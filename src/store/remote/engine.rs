@@ -10,6 +10,7 @@
 //! long as there is no connection for him, one of those who have them; only a store of which nothing is heard [does not answer](super::pulse).
 
 use std::future::Future;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -18,9 +19,11 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::failure::Failed;
+use super::lost::Lost;
 pub(super) use super::pulse::Progress;
 use super::pulse::Pulse;
 use crate::error::{Error, ErrorKind, Result};
+use crate::types::ObjectName;
 
 /// Threads that requests run on; they copy bytes and decrypt, everything else waits.
 const THREADS: usize = 2;
@@ -41,6 +44,10 @@ const LONG_TRIES_MAX: u32 = 4;
 
 /// How often something else than what was asked for comes in a row before it is believed to be all that will ever come.
 const WRONG_TRIES_MAX: u32 = 2;
+
+/// The part of the deadline that a request has while the store has given up another and done nothing since: somebody may wait for one after the
+/// other.
+const FAILING_SHARE: u32 = 10;
 
 /// Longest pause.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
@@ -72,12 +79,32 @@ pub(super) struct Tries {
     permits: Arc<Semaphore>,
     limits: Limits,
     pulse: Arc<Pulse>,
+    lost: Arc<Lost>,
+}
+
+/// Why trying came to an end.
+enum Ended {
+    /// Trying again is of no use.
+    Failed(Error),
+    /// The deadline has come.
+    GivenUp(Error),
+}
+
+impl From<Ended> for Error {
+    fn from(ended: Ended) -> Self {
+        match ended {
+            Ended::Failed(error) | Ended::GivenUp(error) => error,
+        }
+    }
 }
 
 impl Engine {
     pub(super) fn new(limits: Limits) -> Self {
         let permits = Arc::new(Semaphore::new(limits.connections.clamp(1, Semaphore::MAX_PERMITS)));
-        Self { runtime: Mutex::default(), tries: Tries { permits, limits, pulse: Arc::default() } }
+        Self {
+            runtime: Mutex::default(),
+            tries: Tries { permits, limits, pulse: Arc::default(), lost: Arc::default() },
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Arc<Runtime>>> {
@@ -146,6 +173,11 @@ impl Tries {
         !self.pulse.is_silent()
     }
 
+    /// Whether something was given up and nothing has succeeded since.
+    pub(super) fn is_failing(&self) -> bool {
+        self.pulse.is_failing()
+    }
+
     /// How long nothing has come to those who wait for something.
     pub(super) fn silence(&self) -> Duration {
         self.pulse.silence()
@@ -157,7 +189,7 @@ impl Tries {
     where
         F: Future<Output = Result<T, Failed>>,
     {
-        self.run_with(act, true).await
+        Ok(self.run_with(act, true).await?)
     }
 
     /// Does `act` until it succeeds, fails for good, or the deadline has come. `act` gets an [`Instant`] to move when a byte came, from which
@@ -166,10 +198,36 @@ impl Tries {
     where
         F: Future<Output = Result<T, Failed>>,
     {
-        self.run_with(act, false).await
+        Ok(self.run_with(act, false).await?)
     }
 
-    async fn run_with<T, F>(&self, mut act: impl FnMut(Progress) -> F, is_sending: bool) -> Result<T>
+    /// The same for bytes of an object. What was given up a moment ago is not tried again, as long as something else comes from the store: one of
+    /// which nothing is heard is [somebody else's](Self::is_answering) to judge.
+    pub(super) async fn run_for<T, F>(
+        &self,
+        name: &ObjectName,
+        range: Range<u64>,
+        act: impl FnMut(Progress) -> F,
+    ) -> Result<T>
+    where
+        F: Future<Output = Result<T, Failed>>,
+    {
+        if let Some(error) = self.lost.error_in(name, &range, Instant::now()) {
+            return Err(error);
+        }
+        let ended = match self.run_with(act, false).await {
+            Ok(value) => return Ok(value),
+            Err(ended) => ended,
+        };
+        if let Ended::GivenUp(error) = &ended
+            && self.is_answering()
+        {
+            self.lost.add(name, range, error, Instant::now());
+        }
+        Err(ended.into())
+    }
+
+    async fn run_with<T, F>(&self, mut act: impl FnMut(Progress) -> F, is_sending: bool) -> Result<T, Ended>
     where
         F: Future<Output = Result<T, Failed>>,
     {
@@ -199,13 +257,19 @@ impl Tries {
             {
                 self.pulse.note();
             }
+            if outcome
+                .as_ref()
+                .is_some_and(|outcome| outcome.as_ref().err().is_none_or(|failed| !failed.is_passing))
+            {
+                self.pulse.note_success();
+            }
             match outcome {
                 Some(Ok(value)) => return Ok(value),
-                Some(Err(failed)) if !failed.is_passing => return Err(failed.error),
+                Some(Err(failed)) if !failed.is_passing => return Err(Ended::Failed(failed.error)),
                 Some(Err(failed)) => {
                     wrong_tries = if failed.is_wrong { wrong_tries + 1 } else { 0 };
                     if wrong_tries == WRONG_TRIES_MAX {
-                        return Err(failed.error);
+                        return Err(Ended::Failed(failed.error));
                     }
                     last = Some(failed);
                 }
@@ -219,9 +283,11 @@ impl Tries {
                 return Err(self.given_up(begun, last));
             }
             let pause_now = jittered(pause);
-            let is_known = self.pulse.is_known();
-            let patience =
-                if is_known { self.limits.deadline } else { self.limits.deadline.min(FIRST_PATIENCE) };
+            let patience = match (self.pulse.is_known(), self.pulse.is_failing()) {
+                (false, _) => self.limits.deadline.min(FIRST_PATIENCE),
+                (true, true) => self.limits.deadline / FAILING_SHARE,
+                (true, false) => self.limits.deadline,
+            };
             if begun.elapsed() + pause_now >= patience {
                 return Err(self.given_up(begun, last));
             }
@@ -260,20 +326,19 @@ impl Tries {
         }
     }
 
-    fn given_up(&self, begun: Instant, last: Option<Failed>) -> Error {
+    fn given_up(&self, begun: Instant, last: Option<Failed>) -> Ended {
         self.pulse.note_given_up(begun);
         let seconds = begun.elapsed().as_secs_f32();
-        match last {
-            Some(Failed { error, is_answer: true, .. }) => {
-                let message = format!("the store failed again and again for {seconds:.0} s");
-                Error::caused_by(ErrorKind::StoreIo, message, error)
+        let message = match last {
+            Some(Failed { is_answer: true, .. }) => {
+                format!("the store failed again and again for {seconds:.0} s")
             }
-            Some(Failed { error, .. }) => {
-                let message = format!("the store did not answer within {seconds:.0} s");
-                Error::caused_by(ErrorKind::StoreIo, message, error)
-            }
-            None => Error::new(ErrorKind::StoreIo, format!("the store did not answer within {seconds:.0} s")),
-        }
+            _ => format!("the store did not answer within {seconds:.0} s"),
+        };
+        Ended::GivenUp(match last {
+            Some(Failed { error, .. }) => Error::caused_by(ErrorKind::StoreIo, message, error),
+            None => Error::new(ErrorKind::StoreIo, message),
+        })
     }
 }
 

@@ -20,7 +20,7 @@ use super::engine::{FIRST_PATIENCE, Tries};
 use super::failure::{self, Failed};
 use super::pages::{Watch, Watched};
 use super::swift::{Account, Listed};
-use super::{Backend, Naming, RemoteStore, stat_of, stat_of_swift};
+use super::{Backend, Naming, RemoteStore, Trying, stat_of, stat_of_swift};
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::{ListedObject, Listing};
 use crate::types::ObjectName;
@@ -101,8 +101,10 @@ impl Bounds {
         let long = tries.limits().deadline.min(FIRST_PATIENCE) / 3;
         let outcome = part.await;
         match &outcome {
-            // It was tried again and again; a server that is asked in vain may answer, with errors.
-            Err(error) if error.kind() == ErrorKind::StoreIo && begun.elapsed() >= long => {
+            // It was tried again and again, or another part was; a server that is asked in vain may answer, with errors.
+            Err(error)
+                if error.kind() == ErrorKind::StoreIo && (begun.elapsed() >= long || tries.is_failing()) =>
+            {
                 let given_up = self.given_up.get() + 1;
                 self.given_up.set(given_up);
                 if self.answers.get() == before || given_up > GIVEN_UP_MAX {
@@ -209,7 +211,7 @@ impl RemoteStore {
         };
         account.objects(self.tries(), container, wanted.prefix, bounds.listed_max, take).await?;
         let mut stats = futures_util::stream::iter(manifests)
-            .map(|name| async move { (bounds.part(self.tries(), self.stat(&name)).await, name) })
+            .map(|name| async move { (bounds.part(self.tries(), self.stat(&name, Trying::Now)).await, name) })
             .buffer_unordered(STATS_AT_ONCE);
         while let Some((outcome, name)) = stats.next().await {
             match outcome? {

@@ -8,7 +8,7 @@
 //! - [`http`], [`failure`]: one transport beneath OpenDAL, and what errors mean.
 //! - [`names`]: addresses of servers, remembered.
 //! - [`token`], [`mod@swift`]: what Swift needs beyond OpenDAL.
-//! - [`engine`], [`pulse`]: threads, retries, deadlines, and whether anything comes.
+//! - [`engine`], [`pulse`], [`lost`]: threads, retries, deadlines, whether anything comes, and what did not.
 //! - [`listing`], [`mod@pages`]: what there is, page by page.
 //! - [`object`], [`window`]: ranged reads, a little ahead of who reads on.
 //! - [`mod@write`], [`upload`]: whole objects, as the server confirms them.
@@ -23,10 +23,11 @@ mod engine;
 mod failure;
 mod http;
 mod listing;
+mod lost;
 mod names;
 mod object;
-mod pulse;
 mod pages;
+mod pulse;
 pub mod settings;
 mod swift;
 mod token;
@@ -50,6 +51,7 @@ use self::failure::Failed;
 pub use self::http::Access;
 use self::http::{Pages, Transport, bare_etag, clients};
 use self::listing::Wanted;
+use self::lost::WHOLE;
 use self::object::{RemoteObject, Source};
 use self::settings::{GcsSettings, S3Settings, SwiftSettings, check_plain};
 use self::swift::{Account, Listed, check_container, encoded};
@@ -169,6 +171,15 @@ enum Backend {
     },
 }
 
+/// Whether what was given up a moment ago is tried.
+#[derive(Clone, Copy)]
+enum Trying {
+    /// It is: a listing counts what it gives up itself.
+    Now,
+    /// It is not.
+    UnlessLost,
+}
+
 /// What distinguishes an object from another one of its name.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Naming {
@@ -232,12 +243,14 @@ impl RemoteStore {
         Ok(operator)
     }
 
-    async fn stat(&self, name: &ObjectName) -> Result<(ObjectStat, Source)> {
+    async fn stat(&self, name: &ObjectName, trying: Trying) -> Result<(ObjectStat, Source)> {
         let (operator, path, naming) = self.place(name).await?;
-        let run = self
-            .tries()
-            .run(|_| async { operator.stat(path).await.map_err(|error| Failed::from_opendal(&error)) });
-        let meta = run.await.map_err(|error| match error.kind() {
+        let ask = |_| async { operator.stat(path).await.map_err(|error| Failed::from_opendal(&error)) };
+        let meta = match trying {
+            Trying::Now => self.tries().run(ask).await,
+            Trying::UnlessLost => self.tries().run_for(name, WHOLE, ask).await,
+        };
+        let meta = meta.map_err(|error| match error.kind() {
             ErrorKind::ObjectNotFound => missing(name),
             _ => error.context(format!("cannot open object {name:?}")),
         })?;
@@ -270,7 +283,7 @@ impl Store for RemoteStore {
     }
 
     fn open(&self, name: &ObjectName) -> Result<Arc<dyn ObjectSource>> {
-        let (stat, source) = self.engine.wait(self.stat(name))?;
+        let (stat, source) = self.engine.wait(self.stat(name, Trying::UnlessLost))?;
         Ok(Arc::new(RemoteObject::new(name.clone(), stat, source, self.engine.clone(), self.shelf.clone())))
     }
 

@@ -91,6 +91,7 @@ impl RemoteObject {
         plan.windows.insert(start, window.clone());
         let task = fill(
             self.engine.tries().clone(),
+            self.name.clone(),
             self.source.clone(),
             Filled(Arc::downgrade(&window)),
             start,
@@ -251,10 +252,10 @@ impl Drop for Filled {
 }
 
 /// Fetches a window, from where the last try ended.
-async fn fill(tries: Tries, source: Arc<Source>, filled: Filled, start: u64, len: u64) {
+async fn fill(tries: Tries, name: ObjectName, source: Arc<Source>, filled: Filled, start: u64, len: u64) {
     let window = &filled.0;
     let outcome = tries
-        .run(|progress| {
+        .run_for(&name, start..start + len, |progress| {
             let (source, window) = (source.clone(), window.clone());
             async move {
                 let failed = |error: opendal::Error| Failed::from_opendal(&error);

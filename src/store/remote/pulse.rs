@@ -2,7 +2,7 @@
 //!
 //! Problem: one object may fail for ever, or come slowly, while all others are fine; and who says that the store does not answer makes everybody
 //! fail. Idea: every request tells of each answer and each byte here, and a store is *silent* only when a request was given up and nothing at all
-//! had come to any other since it began.
+//! had come to any other since it began. One that answers, and *fails* whatever is asked, is known by the same requests.
 //!
 //! Invariants: an answer is an answer, also one that tells of a failure; bytes that were sent are none.
 
@@ -24,6 +24,8 @@ struct State {
     is_silent: bool,
     /// There was an answer, ever.
     is_known: bool,
+    /// Something was given up, and nothing has succeeded since.
+    is_failing: bool,
 }
 
 /// A request that waits for something, until this is dropped.
@@ -52,6 +54,17 @@ impl Pulse {
     pub(super) fn note_given_up(&self, begun: Instant) {
         let mut state = self.lock();
         state.is_silent |= state.last.is_none_or(|last| last <= begun);
+        state.is_failing = true;
+    }
+
+    /// The store does what it is asked for.
+    pub(super) fn note_success(&self) {
+        self.lock().is_failing = false;
+    }
+
+    /// Whether something was given up and nothing has succeeded since.
+    pub(super) fn is_failing(&self) -> bool {
+        self.lock().is_failing
     }
 
     /// When something came, if that was later than `begun`.
@@ -129,6 +142,9 @@ mod tests {
         Progress::coming(pulse.clone()).note();
         pulse.note_given_up(begun);
         assert!(!pulse.is_silent() && pulse.is_known() && pulse.heard_since(begun).is_some());
+        assert!(pulse.is_failing(), "an answer need not be a success");
+        pulse.note_success();
+        assert!(!pulse.is_failing());
         let begun = Instant::now();
         Progress::default().note();
         pulse.note_given_up(begun);
