@@ -39,7 +39,7 @@ fn what_others_in_another_container_build_on_is_refused() {
         // Neither has the child a child, nor what builds on nothing.
         world.run(&["delete", &world.word(is_swift, "c2"), "inc"], 0);
         let (_, told) = world.run(&["delete", &store, &base], 0);
-        assert!(told.contains("2 other container(s) hold no backup"), "{told}");
+        assert!(told.contains("2 other containers hold no backup"), "{told}");
         assert!(world.server.all().values().all(|objects| objects.is_empty()));
     }
 }

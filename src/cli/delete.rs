@@ -120,9 +120,10 @@ pub(crate) fn run(args: &DeleteArgs, quiet: bool) -> Result<Outcome, Failure> {
             _ => error.into(),
         })?;
     note(&kept_note(&plan));
-    if plan.containers_beside > 0 {
-        let count = plan.containers_beside;
-        say(format!("{count} other container(s) hold no backup that builds on what is to go"));
+    match plan.containers_beside {
+        0 => {}
+        1 => say("1 other container holds no backup that builds on what is to go".to_owned()),
+        count => say(format!("{count} other containers hold no backup that builds on what is to go")),
     }
     if args.dry_run {
         let titles: Vec<&str> = chosen.iter().map(|&column| COLUMNS[column]).collect();

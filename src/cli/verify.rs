@@ -162,6 +162,9 @@ fn outcome(report: Report, signals: &Signals, catalog: &Catalog) -> Result<Outco
         return Ok(Outcome::Damaged);
     }
     match report.failure {
+        Some(error) if error.kind() == ErrorKind::OutOfSight => {
+            Err(error.context("not everything that backups here build on was seen").into())
+        }
         Some(error) => Err(error.context("a part of the store could not be read").into()),
         None => {
             super::exit::note(&store_note(&catalog.snapshot())?);

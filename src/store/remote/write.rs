@@ -308,10 +308,16 @@ impl ObjectStore for RemoteStore {
 
     fn make_container(&self, name: &ObjectName, stop: Stop<'_>) -> Result<()> {
         match &self.backend {
-            Backend::Bucket { .. } | Backend::Buckets { .. } => Err(Error::new(
-                ErrorKind::Unsupported,
-                format!("there is no bucket {:?}; make it first", self.location),
-            )),
+            Backend::Bucket { buckets, .. } | Backend::Buckets { buckets, .. } => {
+                let container = match self.has_containers() {
+                    true => name.as_str().split('/').next(),
+                    false => None,
+                };
+                let bucket =
+                    container.map_or_else(|| self.location.clone(), |name| buckets.location(Some(name)));
+                let message = format!("there is no bucket {bucket:?}; make it first");
+                Err(Error::new(ErrorKind::Unsupported, message))
+            }
             Backend::Swift { account, container, .. } => {
                 let (container, _) = self.swift_place(container.as_deref(), name)?;
                 let below = format!("/{}", encoded(container));

@@ -53,7 +53,10 @@ pub(super) fn check(
     let Target::Objects { store, .. } = target else { return Ok(0) };
     match look(&**store, wanted, stop) {
         Err(error) if matches!(error.kind(), ErrorKind::Usage | ErrorKind::Interrupted) => Err(error),
-        Err(_) if despite_unseen => Ok(0),
+        Err(error) if despite_unseen => {
+            tracing::warn!("backups that build on what goes may lie in other containers: {error}");
+            Ok(0)
+        }
         Err(error) => {
             let kind = match error.kind() {
                 ErrorKind::AccessDenied => ErrorKind::AccessDenied,

@@ -206,11 +206,12 @@ impl<'a> Exporter<'a> {
             );
         }
         let of_folders = [".posix", ".nfs", ".glusterfs"].iter().any(|kind| self.driver.contains(kind));
+        let of_objects = [".swift", ".s3", ".gcs"].iter().any(|kind| self.driver.contains(kind));
         let is_in_folder = match self.catalog.store().part() {
             Some(_) => !entry.container.is_empty(),
-            None => !of_folders && entry.container.contains('/') && !entry.prefix.contains('/'),
+            None => entry.container.contains('/'),
         };
-        if is_in_folder && !of_folders {
+        if is_in_folder && of_objects {
             return unsupported(
                 "it lies in a folder of the container, where drivers of object stores do not find it",
             );
