@@ -45,6 +45,8 @@ pub enum ErrorKind {
     NoData,
     /// The chain has a gap, a cycle or a foreign link, or is too deep.
     ChainBroken,
+    /// What a backup builds on is not in the one container that is seen, and may be in another one.
+    OutOfSight,
     /// No such backup, or no usable one.
     BackupNotFound,
     /// More than one backup fits the words given.
@@ -76,6 +78,7 @@ impl ErrorKind {
             Self::StoreNotFound
             | Self::AccessDenied
             | Self::StoreIo
+            | Self::OutOfSight
             | Self::BackupNotFound
             | Self::Ambiguous
             | Self::Usage

@@ -22,6 +22,7 @@ mod servers;
 
 use std::process::Command;
 
+use cinderfs::writer::records::Record;
 use mount::Setup;
 use servers::{Bucket, Kind};
 
@@ -87,6 +88,9 @@ fn backups_are_made_consolidated_and_taken_away() {
         plain[1_500_000..1_500_100].fill(9);
         let increment = create(&plain, &["--incremental"]);
         assert!(restored(&increment) == plain, "{kind:?}");
+        let record = run(&bucket, &["record", "export", &word, &full, "-f", "value", "-c", "backup_url"]);
+        let record = Record::decode(record.trim()).unwrap();
+        assert_eq!(record.fields()["container"], bucket.name, "{kind:?}");
         let whole = run(&bucket, &["consolidate", "-q", &word, &increment]).trim().to_owned();
         run(&bucket, &["delete", "-q", "--cascade", &word, &full]);
         assert!(restored(&whole) == plain, "{kind:?}");

@@ -22,4 +22,4 @@ program=$(find "$folder/venv" -path '*fake-gcs-server/bin/*' -name '*linux-amd64
 start gcs "$program" -scheme http -host 127.0.0.1 -port "$port" -backend filesystem \
     -filesystem-root "$folder/objects" -public-host "127.0.0.1:$port"
 until_true 30 answers "http://127.0.0.1:$port/storage/v1/b?project=test" || die "it does not answer, see $folder/log"
-echo "STORAGE_EMULATOR_HOST=http://127.0.0.1:$port" >"$folder/env"
+printf '%s\n' "STORAGE_EMULATOR_HOST=http://127.0.0.1:$port" GOOGLE_CLOUD_PROJECT=test >"$folder/env"

@@ -15,7 +15,7 @@ use crate::chain::resolve::{Link, resolve_all};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::names::{METADATA_SUFFIX, Place, SHA256FILE_SUFFIX};
 use crate::in_order::in_order;
-use crate::store::{ListedObject, ObjectSource, ObjectStat, Store};
+use crate::store::{ListedObject, ObjectSource, ObjectStat, Part, Store};
 use crate::types::{BackupId, ObjectName};
 
 /// Longest document of which more than a summary is kept: it lists some 5,000 objects, which many threads may hold at once.
@@ -96,7 +96,10 @@ impl Scan {
             documents.entry(document.listed.name.clone()).or_insert_with(|| document.clone());
         }
         if changed || documents.len() != self.documents.len() {
-            self.snapshot = Arc::new(Snapshot { unreadable: listing.unreadable, ..snapshot_of(&documents) });
+            self.snapshot = Arc::new(Snapshot {
+                unreadable: listing.unreadable,
+                ..snapshot_of(&documents, store.part())
+            });
         }
         self.documents = documents;
         Ok(self.snapshot.clone())
@@ -206,7 +209,7 @@ fn is_gone_or_failed(kind: ErrorKind) -> bool {
 }
 
 /// Gives each id to one document, resolves the chains, and writes the result down.
-fn snapshot_of(documents: &HashMap<ObjectName, Document>) -> Snapshot {
+fn snapshot_of(documents: &HashMap<ObjectName, Document>, part: Option<Part<'_>>) -> Snapshot {
     let mut of_id: BTreeMap<BackupId, Vec<&Document>> = BTreeMap::new();
     let mut shadowed = Vec::new();
     for document in documents.values() {
@@ -231,7 +234,7 @@ fn snapshot_of(documents: &HashMap<ObjectName, Document>) -> Snapshot {
     });
     let is_torn = |(_, (document, _)): &(&BackupId, &(&Document, Option<Error>))| document.summary.is_err();
     let torn = chosen.iter().filter(is_torn).map(|(id, (_, problem))| (id.clone(), problem.clone()));
-    let chains = resolve_all(&links.collect(), &torn.collect());
+    let chains = resolve_all(&links.collect(), &torn.collect(), part);
     let entries = chosen.into_iter().map(|(id, (document, problem))| {
         let problem = problem.or_else(|| chains.get(&id).and_then(|chain| chain.clone().err()));
         Arc::new(entry_of(id, document, problem))

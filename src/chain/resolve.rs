@@ -9,6 +9,7 @@
 use std::collections::HashMap;
 
 use crate::error::{Error, ErrorKind};
+use crate::store::Part;
 use crate::types::{BackupId, VolumeId};
 
 /// Longest chain accepted, in backups. Cinder's own restore keeps one object list per link in memory; chains of daily
@@ -27,10 +28,11 @@ pub struct Link {
 }
 
 /// How long each backup's chain is (1 for a full backup), or why it has none. `unreadable` are backups of which no more
-/// is known than why.
+/// is known than why; where the backups are those of one container, `part` says of what.
 pub fn resolve_all(
     links: &HashMap<BackupId, Link>,
     unreadable: &HashMap<BackupId, Option<Error>>,
+    part: Option<Part<'_>>,
 ) -> HashMap<BackupId, Result<u32, Error>> {
     let mut resolved: HashMap<BackupId, Result<u32, Broken>> = HashMap::with_capacity(links.len());
     for start in links.keys() {
@@ -54,10 +56,7 @@ pub fn resolve_all(
             let Some(link) = links.get(at) else {
                 break Err(match unreadable.get(at) {
                     Some(Some(error)) => Broken::own(error.clone()).inherited_from(at),
-                    _ => {
-                        let message = format!("the parent backup {at} is not in the store");
-                        Broken::own(Error::new(ErrorKind::ChainBroken, message))
-                    }
+                    _ => Broken::own(missing(at, part)),
                 });
             };
             on_path.insert(at, path.len());
@@ -74,6 +73,18 @@ pub fn resolve_all(
         }
     }
     resolved.into_iter().map(|(id, result)| (id, result.map_err(|broken| broken.error))).collect()
+}
+
+fn missing(id: &BackupId, part: Option<Part<'_>>) -> Error {
+    match part {
+        None => Error::new(ErrorKind::ChainBroken, format!("the parent backup {id} is not in the store")),
+        Some(Part { whole, container }) => {
+            let message = format!(
+                "the parent backup {id} is not in {container:?}; it may lie in another container, which {whole:?} would show"
+            );
+            Error::new(ErrorKind::OutOfSight, message)
+        }
+    }
 }
 
 /// Why a backup has no chain.
@@ -96,8 +107,12 @@ impl Broken {
         if self.is_said {
             return self;
         }
-        let message = format!("the backup {id}, which this one builds on, is unusable: {}", self.error);
-        Self { error: Error::new(ErrorKind::ChainBroken, message), is_said: true }
+        let (kind, what) = match self.error.kind() {
+            kind @ ErrorKind::OutOfSight => (kind, "cannot be seen whole"),
+            _ => (ErrorKind::ChainBroken, "is unusable"),
+        };
+        let message = format!("the backup {id}, which this one builds on, {what}: {}", self.error);
+        Self { error: Error::new(kind, message), is_said: true }
     }
 }
 
@@ -146,13 +161,13 @@ mod tests {
     }
 
     fn message(links: &HashMap<BackupId, Link>, name: &str) -> String {
-        resolve_all(links, &HashMap::new())[&id(name)].clone().unwrap_err().to_string()
+        resolve_all(links, &HashMap::new(), None)[&id(name)].clone().unwrap_err().to_string()
     }
 
     #[test]
     fn lines_and_trees_resolve() {
         let links = chain(&[("a", None), ("b", Some("a")), ("c", Some("b")), ("d", Some("a")), ("e", None)]);
-        let resolved = resolve_all(&links, &HashMap::new());
+        let resolved = resolve_all(&links, &HashMap::new(), None);
         let depth = |name| resolved[&id(name)].clone().unwrap();
         assert_eq!(["a", "b", "c", "d", "e"].map(depth), [1, 2, 3, 2, 1]);
     }
@@ -165,7 +180,19 @@ mod tests {
             let expected = "the backup b, which this one builds on, is unusable: the parent backup a is not in the store";
             assert_eq!(message(&links, child), expected);
         }
-        assert_eq!(resolve_all(&links, &HashMap::new())[&id("e")].clone().unwrap(), 1);
+        assert_eq!(resolve_all(&links, &HashMap::new(), None)[&id("e")].clone().unwrap(), 1);
+    }
+
+    #[test]
+    fn what_one_container_lacks_may_be_elsewhere() {
+        let links = chain(&[("b", Some("a")), ("c", Some("b"))]);
+        let part = Some(Part { whole: "swift:", container: "c1" });
+        let resolved = resolve_all(&links, &HashMap::new(), part);
+        for name in ["b", "c"] {
+            let error = resolved[&id(name)].clone().unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::OutOfSight);
+            assert!(error.to_string().contains("a is not in \"c1\"; it may lie"), "{error}");
+        }
     }
 
     #[test]
@@ -193,7 +220,7 @@ mod tests {
         let parent = |i: usize| i.checked_sub(1).map(|i| names[i].as_str());
         let spec: Vec<_> = names.iter().enumerate().map(|(i, name)| (name.as_str(), parent(i))).collect();
         let links = chain(&spec);
-        let resolved = resolve_all(&links, &HashMap::new());
+        let resolved = resolve_all(&links, &HashMap::new(), None);
         assert_eq!(resolved[&id("n4095")].clone().unwrap(), CHAIN_MAX);
         assert_eq!(resolved[&id("n4096")].clone().unwrap_err().kind(), ErrorKind::LimitExceeded);
     }

@@ -140,6 +140,8 @@ pub struct S3 {
 pub struct Gcs {
     /// The bucket.
     pub bucket: String,
+    /// The id of the project whose it is.
+    pub project: Option<String>,
     /// The service account's file.
     pub credential_file: Option<PathBuf>,
     /// A proxy for all requests; may hold a password.
@@ -380,6 +382,7 @@ impl Reader<'_> {
         self.conf.number(DEFAULT, "backup_gcs_num_retries")?;
         Ok(Gcs {
             bucket: self.needed("backup_gcs_bucket")?,
+            project: self.optional("backup_gcs_project_id")?,
             credential_file: self.optional("backup_gcs_credential_file")?.map(PathBuf::from),
             proxy: self.optional("backup_gcs_proxy_url")?.map(Secret),
         })

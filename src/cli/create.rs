@@ -15,7 +15,7 @@ use super::args::{StoreArg, Writable, threads};
 use super::exit::{Failure, Outcome, note};
 use super::made::MadeArgs;
 use super::progress::{Mode, Reporter};
-use super::restore::THREADS_MAX;
+use super::restore::{THREADS_MAX, is_interrupted};
 use super::signals::Signals;
 use super::watch::Watch;
 use super::{made, perhaps_unseen, render, select, sizes};
@@ -161,9 +161,12 @@ fn property(word: &str) -> Result<(String, String), String> {
 pub(crate) fn run(args: &CreateArgs, quiet: bool) -> Result<Outcome, Failure> {
     let output = args.made.choose()?;
     let store = store_to_fill(&args.store)?;
-    let catalog = args.store.catalog_to_write()?;
     // Before the snapshot, which a signal must not leave behind.
     let signals = Signals::watch()?;
+    let catalog = match args.store.catalog_to_write() {
+        Err(failure) if failure.kind() == ErrorKind::StoreNotFound => made_catalog(args, &store, failure)?,
+        catalog => catalog?,
+    };
     let _watch = Watch::start(store.location(), args.store.timeout());
     let mut new = new_backup(args, &catalog)?;
     refuse_odd_source(args, &store)?;
@@ -220,6 +223,26 @@ fn store_to_fill(store: &StoreArg) -> Result<Writable, Failure> {
         }
         _ => failure,
     })
+}
+
+/// The catalog of a container that was not there and is made now, as Cinder's driver makes it; `failure` where it is for somebody else to
+/// make, or nothing could be put in.
+fn made_catalog(args: &CreateArgs, store: &Writable, failure: Failure) -> Result<Catalog, Failure> {
+    let Writable::Objects(objects) = store else { return Err(failure) };
+    let needs_parent = args.incremental || args.parent.is_some();
+    if needs_parent || objects.has_containers() || std::fs::metadata(&args.source).is_err() {
+        return Err(failure);
+    }
+    // Whatever the object, it is the container that is meant.
+    match objects.make_container(&ObjectName::parse("_metadata")?, &is_interrupted) {
+        Err(error) if error.kind() == ErrorKind::Unsupported => {
+            Err(failure.hint("buckets are not made by cinderfs; make it first"))
+        }
+        made => {
+            made?;
+            args.store.catalog_to_write()
+        }
+    }
 }
 
 /// Refuses what could be backed up, but hardly is what somebody wants.

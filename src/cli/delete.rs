@@ -10,6 +10,8 @@ use serde_json::{Value, json};
 
 use super::args::{OutputArgs, StoreArg};
 use super::exit::{Failure, Outcome, note};
+use super::place::is_word;
+use super::restore::is_interrupted;
 use super::signals::Signals;
 use super::watch::Watch;
 use super::{perhaps_unseen, print, render, select};
@@ -35,7 +37,8 @@ which those told as deleted are.";
 
 /// Delete backups, with their files and nothing else
 ///
-/// A backup that others build on is refused, and these are named. Files go that the backup lists, and those that by their
+/// A backup that others build on is refused, and these are named; those in other containers of the account or server are looked for as
+/// well. Files go that the backup lists, and those that by their
 /// names can be no other's; whatever else begins with its prefix stays, and is told. Unusable backups can be deleted too.
 #[derive(Args, Debug)]
 #[command(after_long_help = EXAMPLES)]
@@ -54,7 +57,8 @@ pub(crate) struct DeleteArgs {
     /// Print what would go, and change nothing
     #[arg(long)]
     dry_run: bool,
-    /// Delete although a part of the store cannot be read, where backups may lie that build on these
+    /// Delete although a part of the store, or of the account or server whose container it is, cannot be read, where backups may lie that
+    /// build on these
     #[arg(long)]
     force: bool,
     /// Only remove what killed runs of cinderfs left; what others left, or living runs have, stays
@@ -98,10 +102,18 @@ pub(crate) fn run(args: &DeleteArgs, quiet: bool) -> Result<Outcome, Failure> {
     if ids.is_empty() {
         return Ok(Outcome::Done);
     }
-    let options =
-        DeleteOptions { cascade: args.cascade, despite_unseen: args.force, ..DeleteOptions::default() };
+    let options = DeleteOptions {
+        cascade: args.cascade,
+        despite_unseen: args.force,
+        stop: Some(is_interrupted),
+        ..DeleteOptions::default()
+    };
     let plan =
         engine::plan(&catalog, store.target(), &ids, &options).map_err(|error| match error.kind() {
+            ErrorKind::Usage if engine::is_elsewhere(&error) => {
+                Failure::from(error).hint(elsewhere_hint(catalog.store().part().map(|part| part.whole)))
+            }
+            ErrorKind::Interrupted => signals.blame(error.into()),
             ErrorKind::Usage => Failure::from(error).hint("--cascade deletes these too"),
             ErrorKind::AccessDenied | ErrorKind::StoreIo => {
                 Failure::from(error).hint("--force deletes all the same")
@@ -109,6 +121,11 @@ pub(crate) fn run(args: &DeleteArgs, quiet: bool) -> Result<Outcome, Failure> {
             _ => error.into(),
         })?;
     note(&kept_note(&plan));
+    match plan.containers_beside {
+        0 => {}
+        1 => say("1 other container holds no backup that builds on what is to go".to_owned()),
+        count => say(format!("{count} other containers hold no backup that builds on what is to go")),
+    }
     if args.dry_run {
         let titles: Vec<&str> = chosen.iter().map(|&column| COLUMNS[column]).collect();
         let rows: Vec<Vec<Value>> = plan
@@ -129,6 +146,16 @@ pub(crate) fn run(args: &DeleteArgs, quiet: bool) -> Result<Outcome, Failure> {
     })
     .map_err(|error| signals.blame(error.into()))?;
     Ok(Outcome::Done)
+}
+
+/// What to do about backups that build on these in other containers of `whole`.
+fn elsewhere_hint(whole: Option<&str>) -> String {
+    match whole.filter(|word| is_word(word)) {
+        Some(word) => format!(
+            "delete these first; STORE {word} is all containers, and there --cascade deletes these too"
+        ),
+        None => "delete these first, where they are".to_owned(),
+    }
 }
 
 /// The ids that the words name, each once. What was finished deleting just now needs no more.

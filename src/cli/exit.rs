@@ -143,6 +143,7 @@ fn code(kind: ErrorKind) -> u8 {
         | ErrorKind::HashMismatch
         | ErrorKind::NoData
         | ErrorKind::ChainBroken
+        | ErrorKind::OutOfSight
         | ErrorKind::BackupNotFound
         | ErrorKind::Ambiguous
         | ErrorKind::Target

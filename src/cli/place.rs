@@ -30,11 +30,17 @@ use crate::store::remote::words::Word;
 use crate::store::share::{Attached, Share, ShareKind};
 use crate::store::{Store, deadline};
 use crate::types::ObjectName;
+use crate::writer::records::POSIX_DRIVER;
+
+/// The module of the driver for directories.
+const POSIX: &str = "posix";
 
 /// A store's place, found.
 #[derive(Debug)]
 pub(super) struct Place {
     at: At,
+    /// The module of Cinder's driver that writes there.
+    kind: &'static str,
     conf: Option<BackupConf>,
     /// Keeps the share mounted.
     #[cfg_attr(not(feature = "fuse"), expect(dead_code, reason = "held, and handed over by mounts only"))]
@@ -97,13 +103,30 @@ impl Place {
             return Self::configured(word, conf, within);
         }
         if let Some(share) = share_of(word)? {
-            return Self::shared(&share, None, within);
+            return Self::shared(&share, share.kind().name(), None, within);
         }
         if let Some(at) = remote_of(word)? {
-            return Ok(Self { at, conf: None, share: RefCell::default() });
+            let kind = match &at {
+                At::Directory(_) => POSIX,
+                #[cfg(feature = "remote")]
+                At::Remote(settings) => settings.name(),
+            };
+            return Ok(Self { at, kind, conf: None, share: RefCell::default() });
         }
         let at = At::Directory(existing_directory(directory_of(word)?)?);
-        Ok(Self { at, conf: None, share: RefCell::default() })
+        Ok(Self { at, kind: POSIX, conf: None, share: RefCell::default() })
+    }
+
+    /// The class of Cinder's driver that writes there.
+    pub(super) fn driver(&self) -> &'static str {
+        match self.kind {
+            "nfs" => "cinder.backup.drivers.nfs.NFSBackupDriver",
+            "glusterfs" => "cinder.backup.drivers.glusterfs.GlusterfsBackupDriver",
+            "swift" => "cinder.backup.drivers.swift.SwiftBackupDriver",
+            "s3" => "cinder.backup.drivers.s3.S3BackupDriver",
+            "gcs" => "cinder.backup.drivers.gcs.GoogleBackupDriver",
+            _ => POSIX_DRIVER,
+        }
     }
 
     /// The directory; `None` for a store behind HTTP.
@@ -194,7 +217,9 @@ impl Place {
             #[cfg(feature = "remote")]
             At::Remote(Settings::Swift(settings)) => settings.container.is_none(),
             #[cfg(feature = "remote")]
-            At::Remote(Settings::S3(_) | Settings::Gcs(_)) => false,
+            At::Remote(Settings::S3(settings)) => settings.bucket.is_empty(),
+            #[cfg(feature = "remote")]
+            At::Remote(Settings::Gcs(_)) => false,
         }
     }
 
@@ -227,16 +252,17 @@ impl Place {
             let found = Share::new(kind, &share.source)?;
             Ok(found.with_options(share.options.as_deref()).with_attempts(share.attempts))
         };
+        let kind = conf.driver.name();
         match &conf.driver {
             Driver::Posix { path } => {
                 let path = existing_directory(path.clone()).map_err(|failure| {
                     failure.hint(format!("{} names it as backup_posix_path", word.display()))
                 })?;
-                Ok(Self { at: At::Directory(path), conf: Some(conf), share: RefCell::default() })
+                Ok(Self { at: At::Directory(path), kind, conf: Some(conf), share: RefCell::default() })
             }
-            Driver::Nfs(wanted) => Self::shared(&share(ShareKind::Nfs, wanted)?, Some(conf), within),
+            Driver::Nfs(wanted) => Self::shared(&share(ShareKind::Nfs, wanted)?, kind, Some(conf), within),
             Driver::Glusterfs(wanted) => {
-                Self::shared(&share(ShareKind::Glusterfs, wanted)?, Some(conf), within)
+                Self::shared(&share(ShareKind::Glusterfs, wanted)?, kind, Some(conf), within)
             }
             #[cfg(not(feature = "remote"))]
             driver @ (Driver::Swift(_) | Driver::S3(_) | Driver::Gcs(_)) => Err(without(driver.name())),
@@ -246,22 +272,38 @@ impl Place {
                 let settings =
                     settings.unwrap_or_else(|| Err(Error::new(ErrorKind::Usage, "it names no bucket")));
                 let settings = settings.map_err(|error| error.context(word.display().to_string()))?;
-                Ok(Self { at: At::Remote(settings), conf: Some(conf), share: RefCell::default() })
+                Ok(Self { at: At::Remote(settings), kind, conf: Some(conf), share: RefCell::default() })
             }
         }
     }
 
-    fn shared(share: &Share, conf: Option<BackupConf>, within: Option<Duration>) -> Result<Self, Failure> {
+    fn shared(
+        share: &Share,
+        kind: &'static str,
+        conf: Option<BackupConf>,
+        within: Option<Duration>,
+    ) -> Result<Self, Failure> {
         // What hangs is ended, and told, before the caller gives up.
         let attached = share.attach(within.map(|within| within * 9 / 10))?;
         let at = At::Directory(attached.path().to_owned());
-        Ok(Self { at, conf, share: RefCell::new(Some(attached)) })
+        Ok(Self { at, kind, conf, share: RefCell::new(Some(attached)) })
     }
 }
 
 /// How long a store behind HTTP is tried where nothing limits it.
 #[cfg(feature = "remote")]
 const FOR_EVER: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// Whether a store behind HTTP can be given by this word.
+#[cfg(feature = "remote")]
+pub(super) fn is_word(word: &str) -> bool {
+    Word::parse(word).is_some_and(|parsed| parsed.is_ok())
+}
+
+#[cfg(not(feature = "remote"))]
+pub(super) fn is_word(_: &str) -> bool {
+    false
+}
 
 /// The store behind HTTP that a word names.
 #[cfg(feature = "remote")]

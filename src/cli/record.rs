@@ -15,7 +15,7 @@ use super::render::{self, Format};
 use super::{perhaps_unseen, print, select, store_note, unseen};
 use crate::catalog::{Catalog, Entry};
 use crate::error::{Error, ErrorKind};
-use crate::writer::records::{self, Difference, Exporter, POSIX_DRIVER, RECORD_BYTES_MAX, Record};
+use crate::writer::records::{self, Difference, Exporter, RECORD_BYTES_MAX, Record};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -86,9 +86,9 @@ struct ExportArgs {
     /// Print command lines for a shell, parents first: cinder backup-import SERVICE URL
     #[arg(long, conflicts_with_all = ["format", "columns"])]
     command: bool,
-    /// The class of Cinder's backup driver that is to restore them (`backup_driver` in cinder.conf)
-    #[arg(long, value_name = "CLASS", default_value = POSIX_DRIVER)]
-    driver: String,
+    /// The class of Cinder's backup driver that is to restore them (`backup_driver` in cinder.conf) [default: that of the store]
+    #[arg(long, value_name = "CLASS")]
+    driver: Option<String>,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -129,10 +129,11 @@ fn export(args: &ExportArgs) -> Result<Outcome, Failure> {
     let catalog = args.store.catalog()?;
     let snapshot = catalog.snapshot();
     let entries = select::newest_first(&snapshot);
-    let exporter = Exporter::new(&catalog, &args.driver);
+    let driver = args.driver.as_deref().unwrap_or(args.store.place()?.driver());
+    let exporter = Exporter::new(&catalog, driver);
     let row = |entry: &Entry, record: &Record| {
         let parent = entry.parent_id.as_ref().map(|id| id.as_str());
-        [json!(args.driver), json!(record.encode()), json!(entry.id.as_str()), json!(parent)]
+        [json!(driver), json!(record.encode()), json!(entry.id.as_str()), json!(parent)]
     };
     let (mut rows, mut left_out) = (Vec::new(), false);
     if let Some(words) = &args.backup {
@@ -211,7 +212,8 @@ fn import(args: &ImportArgs) -> Result<Outcome, Failure> {
     })?;
     let catalog = args.store.catalog()?;
     let snapshot = catalog.snapshot();
-    let Some(entry) = records::find(&snapshot, &record) else {
+    let Some(entry) = records::find(&snapshot, &record, catalog.store().part().map(|part| part.container))
+    else {
         let said = |key: &str| record.fields().get(key).map_or("nothing".to_owned(), Value::to_string);
         let message = format!(
             "the store holds no backup with the id {}, container {}, prefix {} of the record",
@@ -223,7 +225,7 @@ fn import(args: &ImportArgs) -> Result<Outcome, Failure> {
             .hint("is it another store? `cinderfs list STORE` shows what is in this one");
         return Err(perhaps_unseen(failure, &snapshot));
     };
-    let compared = Compared::new(&catalog, &entry, &record);
+    let compared = Compared::new(&catalog, args.store.place()?.driver(), &entry, &record);
     let mut document = compared.document();
     let known: Vec<&str> = document.keys().map(String::as_str).collect();
     let chosen = args.output.choose(&known)?;
@@ -247,9 +249,9 @@ struct Compared<'a> {
 }
 
 impl<'a> Compared<'a> {
-    fn new(catalog: &Catalog, entry: &'a Arc<Entry>, record: &'a Record) -> Self {
+    fn new(catalog: &Catalog, usual: &str, entry: &'a Arc<Entry>, record: &'a Record) -> Self {
         // Whatever the driver: what it cannot restore is not the record's fault.
-        let service = record.fields().get("service").and_then(Value::as_str).unwrap_or(POSIX_DRIVER);
+        let service = record.fields().get("service").and_then(Value::as_str).unwrap_or(usual);
         let found = Exporter::new(catalog, service).record(entry).and_then(|found| {
             catalog.image(entry)?;
             Ok(found)

@@ -47,7 +47,8 @@ found.
 When each object was verified last is kept in the cache directory, so that --subset SIZE and --max-duration take what \
 was verified longest ago. What was found damaged is verified again each time.
 
-Exit codes: 0 all that was looked at is right; 1 a part of the store could not be read; 2 wrong usage; 3 something \
+Exit codes: 0 all that was looked at is right; 1 a part of the store could not be read, or what a backup builds on is in no \
+container that is seen; 2 wrong usage; 3 something \
 is damaged, or Cinder would not restore a backup rightly; 130, 143 interrupted, after what was found so far is told.";
 
 /// Check everything: objects, digests, chains, and what else lies in the store
@@ -162,6 +163,9 @@ fn outcome(report: Report, signals: &Signals, catalog: &Catalog) -> Result<Outco
         return Ok(Outcome::Damaged);
     }
     match report.failure {
+        Some(error) if error.kind() == ErrorKind::OutOfSight => {
+            Err(error.context("not everything that backups here build on was seen").into())
+        }
         Some(error) => Err(error.context("a part of the store could not be read").into()),
         None => {
             super::exit::note(&store_note(&catalog.snapshot())?);

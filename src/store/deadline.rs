@@ -38,7 +38,7 @@ use std::time::Duration;
 
 use self::calls::Calls;
 use self::object::DeadlineObject;
-use super::{ListedObject, Listing, ObjectSource, ObjectVersion, Store};
+use super::{ListedObject, Listing, ObjectSource, ObjectVersion, Part, Store};
 use crate::error::{Error, ErrorKind, Result};
 use crate::types::ObjectName;
 
@@ -215,6 +215,10 @@ impl Store for DeadlineStore {
 
     fn is_answering(&self) -> bool {
         self.calls.is_answering()
+    }
+
+    fn part(&self) -> Option<Part<'_>> {
+        self.inner.part()
     }
 }
 

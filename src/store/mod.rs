@@ -80,11 +80,25 @@ pub trait Store: Send + Sync {
         Ok(())
     }
 
+    /// Of what this store is one container. `None` where nothing that backups here build on, or that builds on them, can lie elsewhere.
+    fn part(&self) -> Option<Part<'_>> {
+        None
+    }
+
     /// The same store to be written to, where objects are put into it whole. `None` for one of files, which are written by
     /// their paths, and for decorators.
     fn into_objects(self: Arc<Self>) -> Option<Arc<dyn ObjectStore>> {
         None
     }
+}
+
+/// A store as one container of an account or a server, of which others may hold backups of the same chains.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Part<'a> {
+    /// What people call all of it.
+    pub whole: &'a str,
+    /// The container's or bucket's own name.
+    pub container: &'a str,
 }
 
 /// What [`Store::list`] found.

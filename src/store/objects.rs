@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use md5::{Digest, Md5 as Md5Hasher};
 
-use super::{ListedObject, ObjectVersion, Store};
+use super::{ListedObject, Listing, ObjectVersion, Store};
 use crate::error::{Error, ErrorKind, Result};
 use crate::types::{Md5, ObjectName};
 
@@ -44,11 +44,30 @@ pub trait ObjectStore: Store {
     /// [`ErrorKind::Unsupported`] where that is for somebody else to do.
     fn make_container(&self, name: &ObjectName, stop: Stop<'_>) -> Result<()>;
 
+    /// What lies in the containers beside this one whose objects' names begin with one of these and end so; `None` where this store is
+    /// all that there is. A container that cannot be looked into is in [`Listing::unreadable`].
+    ///
+    /// Fails where it cannot be told which containers there are: [`ErrorKind::AccessDenied`], [`ErrorKind::StoreIo`],
+    /// [`ErrorKind::LimitExceeded`].
+    fn beside(&self, _prefixes: &[String], _suffix: &str, _stop: Stop<'_>) -> Result<Option<Beside>> {
+        Ok(None)
+    }
+
     /// Whether names begin with a container, which is no part of the name that Cinder knows an object by.
     fn has_containers(&self) -> bool;
 
     /// The longest object, in bytes.
     fn object_bytes_max(&self) -> u64;
+}
+
+/// What lies in the containers beside one that is a store.
+pub struct Beside {
+    /// All containers, as folders.
+    pub store: Arc<dyn Store>,
+    /// How many were looked into.
+    pub containers: usize,
+    /// What was looked for, by its names in [`store`](Self::store).
+    pub listing: Listing,
 }
 
 /// The bytes of an object that is put in; a clone shares them.

@@ -92,6 +92,10 @@ impl Bucket {
         let mut body = vec![0; head.header("content-length: ").and_then(|n| n.parse().ok()).unwrap_or(0)];
         reader.read_exact(&mut body).ok()?;
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
+        if path == "/" {
+            let list = "<ListAllMyBucketsResult><Buckets><Bucket><Name>b</Name></Bucket></Buckets></ListAllMyBucketsResult>";
+            return reader.get_mut().write_all(&answer("200 OK", "", list.as_bytes())).ok();
+        }
         let name = path.strip_prefix("/b")?.trim_start_matches('/');
         let request = match name {
             "" => format!("LIST {query}"),

@@ -151,6 +151,11 @@ impl FakeSwift {
         }
         let token = format!("t{}", self.tokens.load(Ordering::Relaxed));
         let answer = match name {
+            // The account, which has this container only.
+            None if path == "/v1/a" => {
+                let body = if query.contains("marker=") { "[]" } else { "[{\"name\": \"c\"}]" };
+                format!("200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len()).into_bytes()
+            }
             None => {
                 let new = self.tokens.fetch_add(1, Ordering::Relaxed) + 1;
                 format!("200 OK\r\nx-auth-token: t{new}\r\nx-storage-url: {host}/v1/a\r\ncontent-length: 0\r\n\r\n")

@@ -39,6 +39,7 @@ impl Errno {
             | ErrorKind::HashMismatch
             | ErrorKind::NoData
             | ErrorKind::ChainBroken
+            | ErrorKind::OutOfSight
             | ErrorKind::Target
             | ErrorKind::Source => libc::EIO,
             // It was there when its name was looked up. ESTALE makes the kernel look the name up again.
@@ -66,6 +67,7 @@ pub fn opens(error: &Error) -> Opens {
         | ErrorKind::HashMismatch
         | ErrorKind::NoData
         | ErrorKind::ChainBroken
+        | ErrorKind::OutOfSight
         | ErrorKind::BackupNotFound
         | ErrorKind::Ambiguous
         | ErrorKind::Usage

@@ -19,6 +19,8 @@ pub const RANGES_MAX: usize = 256;
 pub enum Kind {
     /// The backup cannot be used: its metadata, its chain, or its digests contradict each other.
     BackupUnusable,
+    /// What the backup builds on is not in the one container that was looked at.
+    ParentElsewhere,
     /// An object that the metadata lists is not there.
     ObjectMissing,
     /// An object's stream cannot be decoded to its end.
@@ -76,6 +78,7 @@ impl Kind {
     pub fn name(self) -> &'static str {
         match self {
             Self::BackupUnusable => "backup_unusable",
+            Self::ParentElsewhere => "parent_elsewhere",
             Self::ObjectMissing => "object_missing",
             Self::ObjectDamaged => "object_damaged",
             Self::ObjectWrong => "object_wrong",
@@ -109,6 +112,9 @@ impl Kind {
         match self {
             Self::BackupUnusable => Some(
                 "backup_unusable: put the document or the parent back from a copy of the store, or fix what the message names",
+            ),
+            Self::ParentElsewhere => Some(
+                "parent_elsewhere: verify all containers at once: STORE swift: is an account, s3://?endpoint=URL a server",
             ),
             Self::ObjectMissing
             | Self::ObjectDamaged
@@ -166,7 +172,8 @@ impl Kind {
             | Self::DigestsTorn
             | Self::NoData
             | Self::ChainInconsistent => Severity::Damage,
-            Self::ObjectUnreadable
+            Self::ParentElsewhere
+            | Self::ObjectUnreadable
             | Self::TrailingBytes
             | Self::ForeignFrames
             | Self::Md5Wrong

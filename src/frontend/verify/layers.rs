@@ -55,6 +55,14 @@ impl<'a> Layers<'a> {
                 report.fail(problem);
                 continue;
             }
+            if problem.kind() == ErrorKind::OutOfSight {
+                let reason = "it knows in which container each backup lies, and this run sees one";
+                let finding =
+                    Finding::new(Kind::ParentElsewhere, problem.to_string(), Cinder::Unknown, reason);
+                report.add(finding.object(entry.metadata_name.as_str()).of(&entry.id));
+                report.fail(problem);
+                continue;
+            }
             let is_unsupported = |layer: &usize| {
                 let ancestor = &self.entries[*layer];
                 ancestor.problem.as_ref().is_some_and(|problem| problem.kind() == ErrorKind::Unsupported)

@@ -17,7 +17,7 @@ use super::sight::{Cause, Known, Sight};
 use crate::backup::DigestFile;
 use crate::catalog::Entry;
 use crate::chain::extent_map::ObjectIndex;
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::types::{BackupId, ObjectName};
 
 impl Work<'_> {
@@ -237,15 +237,18 @@ impl Work<'_> {
                 answer = (finding.cinder, finding.reason);
             }
         }
-        for finding in report.findings.iter().filter(|finding| finding.kind == Kind::BackupUnusable) {
+        let is_document = |kind| matches!(kind, Kind::BackupUnusable | Kind::ParentElsewhere);
+        for finding in report.findings.iter().filter(|finding| is_document(finding.kind)) {
             if finding.backups.contains(&entry.id) && finding.cinder > answer.0 {
                 answer = (finding.cinder, finding.reason);
             }
         }
         let is_part = checked_bytes < total_bytes || sight.unread_bytes > 0 || is_unknown;
-        let is_unreadable = entry.problem.as_ref().is_some_and(is_of_the_store);
+        let is_unseen = |problem: &Error| is_of_the_store(problem) || problem.kind() == ErrorKind::OutOfSight;
+        let is_unreadable = entry.problem.as_ref().is_some_and(is_unseen);
         let verdict = match () {
-            () if is_unreadable => Verdict::Unchecked,
+            () if is_unreadable && !is_damaged => Verdict::Unchecked,
+            () if is_unreadable => Verdict::Damaged,
             () if entry.problem.is_some() || unusable.is_some() => Verdict::Unusable,
             () if is_damaged => Verdict::Damaged,
             () if is_part => Verdict::Unchecked,

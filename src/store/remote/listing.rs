@@ -20,7 +20,7 @@ use super::engine::{FIRST_PATIENCE, Tries};
 use super::failure::{self, Failed};
 use super::pages::{Watch, Watched};
 use super::swift::{Account, Listed};
-use super::{Backend, Naming, RemoteStore, Trying, stat_of, stat_of_swift};
+use super::{Backend, RemoteStore, Trying, stat_of, stat_of_swift};
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::{ListedObject, Listing};
 use crate::types::ObjectName;
@@ -35,7 +35,7 @@ pub(super) const CONTAINERS_MAX: u64 = 1_000_000;
 const STATS_AT_ONCE: usize = 8;
 
 /// Objects that a listing goes through, at most: a hostile server's pages need not end. 10,000 backups of 1 TiB have some 200 million.
-const LISTED_MAX: u64 = 1 << 30;
+pub(super) const LISTED_MAX: u64 = 1 << 30;
 
 /// Objects that a listing keeps, at most: they take some 160 bytes each. A scan keeps two of each backup, `verify` all.
 const KEPT_MAX: u64 = 10_000_000;
@@ -118,11 +118,11 @@ impl Bounds {
 }
 
 impl RemoteStore {
-    /// All objects of a bucket that are wanted.
+    /// All objects of a bucket that are wanted by their names there; `folder` goes before these.
     pub(super) async fn bucket(
         &self,
         operator: &Operator,
-        naming: Naming,
+        folder: &str,
         wanted: Wanted<'_>,
         bounds: &Bounds,
     ) -> Result<Listing> {
@@ -160,17 +160,18 @@ impl RemoteStore {
                 if entry.metadata().is_dir() || !wanted.has(path) {
                     continue;
                 }
+                let text = format!("{folder}{path}");
                 let stat = || {
-                    stat_of(entry.metadata(), naming)
-                        .map_err(|error| error.context(format!("object {path:?}")))
+                    stat_of(entry.metadata(), self.naming())
+                        .map_err(|error| error.context(format!("object {text:?}")))
                 };
-                let told = ObjectName::parse(path).and_then(|name| Ok(ListedObject { name, stat: stat()? }));
+                let told = ObjectName::parse(&text).and_then(|name| Ok(ListedObject { name, stat: stat()? }));
                 match told {
                     Ok(object) => {
                         bounds.keep()?;
                         listing.objects.push(object);
                     }
-                    Err(error) if wanted.is_missed(path) => report(&mut listing, path.to_owned(), error),
+                    Err(error) if wanted.is_missed(&text) => report(&mut listing, text, error),
                     Err(_) => {}
                 }
             }
@@ -227,13 +228,46 @@ impl RemoteStore {
         Ok(listing)
     }
 
-    /// All objects of an account that are wanted.
-    async fn account(&self, account: &Account, wanted: Wanted<'_>, bounds: &Bounds) -> Result<Listing> {
-        let names = account.containers(self.tries()).await?;
+    /// The names of all containers or buckets.
+    pub(super) async fn containers(&self) -> Result<Vec<String>> {
+        match &self.backend {
+            Backend::Swift { account, .. } => account.containers(self.tries()).await,
+            Backend::Bucket { buckets, .. } | Backend::Buckets { buckets, .. } => buckets.names().await,
+        }
+    }
+
+    /// All objects of one container or bucket that are wanted by their names there; `folder` goes before these.
+    pub(super) async fn of_one(
+        &self,
+        container: &str,
+        folder: &str,
+        wanted: Wanted<'_>,
+        bounds: &Bounds,
+    ) -> Result<Listing> {
+        match &self.backend {
+            Backend::Swift { account, .. } => {
+                self.container(account, container, folder, wanted, bounds).await
+            }
+            Backend::Bucket { operator, .. } => self.bucket(operator, folder, wanted, bounds).await,
+            Backend::Buckets { .. } => {
+                let operator = self.of_container(container).await?;
+                let listed = self.bucket(&operator, folder, wanted, bounds).await;
+                listed.inspect(|_| bounds.note_answer())
+            }
+        }
+    }
+
+    /// All objects of these containers that are wanted by their names there, each with its container before it.
+    pub(super) async fn of_each(
+        &self,
+        names: Vec<String>,
+        wanted: Wanted<'_>,
+        bounds: &Bounds,
+    ) -> Result<Listing> {
         let mut listings = futures_util::stream::iter(names)
             .map(|container| async move {
                 let folder = format!("{container}/");
-                let part = self.container(account, &container, &folder, wanted, bounds);
+                let part = self.of_one(&container, &folder, wanted, bounds);
                 (bounds.part(self.tries(), part).await, container)
             })
             .buffer_unordered(CONTAINERS_AT_ONCE);
@@ -248,7 +282,11 @@ impl RemoteStore {
                         report(&mut all, what, error);
                     }
                 }
-                Err(error) if error.kind() == ErrorKind::ObjectNotFound => missing.push((container, error)),
+                Err(error)
+                    if matches!(error.kind(), ErrorKind::ObjectNotFound | ErrorKind::StoreNotFound) =>
+                {
+                    missing.push((container, error));
+                }
                 Err(error) => report(&mut all, container, error),
             }
         }
@@ -257,7 +295,7 @@ impl RemoteStore {
             return Ok(all);
         }
         // Deleted since, unless the account goes on to list them.
-        let names: HashSet<String> = account.containers(self.tries()).await?.into_iter().collect();
+        let names: HashSet<String> = self.containers().await?.into_iter().collect();
         for (container, error) in missing.into_iter().filter(|(container, _)| names.contains(container)) {
             let message = "the account lists this container, and the server says there is none";
             report(&mut all, container, Error::caused_by(ErrorKind::StoreIo, message, error));
@@ -270,12 +308,11 @@ impl RemoteStore {
         let bounds = Bounds::new(LISTED_MAX);
         let listed = self.engine.wait(async {
             match &self.backend {
-                Backend::Bucket(operator, naming) => self.bucket(operator, *naming, wanted, &bounds).await,
-                Backend::Swift { account, container: Some(name), .. } => {
-                    self.container(account, name, "", wanted, &bounds).await
+                Backend::Bucket { name, .. } | Backend::Swift { container: Some(name), .. } => {
+                    self.of_one(name, "", wanted, &bounds).await
                 }
-                Backend::Swift { account, container: None, .. } => {
-                    self.account(account, wanted, &bounds).await
+                Backend::Buckets { .. } | Backend::Swift { container: None, .. } => {
+                    self.of_each(self.containers().await?, wanted, &bounds).await
                 }
             }
         });

@@ -9,6 +9,7 @@
 //! - [`names`]: addresses of servers, remembered.
 //! - [`token`], [`mod@swift`]: what Swift needs beyond OpenDAL.
 //! - [`engine`], [`pulse`], [`lost`]: threads, retries, deadlines, whether anything comes, and what did not.
+//! - [`mod@buckets`], [`beside`]: which buckets a server has, and what lies in those beside the one that is the store.
 //! - [`listing`], [`mod@pages`]: what there is, page by page.
 //! - [`object`], [`window`]: ranged reads, a little ahead of who reads on.
 //! - [`mod@write`], [`upload`]: whole objects, as the server confirms them.
@@ -18,6 +19,8 @@
 
 mod ahead;
 mod aws_config;
+mod beside;
+mod buckets;
 mod clouds;
 mod engine;
 mod failure;
@@ -37,96 +40,57 @@ pub mod words;
 mod write;
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use opendal::options::ReaderOptions;
-use opendal::services::{Gcs, S3, Swift};
+use opendal::services::Swift;
 use opendal::{Metadata, OperationContext, Operator};
 
+use self::buckets::Buckets;
 pub use self::engine::Limits;
 use self::engine::{Engine, Tries};
 use self::failure::Failed;
 pub use self::http::Access;
-use self::http::{Pages, Transport, bare_etag, clients};
+use self::http::{Transport, bare_etag, clients};
 use self::listing::Wanted;
 use self::lost::WHOLE;
 use self::object::{RemoteObject, Source};
-use self::settings::{GcsSettings, S3Settings, SwiftSettings, check_plain};
+use self::settings::{GcsSettings, S3Settings, SwiftSettings};
 use self::swift::{Account, Listed, check_container, encoded};
 use self::token::Tokens;
 use self::window::Shelf;
 use super::objects::ObjectStore;
-use super::{ListedObject, Listing, ObjectSource, ObjectStat, ObjectVersion, Ownership, Store};
+use super::{ListedObject, Listing, ObjectSource, ObjectStat, ObjectVersion, Ownership, Part, Store};
 use crate::error::{Error, ErrorKind, Result};
 use crate::types::ObjectName;
 
 /// Who may read an object: a server knows accounts and no users of this machine, so it is whoever has the credentials, which is us.
 const MODE: u32 = 0o400;
 
-/// An S3 bucket.
+/// What people call an account of Swift.
+const WHOLE_ACCOUNT: &str = "swift:";
+
+/// An S3 bucket, or all of a server's, which are folders then.
 pub fn s3(settings: S3Settings) -> Result<Arc<dyn Store>> {
-    let mut builder = S3::default()
-        .bucket(&settings.bucket)
-        .region(&settings.region)
-        // It is for machines at Amazon, and elsewhere an address that hangs.
-        .disable_ec2_metadata();
-    if let Some(endpoint) = &settings.endpoint {
-        check_plain("the endpoint", endpoint)?;
-        builder = builder.endpoint(endpoint);
-    }
-    if let Some((access, secret)) = &settings.keys {
-        builder =
-            builder.access_key_id(access.reveal()).secret_access_key(secret.reveal()).disable_config_load();
-    }
-    if let Some(token) = &settings.session_token {
-        builder = builder.session_token(token.reveal());
-    }
-    if let Some((algorithm, key)) = &settings.customer_key {
-        builder = builder.server_side_encryption_with_customer_key(algorithm, key.reveal().as_bytes());
-    }
-    let engine = Engine::new(settings.limits);
-    let pages = Pages { tries: engine.tries().clone(), mark: "<ListBucketResult" };
-    let transport = Transport::new(clients(&settings.access, settings.limits)?, None, Some(pages));
-    let operator = operator_of(Operator::new(builder), transport)?;
-    let location = match &settings.endpoint {
-        Some(endpoint) => format!("s3://{}?endpoint={endpoint}", settings.bucket),
-        None => format!("s3://{}", settings.bucket),
-    };
-    RemoteStore::new(location, Backend::Bucket(operator, Naming::Etag), engine)
+    let (engine, bucket) = (Engine::new(settings.limits), settings.bucket.clone());
+    bucket_store(Buckets::s3(settings, engine.tries().clone())?, &bucket, engine)
 }
 
 /// A bucket of Google Cloud Storage.
 pub fn gcs(settings: GcsSettings) -> Result<Arc<dyn Store>> {
-    let mut builder = Gcs::default().bucket(&settings.bucket);
-    if let Some(endpoint) = &settings.endpoint {
-        check_plain("the endpoint", endpoint)?;
-        builder = builder.endpoint(endpoint);
+    let (engine, bucket) = (Engine::new(settings.limits), settings.bucket.clone());
+    bucket_store(Buckets::gcs(settings, engine.tries().clone())?, &bucket, engine)
+}
+
+fn bucket_store(buckets: Buckets, bucket: &str, engine: Engine) -> Result<Arc<dyn Store>> {
+    let buckets = Arc::new(buckets);
+    if bucket.is_empty() {
+        let location = buckets.location(None);
+        return RemoteStore::new(location, Backend::Buckets { buckets, operators: Mutex::default() }, engine);
     }
-    if let Some(file) = &settings.credential_file {
-        // OpenDAL only says that there are no credentials.
-        let failed = |error| {
-            let what = format!("cannot read the credential file {file:?}");
-            Error::caused_by(ErrorKind::AccessDenied, what, error)
-        };
-        // It is read again later, in another working directory.
-        let file =
-            std::path::absolute(file).and_then(|path| File::open(&path).map(|_| path)).map_err(failed)?;
-        builder = builder.credential_path(&file.to_string_lossy());
-    }
-    if settings.is_anonymous {
-        builder = builder.skip_signature();
-    }
-    let engine = Engine::new(settings.limits);
-    let pages = Pages { tries: engine.tries().clone(), mark: "storage#objects" };
-    let transport = Transport::new(clients(&settings.access, settings.limits)?, None, Some(pages));
-    let operator = operator_of(Operator::new(builder), transport)?;
-    let location = match &settings.endpoint {
-        Some(endpoint) => format!("gs://{}?endpoint={endpoint}", settings.bucket),
-        None => format!("gs://{}", settings.bucket),
-    };
-    RemoteStore::new(location, Backend::Bucket(operator, Naming::Generation), engine)
+    let (operator, location) = (buckets.operator(bucket)?, buckets.location(Some(bucket)));
+    RemoteStore::new(location, Backend::Bucket { operator, name: bucket.to_owned(), buckets }, engine)
 }
 
 /// A container of Swift, or an account whose containers are folders.
@@ -139,7 +103,7 @@ pub fn swift(settings: SwiftSettings) -> Result<Arc<dyn Store>> {
     let (container, limits) = (settings.container.clone(), settings.limits);
     let location = format!("swift:{}", container.as_deref().unwrap_or_default());
     let tokens = Arc::new(Tokens::new(clients.clone(), settings));
-    let account = Account { clients, tokens };
+    let account = Arc::new(Account { clients, tokens });
     RemoteStore::new(
         location,
         Backend::Swift { account, container, operators: Mutex::default() },
@@ -156,15 +120,26 @@ fn operator_of(built: opendal::Result<Operator>, transport: Transport) -> Result
 /// A store behind HTTP.
 struct RemoteStore {
     location: String,
+    /// Of what it is one container.
+    whole: Option<String>,
     backend: Backend,
     engine: Arc<Engine>,
     shelf: Arc<Shelf>,
 }
 
 enum Backend {
-    Bucket(Operator, Naming),
+    Bucket {
+        operator: Operator,
+        name: String,
+        buckets: Arc<Buckets>,
+    },
+    /// All of a server's.
+    Buckets {
+        buckets: Arc<Buckets>,
+        operators: Mutex<HashMap<String, Operator>>,
+    },
     Swift {
-        account: Account,
+        account: Arc<Account>,
         container: Option<String>,
         /// By container; the account's URL is known only after the first authentication.
         operators: Mutex<HashMap<String, Operator>>,
@@ -203,7 +178,12 @@ impl Naming {
 impl RemoteStore {
     #[expect(clippy::new_ret_no_self, reason = "all that is made of it is a store")]
     fn new(location: String, backend: Backend, engine: Engine) -> Result<Arc<dyn Store>> {
-        Ok(Arc::new(Self { location, backend, engine: Arc::new(engine), shelf: Arc::default() }))
+        let whole = match &backend {
+            Backend::Bucket { buckets, .. } => Some(buckets.location(None)),
+            Backend::Swift { container: Some(_), .. } => Some(WHOLE_ACCOUNT.to_owned()),
+            Backend::Buckets { .. } | Backend::Swift { container: None, .. } => None,
+        };
+        Ok(Arc::new(Self { location, whole, backend, engine: Arc::new(engine), shelf: Arc::default() }))
     }
 
     fn tries(&self) -> &Tries {
@@ -214,31 +194,45 @@ impl RemoteStore {
     async fn place<'a>(&self, name: &'a ObjectName) -> Result<(Operator, &'a str, Naming)> {
         let whole = name.as_str();
         let (operator, path, naming) = match &self.backend {
-            Backend::Bucket(operator, naming) => (operator.clone(), whole, *naming),
+            Backend::Bucket { operator, buckets, .. } => (operator.clone(), whole, buckets.naming()),
             Backend::Swift { container: Some(container), .. } => {
                 (self.of_container(container).await?, whole, Naming::Etag)
             }
-            Backend::Swift { container: None, .. } => {
+            Backend::Swift { container: None, .. } | Backend::Buckets { .. } => {
                 let (container, path) = whole.split_once('/').ok_or_else(|| missing(name))?;
-                (self.of_container(container).await?, path, Naming::Etag)
+                (self.of_container(container).await?, path, self.naming())
             }
         };
         check_ends(path)?;
         Ok((operator, path, naming))
     }
 
+    fn naming(&self) -> Naming {
+        match &self.backend {
+            Backend::Bucket { buckets, .. } | Backend::Buckets { buckets, .. } => buckets.naming(),
+            Backend::Swift { .. } => Naming::Etag,
+        }
+    }
+
     async fn of_container(&self, container: &str) -> Result<Operator> {
-        let Backend::Swift { account, operators, .. } = &self.backend else {
-            return Err(Error::new(ErrorKind::StoreIo, "only Swift has containers"));
+        let (Backend::Swift { operators, .. } | Backend::Buckets { operators, .. }) = &self.backend else {
+            return Err(Error::new(ErrorKind::StoreIo, "a bucket has no containers"));
         };
         let lock = || operators.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(operator) = lock().get(container) {
             return Ok(operator.clone());
         }
-        let session = self.tries().run(|_| account.tokens.session()).await?;
-        let builder = Swift::default().endpoint(&session.storage_url).container(&encoded(container));
-        let transport = Transport::new(account.clients.clone(), Some(account.tokens.clone()), None);
-        let operator = operator_of(Operator::new(builder), transport)?;
+        let operator = match &self.backend {
+            Backend::Swift { account, .. } => {
+                let session = self.tries().run(|_| account.tokens.session()).await?;
+                let builder = Swift::default().endpoint(&session.storage_url).container(&encoded(container));
+                let transport = Transport::new(account.clients.clone(), Some(account.tokens.clone()), None);
+                operator_of(Operator::new(builder), transport)?
+            }
+            Backend::Bucket { buckets, .. } | Backend::Buckets { buckets, .. } => {
+                buckets.operator(container)?
+            }
+        };
         lock().insert(container.to_owned(), operator.clone());
         Ok(operator)
     }
@@ -307,6 +301,14 @@ impl Store for RemoteStore {
 
     fn rest(&self) -> Result<()> {
         self.engine.rest()
+    }
+
+    fn part(&self) -> Option<Part<'_>> {
+        let (Backend::Bucket { name, .. } | Backend::Swift { container: Some(name), .. }) = &self.backend
+        else {
+            return None;
+        };
+        Some(Part { whole: self.whole.as_deref()?, container: name })
     }
 
     fn into_objects(self: Arc<Self>) -> Option<Arc<dyn ObjectStore>> {

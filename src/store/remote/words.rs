@@ -1,4 +1,5 @@
-//! The words for stores behind HTTP: `swift:CONTAINER`, `s3://BUCKET?endpoint=URL`, `gs://BUCKET`.
+//! The words for stores behind HTTP: `swift:CONTAINER`, `s3://BUCKET?endpoint=URL`, `gs://BUCKET`; `swift:` and `s3://?endpoint=URL` for
+//! all containers of an account, all buckets of a server.
 //!
 //! Invariant: a word with credentials in it is refused and not quoted; command lines are read by everybody on a machine.
 
@@ -18,9 +19,9 @@ pub enum Word {
         /// Its name; `None` for all.
         container: Option<String>,
     },
-    /// An S3 bucket.
+    /// An S3 bucket, or all of a server's.
     S3 {
-        /// Its name.
+        /// Its name; empty for all.
         bucket: String,
         /// Where the server listens.
         endpoint: Option<String>,
@@ -87,7 +88,7 @@ fn swift_of(rest: &str) -> Result<Word> {
 
 fn bucket_of(scheme: &str, word: &str) -> Result<Word> {
     let expected = match scheme {
-        "s3" => "expected s3://BUCKET?endpoint=URL",
+        "s3" => "expected s3://BUCKET?endpoint=URL, or s3://?endpoint=URL for all buckets",
         _ => "expected gs://BUCKET",
     };
     let url = Url::parse(word).map_err(|_| usage(format!("the {scheme}: URL cannot be read; {expected}")))?;
@@ -98,8 +99,9 @@ fn bucket_of(scheme: &str, word: &str) -> Result<Word> {
     }
     let bucket = url.host_str().unwrap_or_default().to_owned();
     let is_more = !matches!(url.path(), "" | "/") || url.port().is_some() || url.fragment().is_some();
-    if bucket.is_empty() || is_more {
-        return Err(usage(format!("{word:?} does not name a bucket and nothing else; {expected}")));
+    let unnamed = || Err(usage(format!("{word:?} does not name a bucket and nothing else; {expected}")));
+    if is_more {
+        return unnamed();
     }
     let (mut endpoint, mut region) = (None, None);
     for (key, value) in url.query_pairs() {
@@ -108,6 +110,11 @@ fn bucket_of(scheme: &str, word: &str) -> Result<Word> {
             "region" if scheme == "s3" => region = Some(value.into_owned()),
             _ => return Err(usage(format!("the {scheme}: URL has an unknown setting {key:?}; {expected}"))),
         }
+    }
+    // All buckets that Amazon has of somebody are in many places; those of a server are one.
+    let is_whole = scheme == "s3" && endpoint.is_some() && word.starts_with("s3://?");
+    if bucket.is_empty() && !is_whole {
+        return unnamed();
     }
     Ok(match scheme {
         "s3" => Word::S3 { bucket, endpoint, region },
@@ -152,6 +159,7 @@ mod tests {
             s3("B_k.t", Some("http://127.0.0.1:19000"), Some("r"))
         );
         assert_eq!(right("s3://b?endpoint=https%3A%2F%2Fh%2Fs3"), s3("b", Some("https://h/s3"), None));
+        assert_eq!(right("s3://?endpoint=http://h:1"), s3("", Some("http://h:1"), None));
         assert_eq!(right("gs://b"), Word::Gcs { bucket: "b".into(), endpoint: None });
         for other in ["/srv", "host:/x", "nfs://h/x", "swift", "file:///x"] {
             assert!(Word::parse(other).is_none(), "{other}");
@@ -167,6 +175,10 @@ mod tests {
             "swift://../",
             "s3:b",
             "s3://",
+            "s3://?region=r",
+            "s3:///?endpoint=http://h",
+            "s3:?endpoint=http://h",
+            "gs://?endpoint=http://h",
             "s3://b/prefix",
             "s3://b:9",
             "s3://b?endpoint=h:1",

@@ -27,7 +27,7 @@ use super::upload::confirm;
 use super::{Backend, Naming, RemoteStore, check_ends, missing, stat_of, version};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::metadata::OBJECTS_MAX;
-use crate::store::objects::{Content, ObjectStore, Stop};
+use crate::store::objects::{Beside, Content, ObjectStore, Stop};
 use crate::store::{ListedObject, ObjectVersion};
 use crate::types::{Md5, ObjectName};
 
@@ -60,7 +60,7 @@ const ABORT_MAX: Duration = Duration::from_secs(10);
 
 impl RemoteStore {
     /// Waits for `task` unless told to stop.
-    fn unless<T>(&self, stop: Stop<'_>, task: impl Future<Output = Result<T>>) -> Result<T> {
+    pub(super) fn unless<T>(&self, stop: Stop<'_>, task: impl Future<Output = Result<T>>) -> Result<T> {
         self.engine.wait(unless(stop, task))
     }
 
@@ -230,7 +230,7 @@ impl ObjectStore for RemoteStore {
         let len_bytes = content.len_bytes();
         let put = async {
             match &self.backend {
-                Backend::Bucket(..) => {
+                Backend::Bucket { .. } | Backend::Buckets { .. } => {
                     let (operator, path, naming) = self.place(name).await?;
                     self.put_in_bucket(&operator, naming, path, content, stop).await
                 }
@@ -279,15 +279,13 @@ impl ObjectStore for RemoteStore {
         let bounds = Bounds::new(BELOW_MAX);
         let list = async {
             match &self.backend {
-                Backend::Bucket(operator, naming) => self.bucket(operator, *naming, wanted, &bounds).await,
-                Backend::Swift { account, container: Some(name), .. } => {
-                    self.container(account, name, "", wanted, &bounds).await
+                Backend::Bucket { name, .. } | Backend::Swift { container: Some(name), .. } => {
+                    self.of_one(name, "", wanted, &bounds).await
                 }
-                Backend::Swift { account, container: None, .. } => {
+                Backend::Buckets { .. } | Backend::Swift { container: None, .. } => {
                     let (container, prefix) = prefix.split_once('/').unwrap_or((prefix, ""));
-                    let wanted = Wanted { prefix, ..wanted };
-                    let folder = format!("{container}/");
-                    self.container(account, container, &folder, wanted, &bounds).await
+                    self.of_one(container, &format!("{container}/"), Wanted { prefix, ..wanted }, &bounds)
+                        .await
                 }
             }
         };
@@ -310,10 +308,16 @@ impl ObjectStore for RemoteStore {
 
     fn make_container(&self, name: &ObjectName, stop: Stop<'_>) -> Result<()> {
         match &self.backend {
-            Backend::Bucket(..) => Err(Error::new(
-                ErrorKind::Unsupported,
-                format!("there is no bucket {:?}; make it first", self.location),
-            )),
+            Backend::Bucket { buckets, .. } | Backend::Buckets { buckets, .. } => {
+                let container = match self.has_containers() {
+                    true => name.as_str().split('/').next(),
+                    false => None,
+                };
+                let bucket =
+                    container.map_or_else(|| self.location.clone(), |name| buckets.location(Some(name)));
+                let message = format!("there is no bucket {bucket:?}; make it first");
+                Err(Error::new(ErrorKind::Unsupported, message))
+            }
             Backend::Swift { account, container, .. } => {
                 let (container, _) = self.swift_place(container.as_deref(), name)?;
                 let below = format!("/{}", encoded(container));
@@ -324,13 +328,17 @@ impl ObjectStore for RemoteStore {
         }
     }
 
+    fn beside(&self, prefixes: &[String], suffix: &str, stop: Stop<'_>) -> Result<Option<Beside>> {
+        self.look_beside(prefixes, suffix, stop)
+    }
+
     fn has_containers(&self) -> bool {
-        matches!(&self.backend, Backend::Swift { container: None, .. })
+        matches!(&self.backend, Backend::Swift { container: None, .. } | Backend::Buckets { .. })
     }
 
     fn object_bytes_max(&self) -> u64 {
         match &self.backend {
-            Backend::Bucket(..) => PARTS_BYTES_MAX,
+            Backend::Bucket { .. } | Backend::Buckets { .. } => PARTS_BYTES_MAX,
             Backend::Swift { .. } => SWIFT_BYTES_MAX,
         }
     }

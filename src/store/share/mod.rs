@@ -107,6 +107,11 @@ impl Share {
         }
     }
 
+    /// Which kind it is.
+    pub fn kind(&self) -> ShareKind {
+        self.kind
+    }
+
     /// The same, mounted with these options, as for mount(8) behind `-o`; a leading `-o` is taken off, as
     /// `backup_mount_options` may have it.
     #[must_use]

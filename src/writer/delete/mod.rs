@@ -7,15 +7,19 @@
 //! any moment stands in `writer/staging/removal.rs`; which files are a backup's, in `files.rs`.
 //!
 //! Invariants:
-//! - a backup that another one builds on is not removed before that one;
+//! - a backup that another one builds on is not removed before that one, and not at all where that one lies in another container
+//!   ([`beside`]);
 //! - where a part of the store cannot be seen, nothing is removed unless told ([`DeleteOptions::despite_unseen`]): a
 //!   child may lie there;
 //! - a backup is whole or not there, whatever happens in between.
 //!
 //! A backup that is being made on top of one that is deleted at that moment cannot be seen here, and will be without a parent.
 
+mod beside;
 pub(in crate::writer) mod files;
 mod place;
+
+pub use self::beside::is_elsewhere;
 
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap};
 use std::sync::Arc;
@@ -42,8 +46,10 @@ const CHILDREN_SHOWN_MAX: usize = 8;
 pub struct DeleteOptions {
     /// Backups that build on it go as well, and those that build on these.
     pub cascade: bool,
-    /// Delete although a part of the store cannot be read, where children may lie.
+    /// Delete although a part of the store cannot be read, or of the account or server that it is one container of, where children may lie.
     pub despite_unseen: bool,
+    /// Says whether to look no further for children. Asked several times a second.
+    pub stop: Option<fn() -> bool>,
     /// Is told each step that changes the store. For tests.
     pub hook: Option<Hook>,
 }
@@ -53,6 +59,8 @@ pub struct DeleteOptions {
 pub struct Plan {
     /// Each backup once.
     pub backups: Vec<DoomedBackup>,
+    /// How many containers beside the store were looked into for backups that build on these.
+    pub containers_beside: usize,
     /// What it was made from, which knows what need not be read again.
     catalog: Catalog,
 }
@@ -148,7 +156,8 @@ fn named(copy: &Document, suffix: &str) -> String {
 
 /// What would be deleted if these backups were; changes nothing.
 ///
-/// [`ErrorKind::Usage`] when others build on one of them, and `cascade` is not set; [`ErrorKind::BackupNotFound`];
+/// [`ErrorKind::Usage`] when others build on one of them, and `cascade` is not set or they lie [elsewhere](is_elsewhere);
+/// [`ErrorKind::BackupNotFound`];
 /// [`ErrorKind::Ambiguous`] when different backups claim an id; [`ErrorKind::AccessDenied`] or [`ErrorKind::StoreIo`] where
 /// a part of the store cannot be read.
 pub fn plan<'t>(
@@ -157,30 +166,36 @@ pub fn plan<'t>(
     ids: &[BackupId],
     options: &DeleteOptions,
 ) -> Result<Plan> {
-    let remover = Removal::open(target.into(), options.hook.clone())?;
-    Ok(Plan { backups: doomed(catalog, &remover, ids, options)?, catalog: catalog.clone() })
+    let target = target.into();
+    let remover = Removal::open(target, options.hook.clone())?;
+    let (backups, containers_beside) = doomed(catalog, target, &remover, ids, options)?;
+    Ok(Plan { backups, containers_beside, catalog: catalog.clone() })
 }
 
 fn doomed(
     catalog: &Catalog,
+    target: Target<'_>,
     remover: &Removal,
     ids: &[BackupId],
     options: &DeleteOptions,
-) -> Result<Vec<DoomedBackup>> {
+) -> Result<(Vec<DoomedBackup>, usize)> {
     let (snapshot, store) = (catalog.snapshot(), &**catalog.store());
     let wanted = wanted(&snapshot, ids, options.cascade)?;
     if let (false, Some(error)) = (options.despite_unseen, unseen(&snapshot)) {
         let message = "a part of the store cannot be read, where backups may lie that build on this one";
         return Err(error.clone().context(message));
     }
+    let order = in_order(&snapshot, &wanted);
+    let stop = options.stop.unwrap_or(|| false);
+    let containers_beside = beside::check(target, &order, options.despite_unseen, &stop)?;
     let documents = Catalogued::of(&snapshot);
     // What the catalog has read is not read again.
     let open = |name: &ObjectName| match documents.known.get(name) {
         Some(entry) => catalog.backup(entry),
         None => Backup::open(store, name).map(Arc::new),
     };
-    let mut backups = Vec::with_capacity(wanted.len());
-    for entry in in_order(&snapshot, &wanted) {
+    let mut backups = Vec::with_capacity(order.len());
+    for entry in order {
         if let Some(problem) = entry.problem.as_ref().filter(|problem| problem.kind() == ErrorKind::Ambiguous)
         {
             return Err(problem.clone());
@@ -195,7 +210,7 @@ fn doomed(
         let copies = copies.context(|| format!("cannot tell the files of backup {}", entry.id))?;
         backups.push(DoomedBackup { entry, copies });
     }
-    Ok(backups)
+    Ok((backups, containers_beside))
 }
 
 /// All `_metadata` documents of a store.
@@ -335,7 +350,8 @@ pub fn delete<'t>(
     stop: &dyn Fn() -> bool,
     on_deleted: &mut dyn FnMut(&DoomedBackup),
 ) -> Result<()> {
-    let remover = Removal::open(target.into(), options.hook.clone())?;
+    let target = target.into();
+    let remover = Removal::open(target, options.hook.clone())?;
     remover.clean_up()?;
     for shown in plan.backups.chunks(LOCKED_MAX) {
         let ids: Vec<BackupId> = shown.iter().map(|backup| backup.entry.id.clone()).collect();
@@ -343,7 +359,7 @@ pub fn delete<'t>(
         plan.catalog.rescan()?;
         // All that build on these were before them in the plan; whatever came since is refused here.
         let now = DeleteOptions { cascade: false, ..options.clone() };
-        let now = doomed(&plan.catalog, &remover, &ids, &now)?;
+        let (now, _) = doomed(&plan.catalog, target, &remover, &ids, &now)?;
         for backup in now {
             if stop() {
                 return Err(Error::new(ErrorKind::Interrupted, "interrupted; the other backups are there"));

@@ -157,7 +157,12 @@ impl<'a> Exporter<'a> {
             }
         }
         self.check_driver(entry)?;
-        let container = if entry.container.is_empty() { "." } else { &entry.container };
+        let part = self.catalog.store().part();
+        let container = match (entry.container.is_empty(), part) {
+            (true, Some(part)) => part.container,
+            (true, None) => ".",
+            (false, _) => &entry.container,
+        };
         let time = data_time(entry);
         let mut fields = Map::new();
         let mut put = |key: &str, value: Value| {
@@ -200,10 +205,20 @@ impl<'a> Exporter<'a> {
                 "the store's root lies inside the backup's container; give the folder that holds the container",
             );
         }
-        let of_folders = [".posix.", ".nfs.", ".glusterfs."].iter().any(|kind| self.driver.contains(kind));
+        let of_folders = [".posix", ".nfs", ".glusterfs"].iter().any(|kind| self.driver.contains(kind));
+        let of_objects = [".swift", ".s3", ".gcs"].iter().any(|kind| self.driver.contains(kind));
+        let is_in_folder = match self.catalog.store().part() {
+            Some(_) => !entry.container.is_empty(),
+            None => entry.container.contains('/'),
+        };
+        if is_in_folder && of_objects {
+            return unsupported(
+                "it lies in a folder of the container, where drivers of object stores do not find it",
+            );
+        }
         if of_folders && entry.prefix.contains('/') {
             return unsupported(
-                "it is a copy of one in an object store, with slashes in its objects' names, which drivers of folders do not restore; give the class of the object store's driver",
+                "it is a copy of one in an object store, with slashes in its objects' names, which drivers of folders do not restore; give the class of the object store's driver by --driver",
             );
         }
         Ok(())
@@ -250,12 +265,15 @@ pub struct Difference {
 }
 
 /// The backup of the store that a record is of: by container and prefix, else by id, else by prefix alone, since the store's
-/// root may be another folder here than it is for Cinder.
-pub fn find(snapshot: &Snapshot, record: &Record) -> Option<Arc<Entry>> {
+/// root may be another folder here than it is for Cinder. `here` is the store's own name where it is a container itself.
+pub fn find(snapshot: &Snapshot, record: &Record, here: Option<&str>) -> Option<Arc<Entry>> {
     let prefix = record.text("service_metadata");
     let container = record.text("container").map(plain_container);
     let has_prefix = |entry: &&Arc<Entry>| Some(entry.prefix.as_str()) == prefix;
-    let in_place = |entry: &&Arc<Entry>| Some(entry.container.as_str()) == container;
+    let in_place = |entry: &&Arc<Entry>| match (entry.container.as_str(), here) {
+        ("", Some(here)) => container == Some(here),
+        (of_entry, _) => container == Some(of_entry),
+    };
     let placed = snapshot.entries().find(|entry| has_prefix(entry) && in_place(entry));
     let by_id = || snapshot.get(record.text("id")?);
     let by_prefix = || {

@@ -104,7 +104,7 @@ pub(super) fn links(data: &[u8]) {
         };
         links.insert(id(n), link);
     }
-    let resolved = resolve_all(&links, &unreadable);
+    let resolved = resolve_all(&links, &unreadable, None);
     assert_eq!(resolved.len(), links.len());
     for (id, result) in resolved {
         assert_eq!(result.as_ref().ok().copied(), depth(&links, &id), "{id}: {result:?}");

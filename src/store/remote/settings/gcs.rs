@@ -1,9 +1,15 @@
 //! Access to a bucket of Google Cloud Storage.
 
+use std::fs::File;
+use std::io::Read as _;
+
 use super::super::engine::Limits;
 use super::super::http::Access;
 use super::Env;
 use crate::cinder_conf::backup::Gcs;
+
+/// Longest credential file that is read, in bytes. Google's have some 2,400.
+const CREDENTIAL_BYTES_MAX: u64 = 1 << 20;
 
 /// Access to a bucket of Google Cloud Storage.
 #[derive(Clone, Debug)]
@@ -14,6 +20,8 @@ pub struct GcsSettings {
     pub endpoint: Option<String>,
     /// The service account's file; without it what Google's own tools would find.
     pub credential_file: Option<String>,
+    /// The id of the project whose bucket it is, if that was told; the credential file may tell it too.
+    pub project: Option<String>,
     /// Whether requests are sent without credentials, as emulators take them.
     pub is_anonymous: bool,
     /// How the server is reached.
@@ -36,6 +44,7 @@ impl GcsSettings {
             is_anonymous: endpoint.is_some() && credential_file.is_none(),
             endpoint,
             credential_file,
+            project: env("GOOGLE_CLOUD_PROJECT"),
             access: Access { ca_file: env("SSL_CERT_FILE").map(Into::into), ..Access::default() },
             limits: Limits::default(),
         }
@@ -47,9 +56,21 @@ impl GcsSettings {
             bucket: conf.bucket.clone(),
             endpoint: None,
             credential_file: conf.credential_file.as_ref().map(|file| file.to_string_lossy().into_owned()),
+            project: conf.project.clone(),
             is_anonymous: false,
             access: Access { proxy: conf.proxy.clone(), ..Access::default() },
             limits: Limits::default(),
         }
+    }
+
+    /// The id of the project whose bucket it is, which is asked for when its buckets are listed.
+    pub(in crate::store::remote) fn project(&self) -> Option<String> {
+        let told = || {
+            let file = File::open(self.credential_file.as_ref()?).ok()?;
+            let text = std::io::read_to_string(file.take(CREDENTIAL_BYTES_MAX)).ok()?;
+            let keys: serde_json::Value = serde_json::from_str(&text).ok()?;
+            keys.get("project_id")?.as_str().map(str::to_owned)
+        };
+        self.project.clone().or_else(told)
     }
 }

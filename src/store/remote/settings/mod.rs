@@ -57,6 +57,15 @@ impl Settings {
         }
     }
 
+    /// The module of Cinder's driver for it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Swift(_) => "swift",
+            Self::S3(_) => "s3",
+            Self::Gcs(_) => "gcs",
+        }
+    }
+
     /// The store. Nothing is asked of its server yet.
     pub fn open(&self) -> Result<Arc<dyn Store>> {
         match self {

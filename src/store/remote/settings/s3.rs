@@ -9,10 +9,10 @@ use crate::cinder_conf::backup::S3;
 /// The region that signatures name unless told.
 const REGION: &str = "us-east-1";
 
-/// Access to an S3 bucket.
+/// Access to an S3 bucket, or to all of a server's.
 #[derive(Clone, Debug)]
 pub struct S3Settings {
-    /// Its name.
+    /// Its name; empty for all of them, which are folders then.
     pub bucket: String,
     /// Where the server listens; Amazon's where there is none.
     pub endpoint: Option<String>,
