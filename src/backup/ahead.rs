@@ -5,6 +5,7 @@
 //!
 //! Invariant: a window is told once, and takes one bit.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::store::ObjectSource;
@@ -12,6 +13,9 @@ use crate::store::ObjectSource;
 /// Bytes of a window: the digests of 14 MiB of volume in usual blocks. A first read of a large volume makes the disk read no more
 /// than this for nothing.
 const WINDOW_BYTES: u64 = 32 << 10;
+
+/// Windows that are told at once where somebody reads on: each request is a journey. The digests of 114 MiB of volume.
+const WINDOWS_AT_ONCE: u64 = 8;
 
 /// Which windows have been told.
 pub(super) struct Ahead(Box<[AtomicU64]>);
@@ -26,10 +30,27 @@ impl Ahead {
     /// Something at `offset` was read.
     pub(super) fn touch(&self, source: &dyn ObjectSource, offset: u64) {
         let window = offset / WINDOW_BYTES;
-        let Some(word) = usize::try_from(window / 64).ok().and_then(|at| self.0.get(at)) else { return };
-        let bit = 1 << (window % 64);
-        if word.load(Ordering::Relaxed) & bit == 0 && word.fetch_or(bit, Ordering::Relaxed) & bit == 0 {
+        if self.is_first(window) {
             source.will_need(window * WINDOW_BYTES, WINDOW_BYTES);
         }
+    }
+
+    /// Somebody who reads on will come to `bytes`.
+    pub(super) fn announce(&self, source: &dyn ObjectSource, bytes: &Range<u64>) {
+        let at_once = WINDOW_BYTES * WINDOWS_AT_ONCE;
+        for first in (bytes.start / at_once..bytes.end.div_ceil(at_once)).map(|n| n * WINDOWS_AT_ONCE) {
+            // Each must be marked.
+            let news = (first..first + WINDOWS_AT_ONCE).filter(|window| self.is_first(*window)).count();
+            if news > 0 {
+                source.will_need(first * WINDOW_BYTES, at_once);
+            }
+        }
+    }
+
+    /// Whether a window had not been told before; now it is.
+    fn is_first(&self, window: u64) -> bool {
+        let Some(word) = usize::try_from(window / 64).ok().and_then(|at| self.0.get(at)) else { return false };
+        let bit = 1 << (window % 64);
+        word.load(Ordering::Relaxed) & bit == 0 && word.fetch_or(bit, Ordering::Relaxed) & bit == 0
     }
 }

@@ -15,7 +15,7 @@ pub(super) const WINDOW_BYTES_MIN: u64 = 256 << 10;
 
 /// How far ahead of a reader windows are asked for: six of the largest on their way at once, since one connection carries only a part of
 /// what a server can send, and 24 MiB each 20 ms are more than most servers do.
-pub(super) const AHEAD_BYTES_MAX: u64 = 24 << 20;
+pub(super) const AHEAD_BYTES_MAX: u64 = 40 << 20;
 
 /// How far ahead of a reader windows are asked for, for each byte that he has read in a row. So whoever reads on is at full speed after three
 /// journeys, and whoever soon stops has wasted little.
@@ -25,7 +25,7 @@ pub(super) const AHEAD_FACTOR: u64 = 4;
 pub(super) const AHEAD_WINDOWS_MIN: u64 = 4;
 
 /// How much somebody counts as having read who says that he will read on: eight megabytes are fetched for him at once.
-const TOLD_BYTES: u64 = 2 << 20;
+const TOLD_BYTES: u64 = 4 << 20;
 
 /// Who has read so much in pieces that nearly follow each other goes on.
 const PROVEN_BYTES: u64 = 512 << 10;

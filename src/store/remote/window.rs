@@ -175,6 +175,12 @@ impl Window {
         lock(&self.state).bytes.len() as u64
     }
 
+    /// Whether the byte at `offset`, which it covers, is there.
+    pub(super) fn holds(&self, offset: u64) -> bool {
+        let state = lock(&self.state);
+        offset - self.start < state.bytes.len() as u64
+    }
+
     /// Whether all of them are.
     pub(super) fn is_full(&self) -> bool {
         self.filled() == self.len
@@ -245,12 +251,23 @@ impl Window {
                 return Err(WindowError::Late);
             }
         }
-        let until = until.min(state.bytes.len());
-        let read = until - from;
-        buf[..read].copy_from_slice(&state.bytes[from..until]);
+        Ok(Answer::Read(self.copy(&state, from, &mut buf[..until - from])))
+    }
+
+    /// Reads at `offset`, which it covers, what is there; `None` where that is nothing.
+    pub(super) fn read_now(&self, buf: &mut [u8], offset: u64) -> Option<usize> {
+        let from = (offset - self.start) as usize;
+        let state = lock(&self.state);
+        (from < state.bytes.len()).then(|| self.copy(&state, from, buf))
+    }
+
+    /// Copies what is there from `from` on.
+    fn copy(&self, state: &State, from: usize, buf: &mut [u8]) -> usize {
+        let read = buf.len().min(state.bytes.len() - from);
+        buf[..read].copy_from_slice(&state.bytes[from..from + read]);
         self.was_read.store(true, Ordering::Relaxed);
         self.read_bytes.fetch_add(read as u64, Ordering::Relaxed);
-        Ok(Answer::Read(read))
+        read
     }
 
     /// Frees its bytes if all are there; those that are on their way are waited for.
