@@ -49,8 +49,58 @@ impl Ahead {
 
     /// Whether a window had not been told before; now it is.
     fn is_first(&self, window: u64) -> bool {
-        let Some(word) = usize::try_from(window / 64).ok().and_then(|at| self.0.get(at)) else { return false };
+        let Some(word) = usize::try_from(window / 64).ok().and_then(|at| self.0.get(at)) else {
+            return false;
+        };
         let bit = 1 << (window % 64);
         word.load(Ordering::Relaxed) & bit == 0 && word.fetch_or(bit, Ordering::Relaxed) & bit == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::error::Result;
+    use crate::store::{ObjectStat, ObjectVersion, Ownership};
+
+    /// Writes down what it is told.
+    struct Told(ObjectStat, Mutex<Vec<(u64, u64)>>);
+
+    impl ObjectSource for Told {
+        fn stat(&self) -> &ObjectStat {
+            &self.0
+        }
+
+        fn read_at(&self, _: &mut [u8], _: u64) -> Result<usize> {
+            Ok(0)
+        }
+
+        fn will_need(&self, offset: u64, len: u64) {
+            self.1.lock().unwrap().push((offset, len));
+        }
+    }
+
+    #[test]
+    fn no_window_is_told_twice_and_who_reads_on_is_told_of_many_at_once() {
+        let owner = Ownership { mode: 0o400, uid: 0, gid: 0 };
+        let stat = ObjectStat { len_bytes: 0, version: ObjectVersion("".into()), modified: None, owner };
+        let source = Told(stat, Mutex::default());
+        let told = || std::mem::take(&mut *source.1.lock().unwrap());
+        let many = WINDOW_BYTES * WINDOWS_AT_ONCE;
+        let ahead = Ahead::new(4 * many);
+        ahead.touch(&source, 5);
+        ahead.touch(&source, WINDOW_BYTES - 1);
+        assert_eq!(told(), [(0, WINDOW_BYTES)]);
+        ahead.announce(&source, &(0..10));
+        ahead.announce(&source, &(10..many + 1));
+        assert_eq!(told(), [(0, many), (many, many)]);
+        ahead.touch(&source, 2 * many - 1);
+        ahead.announce(&source, &(many..2 * many));
+        assert_eq!(told(), []);
+        // Behind the end of the file there is nothing to be told of.
+        ahead.announce(&source, &(100 * many..101 * many));
+        assert_eq!(told(), []);
     }
 }
