@@ -400,10 +400,14 @@ mod tests {
             window
         };
         let first = push(1);
-        let address = lock(&first.state).bytes.as_ptr();
+        let memory = |window: &Window| {
+            let state = lock(&window.state);
+            (state.bytes.as_ptr() as usize, state.bytes.clone())
+        };
+        let (place, _) = memory(&first);
         drop(first);
         let again = push(2);
-        assert_eq!((lock(&again.state).bytes.as_ptr(), &*lock(&again.state).bytes), (address, &[2][..]));
+        assert_eq!(memory(&again), (place, vec![2]));
         drop((0..4).map(push).collect::<Vec<_>>());
         assert_eq!(lock(&shelf.spare).len(), SPARE_MAX);
         drop((again, shelf.window(0, 10, true)));
