@@ -55,18 +55,29 @@ pub(super) struct Stream {
     pub(super) is_exact: bool,
     /// How much it has read in a row, in bytes.
     run: u64,
+    /// How often it has gone on behind what was fetched.
+    surprises: u32,
 }
 
 impl Stream {
     /// One that was told to read on from `offset`.
     pub(super) fn reading_on(offset: u64) -> Self {
-        Self { next: offset, asked: offset, goes_on: true, is_exact: false, run: TOLD_BYTES }
+        Self { next: offset, asked: offset, goes_on: true, is_exact: false, run: TOLD_BYTES, surprises: 0 }
     }
 
     /// Takes note of a read up to `end`.
     pub(super) fn read(&mut self, offset: u64, end: u64) {
         self.next = self.next.max(end);
         self.run = self.run.saturating_add(end - offset);
+    }
+
+    /// Takes note that what it reads now is not fetched, and decides whether it goes on. One block may lie on both sides of a restart point, so who
+    /// goes on behind one announcement gets what he asks for; who does so again goes on.
+    pub(super) fn surprise(&mut self) {
+        if self.is_exact {
+            self.goes_on |= self.surprises > 0;
+            self.surprises = self.surprises.saturating_add(1);
+        }
     }
 
     /// How far ahead of it windows are asked for, in bytes, where there is memory for `share` bytes.
@@ -112,7 +123,9 @@ impl Streams {
                 stream.goes_on |= stream.run >= PROVEN_BYTES;
                 stream
             }
-            None => Stream { next: offset, asked: offset, goes_on: false, is_exact: false, run: 0 },
+            None => {
+                Stream { next: offset, asked: offset, goes_on: false, is_exact: false, run: 0, surprises: 0 }
+            }
         }
     }
 
@@ -182,6 +195,21 @@ mod tests {
             assert_eq!(read(&mut streams, mib << 20, 1000), (false, true));
         }
         assert_eq!(streams.len(), 1);
+    }
+
+    #[test]
+    fn who_goes_on_behind_one_announcement_reads_on_only_if_he_does_so_again() {
+        let mut streams = Streams::default();
+        let mut goes_on = |at: u64| {
+            let mut stream = streams.take(at << 20, 128 << 10);
+            stream.surprise();
+            stream.read(at << 20, (at + 1) << 20);
+            let goes_on = stream.goes_on;
+            streams.put(stream);
+            goes_on
+        };
+        assert_eq!([5, 6, 7, 8].map(&mut goes_on), [false, false, true, true]);
+        assert_eq!([105, 106].map(&mut goes_on), [false, false]);
     }
 
     #[test]

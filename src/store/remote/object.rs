@@ -105,8 +105,7 @@ impl RemoteObject {
         let mut plan = self.lock();
         let mut stream = plan.streams.take(offset, len);
         let found = plan.find(offset).or_else(|| {
-            // One that was followed goes on behind what it said it would need.
-            stream.goes_on |= stream.is_exact;
+            stream.surprise();
             let wanted = if stream.goes_on { stream.window().min(plan.room_at(offset)) } else { 0 };
             self.fetch(&mut plan, offset, wanted.max(len).max(FETCH_BYTES_MIN), true)
         });
