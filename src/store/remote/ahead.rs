@@ -31,7 +31,7 @@ const TOLD_BYTES: u64 = 4 << 20;
 const PROVEN_BYTES: u64 = 512 << 10;
 
 /// How far behind the foremost thread of a reader another one may be: each of four reads a piece of 4 MiB, and may hold another one that waits
-/// for its turn to be written. With what is ahead it stays below what all windows of a store may take.
+/// for its turn to be written. Windows that they have read whole take no memory meanwhile.
 pub(super) const BEHIND_BYTES_MAX: u64 = 32 << 20;
 
 /// How far from where one large read ended another one may begin and still be of the same reader.
