@@ -5,6 +5,7 @@
 //!
 //! Invariant: a window is told once, and takes one bit.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::store::ObjectSource;
@@ -12,6 +13,9 @@ use crate::store::ObjectSource;
 /// Bytes of a window: the digests of 14 MiB of volume in usual blocks. A first read of a large volume makes the disk read no more
 /// than this for nothing.
 const WINDOW_BYTES: u64 = 32 << 10;
+
+/// Windows that are told at once where somebody reads on: each request is a journey. The digests of 114 MiB of volume.
+const WINDOWS_AT_ONCE: u64 = 8;
 
 /// Which windows have been told.
 pub(super) struct Ahead(Box<[AtomicU64]>);
@@ -26,10 +30,77 @@ impl Ahead {
     /// Something at `offset` was read.
     pub(super) fn touch(&self, source: &dyn ObjectSource, offset: u64) {
         let window = offset / WINDOW_BYTES;
-        let Some(word) = usize::try_from(window / 64).ok().and_then(|at| self.0.get(at)) else { return };
-        let bit = 1 << (window % 64);
-        if word.load(Ordering::Relaxed) & bit == 0 && word.fetch_or(bit, Ordering::Relaxed) & bit == 0 {
+        if self.is_first(window) {
             source.will_need(window * WINDOW_BYTES, WINDOW_BYTES);
         }
+    }
+
+    /// Somebody who reads on will come to `bytes`.
+    pub(super) fn announce(&self, source: &dyn ObjectSource, bytes: &Range<u64>) {
+        let at_once = WINDOW_BYTES * WINDOWS_AT_ONCE;
+        for first in (bytes.start / at_once..bytes.end.div_ceil(at_once)).map(|n| n * WINDOWS_AT_ONCE) {
+            // Each must be marked.
+            let news = (first..first + WINDOWS_AT_ONCE).filter(|window| self.is_first(*window)).count();
+            if news > 0 {
+                source.will_need(first * WINDOW_BYTES, at_once);
+            }
+        }
+    }
+
+    /// Whether a window had not been told before; now it is.
+    fn is_first(&self, window: u64) -> bool {
+        let Some(word) = usize::try_from(window / 64).ok().and_then(|at| self.0.get(at)) else {
+            return false;
+        };
+        let bit = 1 << (window % 64);
+        word.load(Ordering::Relaxed) & bit == 0 && word.fetch_or(bit, Ordering::Relaxed) & bit == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::error::Result;
+    use crate::store::{ObjectStat, ObjectVersion, Ownership};
+
+    /// Writes down what it is told.
+    struct Told(ObjectStat, Mutex<Vec<(u64, u64)>>);
+
+    impl ObjectSource for Told {
+        fn stat(&self) -> &ObjectStat {
+            &self.0
+        }
+
+        fn read_at(&self, _: &mut [u8], _: u64) -> Result<usize> {
+            Ok(0)
+        }
+
+        fn will_need(&self, offset: u64, len: u64) {
+            self.1.lock().unwrap().push((offset, len));
+        }
+    }
+
+    #[test]
+    fn no_window_is_told_twice_and_who_reads_on_is_told_of_many_at_once() {
+        let owner = Ownership { mode: 0o400, uid: 0, gid: 0 };
+        let stat = ObjectStat { len_bytes: 0, version: ObjectVersion("".into()), modified: None, owner };
+        let source = Told(stat, Mutex::default());
+        let told = || std::mem::take(&mut *source.1.lock().unwrap());
+        let many = WINDOW_BYTES * WINDOWS_AT_ONCE;
+        let ahead = Ahead::new(4 * many);
+        ahead.touch(&source, 5);
+        ahead.touch(&source, WINDOW_BYTES - 1);
+        assert_eq!(told(), [(0, WINDOW_BYTES)]);
+        ahead.announce(&source, &(0..10));
+        ahead.announce(&source, &(10..many + 1));
+        assert_eq!(told(), [(0, many), (many, many)]);
+        ahead.touch(&source, 2 * many - 1);
+        ahead.announce(&source, &(many..2 * many));
+        assert_eq!(told(), []);
+        // Behind the end of the file there is nothing to be told of.
+        ahead.announce(&source, &(100 * many..101 * many));
+        assert_eq!(told(), []);
     }
 }

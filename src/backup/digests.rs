@@ -46,8 +46,12 @@ impl BlockHashTable {
         let stored = source.stat().len_bytes;
         let mut head = vec![0; HEAD_BYTES.min(stored as usize)];
         let mut tail = vec![0; TAIL_BYTES.min(stored as usize)];
-        read_exact_at(&*source, &mut head, 0)?;
         let tail_at = stored - tail.len() as u64;
+        if !source.is_local() {
+            // Both in one journey.
+            source.will_need(tail_at, tail.len() as u64);
+        }
+        read_exact_at(&*source, &mut head, 0)?;
         read_exact_at(&*source, &mut tail, tail_at)?;
         if let Some(found) = sha256file::find_layout(&head, &tail, stored) {
             let (header, layout) = found?;
@@ -127,6 +131,16 @@ impl BlockHashTable {
             }
         }
         self.look_up(blocks, true)
+    }
+
+    /// Tells the store that whoever reads on will come to `blocks`. Ranges that follow each other leave none out.
+    pub fn announce(&self, blocks: &Range<u64>) {
+        if let Digests::Stride { source, layout, ahead, .. } = &self.digests
+            && !source.is_local()
+            && !blocks.is_empty()
+        {
+            ahead.announce(&**source, &layout.bytes_of(blocks.clone()));
+        }
     }
 
     /// The digests of `blocks` where they can be told without asking the store.

@@ -29,7 +29,7 @@ use crate::cache_dir::seek_indexes::SeekIndexStore;
 use crate::chain::resolve::CHAIN_MAX;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::names::SHA256FILE_SUFFIX;
-use crate::image::{Copies, Engine, Image, LostBlock};
+use crate::image::{self, Copies, Engine, Image, LostBlock};
 use crate::object::indexing::Indexing;
 use crate::open_files;
 use crate::store::{ListedObject, ObjectStat, ObjectVersion, Store};
@@ -291,6 +291,16 @@ impl Catalog {
         self.0.image(entry)
     }
 
+    /// Tells that a backup will be read from its beginning on: while its image is opened, a store far away is asked for the objects that come
+    /// first, as far as the chain's documents are in memory. Nobody waits for that.
+    pub fn expect(&self, entry: &Entry) {
+        let snapshot = self.snapshot();
+        let Ok(chain) = snapshot.chain(&entry.id) else { return };
+        if let Some(layers) = chain.iter().map(|entry| self.0.held_backup(entry)).collect() {
+            image::expect(&self.0.engine, layers);
+        }
+    }
+
     /// The objects of a backup, whether or not its chain has an image. Opened backups are shared and kept for a while.
     pub fn backup(&self, entry: &Entry) -> Result<Arc<Backup>> {
         self.0.backup(entry)
@@ -452,10 +462,14 @@ impl Shared {
         Image::open(&self.engine, layers).map(Arc::new)
     }
 
+    /// An opened backup, if it is in memory.
+    fn held_backup(&self, entry: &Entry) -> Option<Arc<Backup>> {
+        lock(&self.backups).get(&key_of(entry)).cloned()
+    }
+
     fn backup(&self, entry: &Entry) -> Result<Arc<Backup>> {
-        let key = (entry.metadata_name.clone(), entry.metadata_stat.version.clone());
-        if let Some(backup) = lock(&self.backups).get(&key) {
-            return Ok(backup.clone());
+        if let Some(backup) = self.held_backup(entry) {
+            return Ok(backup);
         }
         let listed = ListedObject { name: entry.metadata_name.clone(), stat: entry.metadata_stat.clone() };
         let backup = Arc::new(Backup::open_listed(&**self.store(), &listed)?);
@@ -466,7 +480,7 @@ impl Shared {
             ));
         }
         let cost = (backup.memory_bytes() as u64).min(BACKUP_BYTES_MAX);
-        lock(&self.backups).insert(key, backup.clone(), cost);
+        lock(&self.backups).insert(key_of(entry), backup.clone(), cost);
         Ok(backup)
     }
 
@@ -482,6 +496,10 @@ impl Current {
         let interval = (started.elapsed() * SCAN_SHARE).clamp(SCAN_INTERVAL, SCAN_INTERVAL_MAX);
         Self { snapshot, failure: None, scanned: Instant::now(), interval }
     }
+}
+
+fn key_of(entry: &Entry) -> (ObjectName, ObjectVersion) {
+    (entry.metadata_name.clone(), entry.metadata_stat.version.clone())
 }
 
 /// Keeps what a scan has read, for who opens it next, as long as there is room.

@@ -95,6 +95,7 @@ pub(crate) fn run(args: &RestoreArgs, quiet: bool) -> Result<Outcome, Failure> {
     let entries = select::newest_first(&catalog.snapshot());
     let usable = |entry: &Arc<Entry>| select::is_usable(&catalog.image(entry));
     let entry = select::backup(&entries, &args.backup, args.volume.as_deref(), &usable)?;
+    catalog.expect(&entry);
     let image = catalog.image(&entry).context(|| format!("backup {}", entry.id))?;
 
     let location = Path::new(catalog.store().location());

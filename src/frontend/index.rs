@@ -153,6 +153,9 @@ impl Work<'_> {
             let len_bytes = object.len_bytes();
             let explored = object.open().map_err(|error| (error, 0)).and_then(|reader| {
                 let known = reader.known_to();
+                if known < len_bytes {
+                    reader.read_on(known);
+                }
                 self.skipped_bytes.fetch_add(known, Ordering::Relaxed);
                 lock(&self.active).push((reader.clone(), known));
                 let result = self.explore(&reader, len_bytes);

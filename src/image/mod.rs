@@ -25,6 +25,7 @@ mod damage;
 mod digests;
 mod ending;
 mod engine;
+mod expected;
 mod groups;
 mod holes;
 mod lately;
@@ -38,6 +39,7 @@ pub use copies::{Copies, LostBlock};
 pub use damage::Damage;
 pub use digests::Digests;
 pub use engine::Engine;
+pub use expected::expect;
 pub use materialised::Materialised;
 pub use objects::{Holder, StoredObject};
 

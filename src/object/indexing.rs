@@ -201,7 +201,12 @@ pub(super) fn key_of(codec: Codec, plain_bytes: u64, source: &dyn ObjectSource) 
     hasher.update(plain_bytes.to_le_bytes());
     hasher.update(stored_bytes.to_le_bytes());
     let mut sample = vec![0; SAMPLE_BYTES.min(stored_bytes) as usize];
-    for offset in [0, stored_bytes - sample.len() as u64] {
+    let tail_at = stored_bytes - sample.len() as u64;
+    if !source.is_local() {
+        // Both in one journey.
+        source.will_need(tail_at, sample.len() as u64);
+    }
+    for offset in [0, tail_at] {
         read_exact_at(source, &mut sample, offset)?;
         hasher.update(&sample);
     }

@@ -2,10 +2,13 @@
 //!
 //! Problem: a read of a chain touches objects all over the store, an incremental may have 100,000 of them, and a process
 //! may have 1,024 files open. Idea: the most recently used ones stay open.
+//!
+//! Who wants an object that somebody else is opening waits for that: each question is a journey to a store far away, and one that fails is
+//! asked once.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::num::NonZeroUsize;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use lru::LruCache;
 
@@ -26,8 +29,15 @@ pub struct ObjectPool {
     store: Arc<dyn Store>,
     cursors: Arc<IdleCursors>,
     indexing: Arc<Indexing>,
-    open: Mutex<LruCache<(ObjectName, Codec, u64), Arc<ObjectReader>>>,
+    open: Mutex<LruCache<Key, Arc<ObjectReader>>>,
+    /// Those that somebody is opening.
+    opening: Mutex<HashMap<Key, Arc<Opening>>>,
 }
+
+type Key = (ObjectName, Codec, u64);
+
+/// What becomes of an object that is being opened, for those who wait; `None` until then, and for ever where a bug stopped whoever opened it.
+type Opening = OnceLock<Result<Arc<ObjectReader>>>;
 
 impl ObjectPool {
     /// A pool for `store` that keeps idle decoders of about `idle_decoder_bytes_max` bytes.
@@ -35,7 +45,8 @@ impl ObjectPool {
         let cursors = Arc::new(IdleCursors::new(idle_decoder_bytes_max));
         let idle: Weak<dyn IdleWindows> = Arc::downgrade(&(cursors.clone() as Arc<dyn IdleWindows>));
         windows::add_idle(idle);
-        Self { store, cursors, indexing, open: Mutex::new(LruCache::new(OPEN_MAX)) }
+        let open = Mutex::new(LruCache::new(OPEN_MAX));
+        Self { store, cursors, indexing, open, opening: Mutex::default() }
     }
 
     /// The object `name`, which is compressed as `codec` says and should hold `len_bytes` plain bytes; `points` is what its backup
@@ -53,21 +64,38 @@ impl ObjectPool {
             return Ok(reader.clone());
         }
         // Opened without the lock: a slow store must not stop readers of what is open.
-        let source = self.store.open(&key.0)?;
+        let opening = self.opening().entry(key.clone()).or_default().clone();
+        let opened = opening.get_or_init(|| self.open(&key, points, known)).clone();
+        let mut openings = self.opening();
+        if openings.get(&key).is_some_and(|other| Arc::ptr_eq(other, &opening)) {
+            openings.remove(&key);
+        }
+        opened
+    }
+
+    /// Opens an object; `known` is a reader of it that is to be replaced.
+    fn open(
+        &self,
+        key: &Key,
+        points: Option<&Arc<str>>,
+        known: Option<Arc<ObjectReader>>,
+    ) -> Result<Arc<ObjectReader>> {
+        let (name, codec, len_bytes) = key;
+        let source = self.store.open(name)?;
         let (cursors, indexing) = (self.cursors.clone(), self.indexing.clone());
         let told = points.cloned();
-        let reader = ObjectReader::new(key.0.clone(), codec, len_bytes, told, source, cursors, indexing);
+        let reader = ObjectReader::new(name.clone(), *codec, *len_bytes, told, source, cursors, indexing);
         if let Some(known) = known {
             reader.inherit(&known);
         }
         let mut open = self.lock();
-        // Another thread may have been quicker; two readers of one object would decode it twice.
-        if let Some(other) = open.get(&key)
+        // Somebody may have opened it between our looks; two readers of one object would decode it twice.
+        if let Some(other) = open.get(key)
             && !other.is_stale()
         {
             return Ok(other.clone());
         }
-        let replaced = open.push(key, reader.clone());
+        let replaced = open.push(key.clone(), reader.clone());
         drop(open);
         if let Some((_, old)) = replaced {
             old.retire();
@@ -107,8 +135,12 @@ impl ObjectPool {
         &self.store
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, LruCache<(ObjectName, Codec, u64), Arc<ObjectReader>>> {
+    fn lock(&self) -> MutexGuard<'_, LruCache<Key, Arc<ObjectReader>>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn opening(&self) -> MutexGuard<'_, HashMap<Key, Arc<Opening>>> {
+        self.opening.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -157,6 +157,12 @@ pub trait ObjectSource: Send + Sync {
     /// `buf`). Fewer bytes than asked for do not mean the end.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize>;
 
+    /// Reads what is in memory already of the bytes at `offset`, some of `buf` at least; `None` where nothing is, or the caller had better
+    /// [read](ObjectSource::read_at). Returns at once.
+    fn read_at_hand(&self, _buf: &mut [u8], _offset: u64) -> Option<usize> {
+        None
+    }
+
     /// Says that `len` bytes from `offset` on will soon be read, so that they may be fetched meanwhile. Returns at once, and means nothing
     /// where a store cannot.
     fn will_need(&self, _offset: u64, _len: u64) {}

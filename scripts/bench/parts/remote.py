@@ -25,6 +25,9 @@ BAR_SEQUENTIAL, BAR_BYTES = 0.7, 1.2
 CONNECTIONS, RANGE_BYTES = 8, 8 << 20  # of the ceiling
 SETTLE_SECONDS = 0.1
 STATES = ("cold", "warm")
+RESTORE, DD = "restore to stdout", "`dd` through the mount"
+BARRED = (RESTORE, DD)
+BESIDE = "restore of a local copy, and curl beside it"
 MIB = 1 << 20
 
 
@@ -75,8 +78,8 @@ class Remote:
             with open(path, "rb") as file:
                 self.put(self.url(bucket, os.path.relpath(path, folder)), file, "x-amz-acl:public-read")
 
-    def ceiling(self, bucket, volume):
-        """Seconds to fetch the volume's stored bytes in ranges, over several connections at once."""
+    def fetching(self, bucket, volume):
+        """The command that fetches the volume's stored bytes in ranges, over several connections at once."""
         lines = []
         for path in volume.objects:
             url, size = self.url(bucket, os.path.relpath(path, volume.store), self.proxy.port), os.path.getsize(path)
@@ -85,14 +88,29 @@ class Remote:
         config = os.path.join(self.run.scratch, "ceiling")
         with open(config, "w") as file:
             file.write("\n".join(lines[:-1]) + "\n")
+        return ["curl", "-sS", "--fail", "--parallel", "--parallel-immediate", "--parallel-max", str(CONNECTIONS), "-K", config]
+
+    def ceiling(self, bucket, volume):
+        """Seconds to fetch the volume's stored bytes with no work to do."""
+        command = self.fetching(bucket, volume)
         self.proxy.taken()
-        seconds = kit.timed(["curl", "-sS", "--fail", "--parallel", "--parallel-immediate", "--parallel-max", str(CONNECTIONS), "-K",
-                             config])
+        seconds = kit.timed(command)
         requests = self.proxy.taken()
         fetched = sum(one["bytes"] for one in requests)
         if not volume.stored_bytes() <= fetched < volume.stored_bytes() * 1.01:
             raise kit.Failed("the ceiling fetched %d bytes of %d" % (fetched, volume.stored_bytes()))
         return seconds, latency.describe(requests)
+
+
+def beside(run, remote, bucket, volume):
+    """Seconds until a copy in a directory is restored and its stored bytes are fetched by somebody else meanwhile, side by side."""
+    command = [run.args.cinderfs, "restore", volume.store, volume.backup_id, "-"]
+    begun = time.monotonic()
+    with subprocess.Popen(remote.fetching(bucket, volume), stderr=subprocess.DEVNULL) as fetching:
+        kit.timed(command, stdout=subprocess.DEVNULL, env=run.environment())
+    if fetching.returncode != 0:
+        raise kit.Failed("curl ended with %d" % fetching.returncode)
+    return time.monotonic() - begun
 
 
 def sequential(run, remote):
@@ -110,12 +128,16 @@ def sequential(run, remote):
                 phrases.append(latency.describe(requests))
                 log.append((what, ratios))
             command = [run.args.cinderfs, "restore", remote.store(codec), volume.backup_id, "-"]
-            note("restore to stdout", kit.timed(command, stdout=subprocess.DEVNULL, env=run.environment()), remote.proxy.taken())
+            note(RESTORE, kit.timed(command, stdout=subprocess.DEVNULL, env=run.environment()), remote.proxy.taken())
             with run.mount(remote.store(codec), "remote, dd, " + codec) as daemon:
                 image = daemon.image(volume.backup_id)
-                note("`dd` through the mount", readers.dd(image), remote.proxy.taken())
+                note(DD, readers.dd(image), remote.proxy.taken())
                 if number == 0 and readers.sha256(image) != volume.sha256:
                     raise kit.Failed("%s: what dd read is not the volume" % volume.label)
+            alone = [run.args.cinderfs, "restore", volume.store, volume.backup_id, "-"]
+            note("restore of a local copy", kit.timed(alone, stdout=subprocess.DEVNULL, env=run.environment()), [])
+            remote.proxy.taken()
+            note(BESIDE, beside(run, remote, codec, volume), remote.proxy.taken())
             after, phrase = remote.ceiling(codec, volume)
             middle = (before + after) / 2
             for _, ratios in log:
@@ -132,7 +154,7 @@ def sequential(run, remote):
         cells = ["%s, %s" % (codec, what), kit.spread([plain for plain, _ in rates], 1e6), kit.spread([stored for _, stored in rates], 1e6)]
         cells += [kit.spread(ratios, form="%.2f") if ratios else "", phrases[-1]]
         yield "| %s |" % " | ".join(cells)
-        if ratios:
+        if ratios and what in BARRED:
             run.bars.put("remote sequential", "%s, %s %s" % (codec, what, kit.spread(ratios, form="%.2f")),
                          statistics.median(ratios) >= BAR_SEQUENTIAL)
     yield ""

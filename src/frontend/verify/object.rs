@@ -99,6 +99,7 @@ pub(super) fn check(
         }
         Err(error) => return Err(error),
     };
+    opened.will_read_on(0);
     let mut stream = ObjectStream::new(object.codec, opened.clone(), crew.ahead().clone()).start()?;
     let pass = Lane::new(Pass {
         layer: layer.clone(),

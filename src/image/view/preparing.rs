@@ -69,8 +69,9 @@ impl View {
         }
     }
 
-    /// Opens the objects of which the image shows something from a place in `range` on, and has the store send what lies there.
+    /// Opens the objects of which the image shows something from a place in `range` on, and has the store send what lies there, and the digests.
     pub(in crate::image) fn prepare(&self, range: Range<u64>) {
+        self.table.announce(&self.blocks_of(&range));
         for (object, offset) in self.beginning_in(range).take(PREPARED_MAX) {
             let Ok(reader) = self.open(object) else { return };
             reader.read_on(offset);

@@ -106,8 +106,7 @@ impl RemoteObject {
         let mut plan = self.lock();
         let mut stream = plan.streams.take(offset, len);
         let found = plan.find(offset).or_else(|| {
-            // One that was followed goes on behind what it said it would need.
-            stream.goes_on |= stream.is_exact;
+            stream.surprise();
             let wanted = if stream.goes_on { stream.window().min(plan.room_at(offset)) } else { 0 };
             self.fetch(&mut plan, offset, wanted.max(len).max(FETCH_BYTES_MIN), true)
         });
@@ -155,6 +154,13 @@ impl Plan {
     fn room_at(&self, offset: u64) -> u64 {
         let next = self.windows.range(offset.saturating_add(1)..).next();
         next.map_or(u64::MAX, |(start, _)| start - offset)
+    }
+
+    /// Whether the byte at `offset` is there.
+    fn holds(&self, offset: u64) -> bool {
+        let near = self.windows.range(..=offset).rev().take(OVERLAPS_MAX).map(|(_, window)| window);
+        // The one that a read would take.
+        near.into_iter().find(|window| window.covers(offset)).is_some_and(|window| window.holds(offset))
     }
 
     /// A window with the byte at `offset`, or one that gets it.
@@ -205,6 +211,17 @@ impl ObjectSource for RemoteObject {
             }
         }
         Err(failed(Error::new(ErrorKind::StoreIo, "there is no memory for what the store sends")))
+    }
+
+    fn read_at_hand(&self, buf: &mut [u8], offset: u64) -> Option<usize> {
+        let left = self.stat.len_bytes.saturating_sub(offset);
+        let len = (buf.len() as u64).min(left).min(WINDOW_BYTES_MAX);
+        if len == 0 || !self.lock().holds(offset) {
+            return None;
+        }
+        // From here on as any other read, or who reads on would not be noticed.
+        let window = self.window_at(offset, len)?;
+        window.read_now(&mut buf[..len as usize], offset)
     }
 
     fn will_need(&self, offset: u64, len: u64) {

@@ -5,17 +5,25 @@
 //! a store together have a budget of memory.
 //!
 //! Invariants: a byte of a window never changes once it is there; a window that failed or gave way says so and hands out nothing made up; the
-//! bytes of all windows stay within [`BUDGET_BYTES`], but for those that somebody waits for.
+//! bytes of all windows stay within [`BUDGET_BYTES`], but for those that somebody waits for; besides, [`SPARE_MAX`] of the largest windows'
+//! memory is kept for the next ones.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
+use super::ahead::WINDOW_BYTES_MAX;
 use crate::error::{Error, Result};
 
-/// Memory for all windows of a store, in bytes: two windows of the largest size for each of eight readers.
-const BUDGET_BYTES: u64 = 64 << 20;
+/// Memory for all windows of a store, in bytes: what is ahead of one reader, and two windows of the largest size that are being read.
+const BUDGET_BYTES: u64 = 48 << 20;
+
+/// How much of it may be ahead of readers, in fifths.
+const AHEAD_FIFTHS: u64 = 4;
+
+/// Of how many windows of the largest size the memory is kept for the next ones: what goes back to the kernel comes back page by page, cleared.
+const SPARE_MAX: usize = 1;
 
 /// The part of a window that may be left of one that was read.
 const UNREAD_SHARE: u64 = 512;
@@ -31,6 +39,8 @@ const GOERS_MAX: usize = 32;
 pub(super) struct Shelf {
     windows: Mutex<VecDeque<Weak<Window>>>,
     bytes: AtomicU64,
+    /// Memory of windows of the largest size that went.
+    spare: Mutex<Vec<Vec<u8>>>,
     /// Whom something was fetched ahead for lately, the latest last.
     goers: Mutex<VecDeque<usize>>,
 }
@@ -111,7 +121,7 @@ impl Shelf {
     }
 
     /// How much may be ahead of the readers of one object, told apart from others by `goer`: those for whom something was fetched ahead lately
-    /// have equal parts of three quarters of the budget.
+    /// have equal parts of four fifths of the budget.
     pub(super) fn share(&self, goer: usize) -> u64 {
         let mut goers = lock(&self.goers);
         if goers.len() == GOERS_MAX {
@@ -120,7 +130,7 @@ impl Shelf {
         goers.push_back(goer);
         let others =
             goers.iter().enumerate().filter(|(at, one)| goers.iter().take(*at).all(|known| known != *one));
-        BUDGET_BYTES / 4 * 3 / others.count().max(1) as u64
+        BUDGET_BYTES / 5 * AHEAD_FIFTHS / others.count().max(1) as u64
     }
 
     /// Lets the oldest windows give way that were read, and (`is_needed`) then those that nobody has read since the last time,
@@ -154,6 +164,23 @@ impl Shelf {
         fits()
     }
 
+    /// Memory for `len` bytes.
+    fn memory(&self, len: u64) -> Vec<u8> {
+        let spare = if len == WINDOW_BYTES_MAX { lock(&self.spare).pop() } else { None };
+        spare.unwrap_or_else(|| Vec::with_capacity(len as usize))
+    }
+
+    /// Takes back the memory of a window.
+    fn take_back(&self, mut memory: Vec<u8>) {
+        if memory.capacity() as u64 == WINDOW_BYTES_MAX {
+            let mut spare = lock(&self.spare);
+            if spare.len() < SPARE_MAX {
+                memory.clear();
+                spare.push(memory);
+            }
+        }
+    }
+
     #[cfg(test)]
     fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
@@ -175,6 +202,12 @@ impl Window {
         lock(&self.state).bytes.len() as u64
     }
 
+    /// Whether the byte at `offset`, which it covers, is there.
+    pub(super) fn holds(&self, offset: u64) -> bool {
+        let state = lock(&self.state);
+        offset - self.start < state.bytes.len() as u64
+    }
+
     /// Whether all of them are.
     pub(super) fn is_full(&self) -> bool {
         self.filled() == self.len
@@ -184,8 +217,8 @@ impl Window {
     pub(super) fn push(&self, piece: &[u8]) {
         let mut state = lock(&self.state);
         if state.end.is_none() {
-            if state.bytes.is_empty() {
-                state.bytes.reserve_exact(self.len as usize);
+            if state.bytes.capacity() == 0 {
+                state.bytes = self.shelf.memory(self.len);
             }
             let room = self.len as usize - state.bytes.len();
             state.bytes.extend_from_slice(&piece[..piece.len().min(room)]);
@@ -245,12 +278,23 @@ impl Window {
                 return Err(WindowError::Late);
             }
         }
-        let until = until.min(state.bytes.len());
-        let read = until - from;
-        buf[..read].copy_from_slice(&state.bytes[from..until]);
+        Ok(Answer::Read(self.copy(&state, from, &mut buf[..until - from])))
+    }
+
+    /// Reads at `offset`, which it covers, what is there; `None` where that is nothing.
+    pub(super) fn read_now(&self, buf: &mut [u8], offset: u64) -> Option<usize> {
+        let from = (offset - self.start) as usize;
+        let state = lock(&self.state);
+        (from < state.bytes.len()).then(|| self.copy(&state, from, buf))
+    }
+
+    /// Copies what is there from `from` on.
+    fn copy(&self, state: &State, from: usize, buf: &mut [u8]) -> usize {
+        let read = buf.len().min(state.bytes.len() - from);
+        buf[..read].copy_from_slice(&state.bytes[from..from + read]);
         self.was_read.store(true, Ordering::Relaxed);
         self.read_bytes.fetch_add(read as u64, Ordering::Relaxed);
-        Ok(Answer::Read(read))
+        read
     }
 
     /// Frees its bytes if all are there; those that are on their way are waited for.
@@ -261,7 +305,7 @@ impl Window {
         }
         let had = matches!(state.end, Some(End::GaveWay));
         state.end = Some(End::GaveWay);
-        state.bytes = Vec::new();
+        self.shelf.take_back(std::mem::take(&mut state.bytes));
         if !had {
             self.shelf.bytes.fetch_sub(self.len, Ordering::Relaxed);
         }
@@ -281,6 +325,7 @@ pub(super) enum WindowError {
 impl Drop for Window {
     fn drop(&mut self) {
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        self.shelf.take_back(std::mem::take(&mut state.bytes));
         if !matches!(state.end, Some(End::GaveWay)) {
             self.shelf.bytes.fetch_sub(self.len, Ordering::Relaxed);
         }
@@ -326,6 +371,47 @@ mod tests {
             window.push(b"89 and more");
             assert_eq!(reader.join().unwrap(), b"456789");
         });
+    }
+
+    #[test]
+    fn what_is_there_is_read_without_waiting() {
+        let shelf = Arc::new(Shelf::default());
+        let window = shelf.window(100, 10, true).unwrap();
+        let mut buf = [0; 20];
+        assert_eq!((window.holds(100), window.read_now(&mut buf, 100)), (false, None));
+        window.push(b"01234");
+        assert_eq!((window.holds(104), window.holds(105)), (true, false));
+        assert_eq!((window.read_now(&mut buf, 103), &buf[..2]), (Some(2), &b"34"[..]));
+        assert_eq!(window.read_now(&mut buf[..1], 103), Some(1));
+        assert!(!window.is_done());
+        window.give_way();
+        assert_eq!(window.read_now(&mut buf, 103), Some(2), "it is on its way");
+        window.push(b"56789");
+        window.give_way();
+        assert_eq!(window.read_now(&mut buf, 103), None);
+    }
+
+    #[test]
+    fn memory_of_windows_that_went_is_for_the_next_ones_and_bounded() {
+        let shelf = Arc::new(Shelf::default());
+        let push = |byte: u8| {
+            let window = shelf.window(0, WINDOW_BYTES_MAX, true).unwrap();
+            window.push(&[byte]);
+            window
+        };
+        let first = push(1);
+        let memory = |window: &Window| {
+            let state = lock(&window.state);
+            (state.bytes.as_ptr() as usize, state.bytes.clone())
+        };
+        let (place, _) = memory(&first);
+        drop(first);
+        let again = push(2);
+        assert_eq!(memory(&again), (place, vec![2]));
+        drop((0..4).map(push).collect::<Vec<_>>());
+        assert_eq!(lock(&shelf.spare).len(), SPARE_MAX);
+        drop((again, shelf.window(0, 10, true)));
+        assert_eq!((lock(&shelf.spare).len(), shelf.bytes()), (SPARE_MAX, 0));
     }
 
     #[test]
@@ -387,7 +473,7 @@ mod tests {
     #[test]
     fn who_was_fetched_ahead_for_lately_has_an_equal_part() {
         let shelf = Shelf::default();
-        let all = BUDGET_BYTES / 4 * 3;
+        let all = BUDGET_BYTES / 5 * AHEAD_FIFTHS;
         assert_eq!([1, 1, 2, 1, 3].map(|goer| shelf.share(goer)), [all, all, all / 2, all / 2, all / 3]);
         for _ in 0..GOERS_MAX {
             shelf.share(2);

@@ -1,0 +1,114 @@
+//! How often an object store is asked by who restores: each object is opened once, digests come a hundred kilobytes at a time, and
+//! the first object before anybody waits for it.
+
+#![cfg(feature = "remote")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "helpers of tests; a panic is the report"
+)]
+
+#[path = "common/fake_swift.rs"]
+#[allow(dead_code, reason = "other tests use the rest")]
+mod fake_swift;
+#[path = "common/http_server.rs"]
+mod http_server;
+#[path = "common/restart_kit.rs"]
+mod restart_kit;
+#[path = "common/store_kit.rs"]
+mod store_kit;
+#[path = "common/swift_store.rs"]
+mod swift_store;
+#[path = "common/volume.rs"]
+mod volume;
+#[path = "common/watched_store.rs"]
+mod watched_store;
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use cinderfs::catalog::{Catalog, CatalogOptions};
+use cinderfs::frontend::restore::{OnDamage, RestoreOptions, Target, restore};
+use cinderfs::store::Store;
+use cinderfs::store::deadline::DeadlineStore;
+
+use fake_swift::{FakeSwift, Object};
+use restart_kit::{Kit, ZLIB, options};
+use volume::{MIB, full, mixed};
+
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// The kit's backup in a server.
+fn served(kit: &Kit) -> (Arc<FakeSwift>, Catalog) {
+    let (server, store) = FakeSwift::start(DEADLINE);
+    let spec = full("a", &kit.plain, ZLIB);
+    for (name, bytes) in spec.files_with(&ZLIB.pack(&kit.plain)) {
+        let modified = "2026-02-03T04:05:06.000000".to_owned();
+        server.objects.lock().unwrap().insert(name, Object { bytes, modified });
+    }
+    // As the commands have it.
+    let store = Arc::new(DeadlineStore::new(store, DEADLINE));
+    store.arm();
+    let options = CatalogOptions { workers: 4, cache_bytes_max: 64 << 20, ..options() };
+    (server, Catalog::open(store as Arc<dyn Store>, options).unwrap())
+}
+
+fn opened(server: &FakeSwift, kit: &Kit) -> usize {
+    let head = format!("HEAD {}", kit.object);
+    server.requests.lock().unwrap().iter().filter(|request| **request == head).count()
+}
+
+/// What was asked for of objects whose name ends so.
+fn asked(server: &FakeSwift, ending: &str) -> Vec<(u64, u64)> {
+    let ranges = server.ranges.lock().unwrap();
+    ranges.iter().filter(|(of, ..)| of.ends_with(ending)).map(|(_, from, to)| (*from, *to)).collect()
+}
+
+#[test]
+fn threads_that_restore_open_an_object_once_and_ask_for_digests_seldom() {
+    let kit = Kit::new("a", mixed(7, 160 * MIB), ZLIB);
+    let (server, catalog) = served(&kit);
+    let image = catalog.image(catalog.snapshot().get(&kit.id).unwrap()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let target = folder.path().join("image");
+    let options = RestoreOptions {
+        force: false,
+        on_damage: OnDamage::Stop,
+        threads: 8,
+        cancel: &AtomicBool::new(false),
+    };
+    restore(&image, Target::Path(target.clone()), &options, &|_| ()).unwrap();
+    assert!(std::fs::read(target).unwrap() == kit.plain, "wrong bytes");
+    assert_eq!(opened(&server, &kit), 1);
+    let digests = asked(&server, "_sha256file");
+    let len = server
+        .objects
+        .lock()
+        .unwrap()
+        .iter()
+        .find(|(name, _)| name.ends_with("_sha256file"))
+        .unwrap()
+        .1
+        .bytes
+        .len();
+    let fetched: u64 = digests.iter().map(|(from, to)| to + 1 - from).sum();
+    // The head, the tail, and what lies between in pieces of 256 KiB.
+    assert!(digests.len() <= 5 && fetched <= len as u64 + 8192, "{digests:?} of {len} bytes");
+}
+
+#[test]
+fn what_will_be_restored_is_sent_before_its_image_is_opened() {
+    let kit = Kit::new("a", mixed(8, 24 * MIB), ZLIB);
+    let (server, catalog) = served(&kit);
+    assert_eq!(opened(&server, &kit), 0);
+    catalog.expect(catalog.snapshot().get(&kit.id).unwrap());
+    let until = Instant::now() + DEADLINE;
+    while !asked(&server, kit.object.as_str()).iter().any(|(from, to)| *from == 0 && *to > 1 << 20) {
+        assert!(Instant::now() < until, "nothing of the object is asked for");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert!(asked(&server, "_sha256file").is_empty(), "nobody has opened the image");
+    assert_eq!(opened(&server, &kit), 1);
+}
