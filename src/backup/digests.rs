@@ -314,16 +314,34 @@ fn lines(
     if how == LookUp::Blocks {
         announce();
     }
-    let bytes = layout.bytes_of(blocks.clone());
+    let keeps = how != (LookUp::Scan { keep: false });
+    let wanted = layout.bytes_of(blocks.clone());
+    // What is to be kept is fetched once, and not again for its page's sake.
+    let read_blocks = match kept {
+        Some(kept) if keeps && source.is_far() => kept.whole_pages(blocks),
+        _ => blocks.clone(),
+    };
+    let bytes = layout.bytes_of(read_blocks.clone());
     let mut lines = vec![0; (bytes.end - bytes.start) as usize];
     let read = read_unchanged(source, &mut lines, bytes.start);
     let Some(kept) = kept else { return read.map(|()| lines).map_err(Unread::error) };
     match read {
         Ok(()) => {
             kept.note(false);
-            if how != (LookUp::Scan { keep: false }) {
-                kept.keep(blocks, |page, at| read_unchanged(source, page, at).map_err(Unread::error));
+            if keeps {
+                kept.keep(&read_blocks, |page, at| {
+                    let known = at
+                        .checked_sub(bytes.start)
+                        .and_then(|from| lines.get(from as usize..)?.get(..page.len()));
+                    match known {
+                        Some(known) => page.copy_from_slice(known),
+                        None => read_unchanged(source, page, at).map_err(Unread::error)?,
+                    }
+                    Ok(())
+                });
             }
+            lines.truncate((wanted.end - bytes.start) as usize);
+            lines.drain(..(wanted.start - bytes.start) as usize);
             Ok(lines)
         }
         Err(Unread::Changed(error)) => Err(error),

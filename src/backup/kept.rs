@@ -152,6 +152,12 @@ impl KeptPages {
         Some(lines)
     }
 
+    /// `blocks`, widened to all whose digests lie in the same pages.
+    pub(super) fn whole_pages(&self, blocks: &Range<u64>) -> Range<u64> {
+        let pages = self.pages(blocks);
+        pages.start * PAGE_BLOCKS..(pages.end * PAGE_BLOCKS).min(self.layout.count())
+    }
+
     fn pages(&self, blocks: &Range<u64>) -> Range<u64> {
         blocks.start / PAGE_BLOCKS..blocks.end.div_ceil(PAGE_BLOCKS)
     }
