@@ -1,5 +1,7 @@
 //! Does a program that is killed end soon while the store hangs that it waits for? The store lies behind bindfs, which is stopped.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests, where a panic is the report")]
+
 #[path = "common/mount.rs"]
 mod mount;
 #[path = "common/stalled.rs"]

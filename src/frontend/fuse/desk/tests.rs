@@ -117,7 +117,11 @@ fn who_was_killed_is_let_go_and_nobody_else() {
         let (desk, hung) = (&desk, &hung);
         for (name, asker) in [("killed", 7), ("alive", 8), ("the kernel", 0)] {
             let owed = owed(name);
-            scope.spawn(move || desk.work(owed, Asker(asker), || drop(hung.lock().unwrap().recv())));
+            scope.spawn(move || {
+                desk.work(owed, Asker(asker), || {
+                    let _ = hung.lock().unwrap().recv();
+                });
+            });
         }
         wait_until(|| {
             let seats = lock(&desk.0.seats);
