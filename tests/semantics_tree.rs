@@ -283,7 +283,7 @@ fn inode_numbers_outlive_the_mount() {
 // > `st_blocks` of `volume.img` counts what is not a hole, in units of 512 bytes rounded up.
 //
 // > The holes of an image of more than 262,144 blocks are counted in the background from the first `stat` on,
-// > and until that is done `st_blocks` counts the whole length.
+// > and until that is done `st_blocks` counts what its objects hold.
 #[test]
 fn sizes_are_those_of_the_volume_and_of_its_data() {
     let folder = open_folder();

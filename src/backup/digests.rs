@@ -8,6 +8,8 @@
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
+use sha2::{Digest, Sha256};
+
 use super::ahead::Ahead;
 use super::kept::KeptPages;
 use super::packed::{PackedHashes, Packer};
@@ -17,6 +19,10 @@ use crate::error::{Error, ErrorKind, Result, ResultExt as _};
 use crate::format::sha256file::{self, HEAD_BYTES, Header, StrideLayout, TAIL_BYTES};
 use crate::store::{ObjectSource, ObjectVersion, SourceReader, read_exact_at};
 use crate::types::{BlockHash, BlockIndex, ObjectName};
+
+/// How much of the head is read at first, in bytes. What stands before the list hardly ever takes more, and whoever lists a store far
+/// away opens a thousand of these.
+const HEAD_BYTES_FIRST: usize = 8 << 10;
 
 /// Digests read at once by a scan: a quarter MiB of the file.
 const SCAN_BLOCKS: u64 = 3640;
@@ -31,6 +37,8 @@ enum Digests {
     Stride {
         source: Arc<dyn ObjectSource>,
         layout: StrideLayout,
+        /// Of the document's head and tail, as the layout was found in them.
+        ends: BlockHash,
         kept: Option<Box<KeptPages>>,
         ahead: Ahead,
         /// Where pages are held in memory, and this file's number there.
@@ -44,22 +52,26 @@ impl BlockHashTable {
     /// [`ErrorKind::Unsupported`] or [`ErrorKind::LimitExceeded`] when its version or block size cannot be served.
     pub fn open(source: Arc<dyn ObjectSource>) -> Result<Self> {
         let stored = source.stat().len_bytes;
-        let mut head = vec![0; HEAD_BYTES.min(stored as usize)];
         let mut tail = vec![0; TAIL_BYTES.min(stored as usize)];
         let tail_at = stored - tail.len() as u64;
         if !source.is_local() {
             // Both in one journey.
+            source.will_need(0, HEAD_BYTES_FIRST as u64);
             source.will_need(tail_at, tail.len() as u64);
         }
-        read_exact_at(&*source, &mut head, 0)?;
         read_exact_at(&*source, &mut tail, tail_at)?;
-        if let Some(found) = sha256file::find_layout(&head, &tail, stored) {
-            let (header, layout) = found?;
-            let ahead = Ahead::new(stored);
-            return Ok(Self {
-                header,
-                digests: Digests::Stride { source, layout, kept: None, ahead, held: None },
-            });
+        let mut head = Vec::new();
+        for wanted in [HEAD_BYTES_FIRST, HEAD_BYTES] {
+            let known = head.len();
+            head.resize(wanted.min(stored as usize), 0);
+            read_exact_at(&*source, &mut head[known..], known as u64)?;
+            if let Some(found) = sha256file::find_layout(&head, &tail, stored) {
+                let (header, layout) = found?;
+                let ends = BlockHash(Sha256::new().chain_update(&head).chain_update(&tail).finalize().into());
+                let ahead = Ahead::new(stored);
+                let digests = Digests::Stride { source, layout, ends, kept: None, ahead, held: None };
+                return Ok(Self { header, digests });
+            }
         }
         let mut packer = Packer::new();
         let header = sha256file::parse_stream(SourceReader::new(&*source, 0), &mut |hash| packer.push(hash))?;
@@ -90,6 +102,11 @@ impl BlockHashTable {
         self.header.block_bytes
     }
 
+    /// Whether they come from a server, where going through all of them is not to be done by the way.
+    pub fn is_far(&self) -> bool {
+        matches!(&self.digests, Digests::Stride { source, .. } if source.is_far())
+    }
+
     /// How many blocks there are.
     pub fn count(&self) -> u64 {
         match &self.digests {
@@ -101,11 +118,9 @@ impl BlockHashTable {
     /// The same table, which keeps what is read of it on disk and answers from there when the store fails. `name` is its
     /// file's.
     pub(crate) fn kept_in(mut self, ring: &Arc<BlockRing>, name: &ObjectName) -> Self {
-        if let Digests::Stride { source, layout, kept, .. } = &mut self.digests {
-            match KeptPages::new(ring.clone(), name.as_str(), &**source, *layout) {
-                Ok(pages) => *kept = Some(Box::new(pages)),
-                Err(error) => tracing::warn!("the digests of {name:?} are not kept: {error}"),
-            }
+        if let Digests::Stride { source, layout, ends, kept, .. } = &mut self.digests {
+            let pages = KeptPages::new(ring.clone(), name.as_str(), source.stat(), ends, *layout);
+            *kept = Some(Box::new(pages));
         }
         self
     }
@@ -121,16 +136,24 @@ impl BlockHashTable {
     /// The digests of `blocks`, which must lie below [`count`](Self::count). An entry that is not a digest, as damage
     /// leaves it, is an error of its own block only; a store that cannot be read is the error of them all.
     pub fn get(&self, blocks: Range<u64>) -> Vec<Result<BlockHash>> {
-        if let Digests::Stride { source, layout, ahead, held, .. } = &self.digests {
+        if let Digests::Stride { held, .. } = &self.digests {
             if let Some(digests) = self.held(&blocks) {
                 return digests;
             }
-            ahead.touch(&**source, layout.bytes_of(blocks.clone()).start);
             if let Some((pages, file)) = held {
                 return self.get_held(blocks, pages, *file);
             }
         }
-        self.look_up(blocks, true)
+        self.look_up(blocks, LookUp::Blocks)
+    }
+
+    /// The digests of `blocks` where memory or this machine's disk has them.
+    pub fn at_hand(&self, blocks: &Range<u64>) -> Option<Vec<Result<BlockHash>>> {
+        self.held(blocks).or_else(|| {
+            let Digests::Stride { layout, kept, .. } = &self.digests else { return None };
+            let lines = kept.as_deref().filter(|kept| !kept.is_doubted())?.lines(blocks)?;
+            Some(decoded(layout, blocks, &lines))
+        })
     }
 
     /// Tells the store that whoever reads on will come to `blocks`. Ranges that follow each other leave none out.
@@ -146,7 +169,7 @@ impl BlockHashTable {
     /// The digests of `blocks` where they can be told without asking the store.
     pub fn held(&self, blocks: &Range<u64>) -> Option<Vec<Result<BlockHash>>> {
         let Digests::Stride { held, .. } = &self.digests else {
-            return Some(self.look_up(blocks.clone(), false));
+            return Some(self.look_up(blocks.clone(), LookUp::Scan { keep: false }));
         };
         let (pages, file) = held.as_ref()?;
         let mut digests = Vec::with_capacity((blocks.end - blocks.start) as usize);
@@ -160,9 +183,12 @@ impl BlockHashTable {
 
     /// Forgets what is held in memory around a block that is not what its digest says.
     pub fn doubt(&self, block: BlockIndex) {
-        if let Digests::Stride { source, held, .. } = &self.digests {
+        if let Digests::Stride { source, kept, held, .. } = &self.digests {
             if let Some((pages, file)) = held {
                 pages.forget(*file, block.0 / PAGE_BLOCKS);
+            }
+            if let Some(kept) = kept {
+                kept.doubt();
             }
             source.doubt();
         }
@@ -172,7 +198,7 @@ impl BlockHashTable {
     fn get_held(&self, blocks: Range<u64>, pages: &DigestPages, file: u64) -> Vec<Result<BlockHash>> {
         let whole = pages_of(&blocks);
         let read = (whole.start * PAGE_BLOCKS)..(whole.end * PAGE_BLOCKS).min(self.count());
-        let mut lines = self.look_up(read, true).into_iter();
+        let mut lines = self.look_up(read, LookUp::Blocks).into_iter();
         let mut digests = Vec::with_capacity((blocks.end - blocks.start) as usize);
         for page in whole {
             let len = PAGE_BLOCKS.min(self.count() - page * PAGE_BLOCKS) as usize;
@@ -202,7 +228,8 @@ impl BlockHashTable {
         match &self.digests {
             Digests::Packed(hashes) => digests.extend(blocks.map(|block| hashes.get(block))),
             Digests::Stride { source, layout, kept, .. } => {
-                let lines = lines(&**source, layout, kept.as_deref(), &blocks, false)
+                let how = LookUp::Scan { keep: false };
+                let lines = lines(&**source, layout, kept.as_deref(), &blocks, how, &|| ())
                     .context(|| "cannot read the digests")?;
                 digests.extend(lines.chunks(layout.stride() as usize).map(|line| layout.decode(line)));
             }
@@ -210,20 +237,20 @@ impl BlockHashTable {
         Ok(())
     }
 
-    fn look_up(&self, blocks: Range<u64>, keep: bool) -> Vec<Result<BlockHash>> {
+    fn look_up(&self, blocks: Range<u64>, how: LookUp) -> Vec<Result<BlockHash>> {
         match &self.digests {
             Digests::Packed(hashes) => blocks.map(|i| hashes.get(i).ok_or_else(|| bad_entry(i))).collect(),
-            Digests::Stride { source, layout, kept, .. } => {
+            Digests::Stride { source, layout, kept, ahead, .. } => {
                 let kept = kept.as_deref();
-                let lines = match lines(&**source, layout, kept, &blocks, keep) {
+                let announce = || ahead.touch(&**source, layout.bytes_of(blocks.clone()).start);
+                let lines = match lines(&**source, layout, kept, &blocks, how, &announce) {
                     Ok(lines) => lines,
                     Err(error) => {
                         let error = error.context("cannot read the digest");
                         return blocks.map(|_| Err(error.clone())).collect();
                     }
                 };
-                let entries = lines.chunks(layout.stride() as usize);
-                blocks.zip(entries).map(|(i, line)| layout.decode(line).ok_or_else(|| bad_entry(i))).collect()
+                decoded(layout, &blocks, &lines)
             }
         }
     }
@@ -241,7 +268,7 @@ impl BlockHashTable {
         let mut batch = 64;
         while next < self.count() {
             let end = self.count().min(next + batch);
-            for (index, digest) in (next..end).zip(self.look_up(next..end, keep)) {
+            for (index, digest) in (next..end).zip(self.look_up(next..end, LookUp::Scan { keep })) {
                 let digest = match digest {
                     Err(error) if error.kind() != ErrorKind::Malformed => return Err(error),
                     other => other.ok(),
@@ -257,34 +284,76 @@ impl BlockHashTable {
     }
 }
 
+/// What digests are looked up for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum LookUp {
+    /// To read their blocks, and soon those beside them.
+    Blocks,
+    /// To look at them only, at many.
+    Scan { keep: bool },
+}
+
+fn decoded(layout: &StrideLayout, blocks: &Range<u64>, lines: &[u8]) -> Vec<Result<BlockHash>> {
+    let entries = lines.chunks(layout.stride() as usize);
+    blocks.clone().zip(entries).map(|(i, line)| layout.decode(line).ok_or_else(|| bad_entry(i))).collect()
+}
+
 /// The pages that `blocks` lie in.
 fn pages_of(blocks: &Range<u64>) -> Range<u64> {
     blocks.start / PAGE_BLOCKS..blocks.end.div_ceil(PAGE_BLOCKS)
 }
 
-/// The lines of `blocks`, from the store or, when it fails, from what was kept of it.
+/// The lines of `blocks`, from the store or, when it fails or is far away, from what was kept of it. `announce` is called before the
+/// store is asked for blocks' sake.
 fn lines(
     source: &dyn ObjectSource,
     layout: &StrideLayout,
     kept: Option<&KeptPages>,
     blocks: &Range<u64>,
-    keep: bool,
+    how: LookUp,
+    announce: &dyn Fn(),
 ) -> Result<Vec<u8>> {
-    if let Some(kept) = kept.filter(|kept| kept.failed_lately())
+    // What was kept of this very version is what the store would say.
+    let is_kept_enough = |kept: &&KeptPages| {
+        let is_unchanged = || source.is_changed().is_ok_and(|is_changed| !is_changed);
+        kept.failed_lately() || source.is_far() && !kept.is_doubted() && is_unchanged()
+    };
+    if let Some(kept) = kept.filter(is_kept_enough)
         && let Some(lines) = kept.lines(blocks)
     {
         return Ok(lines);
     }
-    let bytes = layout.bytes_of(blocks.clone());
+    if how == LookUp::Blocks {
+        announce();
+    }
+    let keeps = how != (LookUp::Scan { keep: false });
+    let wanted = layout.bytes_of(blocks.clone());
+    // What is to be kept is fetched once, and not again for its page's sake.
+    let read_blocks = match kept {
+        Some(kept) if keeps && source.is_far() => kept.whole_pages(blocks),
+        _ => blocks.clone(),
+    };
+    let bytes = layout.bytes_of(read_blocks.clone());
     let mut lines = vec![0; (bytes.end - bytes.start) as usize];
     let read = read_unchanged(source, &mut lines, bytes.start);
     let Some(kept) = kept else { return read.map(|()| lines).map_err(Unread::error) };
     match read {
         Ok(()) => {
             kept.note(false);
-            if keep {
-                kept.keep(blocks, |page, at| read_unchanged(source, page, at).map_err(Unread::error));
+            if keeps {
+                kept.keep(&read_blocks, |page, at| {
+                    let known = at
+                        .checked_sub(bytes.start)
+                        .and_then(|from| lines.get(from as usize..)?.get(..page.len()));
+                    match known {
+                        Some(known) => page.copy_from_slice(known),
+                        None => read_unchanged(source, page, at).map_err(Unread::error)?,
+                    }
+                    Ok(())
+                });
             }
+            lines.truncate((wanted.end - bytes.start) as usize);
+            lines.drain(..(wanted.start - bytes.start) as usize);
             Ok(lines)
         }
         Err(Unread::Changed(error)) => Err(error),

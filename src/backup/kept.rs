@@ -1,8 +1,8 @@
-//! Digests kept on disk, for when the store does not answer.
+//! Digests kept on disk, for when the store does not answer, or is far away.
 //!
 //! Problem: a block on disk is worth nothing without the digest that asks for it, and digests are read from the store, a few
 //! with each read. Idea: the `_sha256file` is cut into pages of [`PAGE_BLOCKS`] lines; whoever reads a line sees to it that its
-//! page lies on disk beside the blocks. When the store fails, the page answers.
+//! page lies on disk beside the blocks. When the store fails, or is at a server that need not be asked for what it gave before, the page answers.
 //!
 //! Which file a page is of is part of its key: the name, the version as the store tells it, and a sha256 of the file's head
 //! and tail, which hold the ids and the first digests. So a file that is replaced never meets the old one's pages, whatever its
@@ -12,6 +12,7 @@
 //! sha256 of its key and its bytes); memory does not depend on how many digests there are.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -20,8 +21,9 @@ use sha2::{Digest, Sha256};
 use crate::byte_lru::ByteLru;
 use crate::cache_dir::blocks::{BlockRing, Key};
 use crate::error::Result;
-use crate::format::sha256file::{HEAD_BYTES, StrideLayout, TAIL_BYTES};
-use crate::store::{ObjectSource, read_exact_at};
+use crate::format::sha256file::StrideLayout;
+use crate::store::ObjectStat;
+use crate::types::BlockHash;
 
 /// Digests in a page: 18 KiB of the file, for 8 MiB of volume.
 const PAGE_BLOCKS: u64 = 256;
@@ -47,42 +49,50 @@ pub(super) struct KeptPages {
     layout: StrideLayout,
     remembered: Mutex<ByteLru<u64, u64>>,
     failed: Mutex<Option<Instant>>,
+    /// Something that a page said was not so.
+    is_doubted: AtomicBool,
 }
 
 impl KeptPages {
-    /// For the file `name`, opened as `source`. An error when its ends cannot be read or have changed.
+    /// For the file `name`, of which a store has told `stat`, and whose head and tail have the sha256 `ends`.
     pub(super) fn new(
         ring: Arc<BlockRing>,
         name: &str,
-        source: &dyn ObjectSource,
+        stat: &ObjectStat,
+        ends: &BlockHash,
         layout: StrideLayout,
-    ) -> Result<Self> {
-        let stat = source.stat();
+    ) -> Self {
         let mut hasher = Sha256::new();
         for text in ["digests of", name, &stat.version.0] {
             hasher.update((text.len() as u64).to_le_bytes());
             hasher.update(text);
         }
         hasher.update(stat.len_bytes.to_le_bytes());
-        let mut end = vec![0; HEAD_BYTES.min(stat.len_bytes as usize)];
-        read_exact_at(source, &mut end, 0)?;
-        hasher.update(&end);
-        end.truncate(TAIL_BYTES);
-        let tail_at = stat.len_bytes - end.len() as u64;
-        read_exact_at(source, &mut end, tail_at)?;
-        hasher.update(&end);
-        Ok(Self {
+        hasher.update(ends.0);
+        Self {
             ring,
             identity: hasher.finalize().into(),
             layout,
             remembered: Mutex::new(ByteLru::new(REMEMBERED_MAX)),
             failed: Mutex::default(),
-        })
+            is_doubted: AtomicBool::new(false),
+        }
     }
 
     /// Whether the digests of a scan are worth keeping too.
     pub(super) fn keeps_scans(&self) -> bool {
         self.layout.count().saturating_mul(self.layout.stride()) <= self.ring.data_bytes() / SCAN_SHARE
+    }
+
+    /// Says that a block is not what its digest says, which may have come wrong from the store once, and be kept so: from now on the store is
+    /// asked while it answers.
+    pub(super) fn doubt(&self) {
+        self.is_doubted.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether anything was doubted.
+    pub(super) fn is_doubted(&self) -> bool {
+        self.is_doubted.load(Ordering::Relaxed)
     }
 
     /// Whether the store failed a moment ago.
@@ -140,6 +150,12 @@ impl KeptPages {
             })?;
         }
         Some(lines)
+    }
+
+    /// `blocks`, widened to all whose digests lie in the same pages.
+    pub(super) fn whole_pages(&self, blocks: &Range<u64>) -> Range<u64> {
+        let pages = self.pages(blocks);
+        pages.start * PAGE_BLOCKS..(pages.end * PAGE_BLOCKS).min(self.layout.count())
     }
 
     fn pages(&self, blocks: &Range<u64>) -> Range<u64> {

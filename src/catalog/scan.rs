@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::{DAMAGE_BELIEVED, Entry, Snapshot};
@@ -18,8 +18,9 @@ use crate::in_order::in_order;
 use crate::store::{ListedObject, ObjectSource, ObjectStat, Part, Store};
 use crate::types::{BackupId, ObjectName};
 
-/// Longest document of which more than a summary is kept: it lists some 5,000 objects, which many threads may hold at once.
-const KEPT_DOCUMENT_BYTES_MAX: u64 = 1 << 20;
+/// Most bytes of documents that are read whole at once, by all threads together; of what is beyond, a summary is kept, and who wants more reads
+/// it again. These list some 150,000 objects, at half a document's length in memory.
+const WHOLE_BYTES_MAX: u64 = 32 << 20;
 
 /// How often a scan that takes long tells how far it is.
 const TOLD_EVERY: Duration = Duration::from_secs(5);
@@ -140,8 +141,10 @@ fn read_all(
     kept: Kept<'_>,
 ) -> Result<Vec<Outcome>> {
     let threads = store.calls_at_once();
+    let whole_bytes = AtomicU64::new(0);
     let read = |(): &mut (), index: u64| {
-        let summary = read(store, &listed[index as usize], (threads > 1).then_some((kept, digests)));
+        let summary =
+            read(store, &listed[index as usize], (threads > 1).then_some((kept, digests, &whole_bytes)));
         match summary {
             Err(error) if error.kind() == ErrorKind::Interrupted => Err(error),
             summary => Ok((summary, Instant::now())),
@@ -164,13 +167,13 @@ fn read_all(
 fn read(
     store: &dyn Store,
     listed: &ListedObject,
-    kept: Option<(Kept<'_>, &Digests)>,
+    kept: Option<(Kept<'_>, &Digests, &AtomicU64)>,
 ) -> Result<Arc<Summary>> {
     let outcome = match kept {
         None => {
             store.open(&listed.name).and_then(|source| Summary::read(&listed.name, &*source).map(Arc::new))
         }
-        Some((kept, digests)) => read_as_listed(store, listed, digests, kept),
+        Some((kept, digests, whole)) => read_as_listed(store, listed, digests, kept, whole),
     };
     outcome.map_err(|error| error.context(format!("backup metadata {:?}", listed.name)))
 }
@@ -181,11 +184,12 @@ fn read_as_listed(
     listed: &ListedObject,
     digests: &Digests,
     kept: Kept<'_>,
+    whole: &AtomicU64,
 ) -> Result<Arc<Summary>> {
     let read = |source: Arc<dyn ObjectSource>| {
-        if source.stat().len_bytes > KEPT_DOCUMENT_BYTES_MAX {
+        let Some(_room) = Room::take(whole, source.stat().len_bytes) else {
             return Summary::read(&listed.name, &*source).map(Arc::new);
-        }
+        };
         let backup = Backup::read(&listed.name, &*source)?;
         let summary = backup.summary.clone();
         let digests = backup.digest_name().ok().and_then(|name| digests.get(&name).cloned());
@@ -201,6 +205,23 @@ fn read_as_listed(
             }
         }
         outcome => outcome,
+    }
+}
+
+/// Of [`WHOLE_BYTES_MAX`], as long as it lives.
+struct Room<'a>(&'a AtomicU64, u64);
+
+impl<'a> Room<'a> {
+    fn take(taken: &'a AtomicU64, bytes: u64) -> Option<Self> {
+        let with = |taken: u64| taken.checked_add(bytes).filter(|sum| *sum <= WHOLE_BYTES_MAX);
+        taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, with).ok()?;
+        Some(Self(taken, bytes))
+    }
+}
+
+impl Drop for Room<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(self.1, Ordering::Relaxed);
     }
 }
 

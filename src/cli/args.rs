@@ -169,6 +169,11 @@ impl OutputArgs {
     pub(crate) fn names_columns(&self) -> bool {
         !self.columns.is_empty()
     }
+
+    /// Whether the call says that it wants this one.
+    pub(crate) fn names(&self, column: &str) -> bool {
+        self.columns.iter().any(|word| word.eq_ignore_ascii_case(column))
+    }
 }
 
 /// The column that a word names, whatever its case.

@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 use super::args::{OutputArgs, StoreArg};
 use super::exit::{Failure, Outcome};
 use super::{print, render, require_answers, select};
+use crate::backup::BlockHashTable;
 use crate::catalog::Entry;
 use crate::frontend::document;
 
@@ -44,7 +45,10 @@ pub(crate) fn run(args: &ShowArgs) -> Result<Outcome, Failure> {
     let entry = select::backup(&entries, &args.backup, args.volume.as_deref(), &usable)?;
     let image = catalog.image(&entry);
     if let Ok(image) = &image {
-        image.count_data(); // a mount counts in the background; here there is nothing to do meanwhile
+        // A mount counts in the background; here there is nothing to do meanwhile. What is far away is fetched for who asks for it.
+        if !image.hash_table().is_some_and(BlockHashTable::is_far) || args.output.names("data_bytes") {
+            image.count_data();
+        }
     }
     require_answers(&catalog, image.as_ref().err())?;
     let document = document::backup_document(&entry, image.as_ref());

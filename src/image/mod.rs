@@ -132,6 +132,8 @@ pub struct Image {
     damage: DamageLog,
     /// Zeros have stood in for lost bytes since [`Image::take_stand_ins`] was asked last.
     has_stand_ins: AtomicBool,
+    /// Bytes that some object holds.
+    stored_bytes: u64,
     data_bytes: OnceLock<u64>,
     count_started: OnceLock<()>,
     content_hash: OnceLock<BlockHash>,
@@ -179,6 +181,7 @@ impl Image {
         let id = tip.summary.id.clone();
         let chain = layers.iter().rev().map(|layer| layer.summary.id.clone()).collect();
         let map = ExtentMap::paint(extents(&layers), len_bytes);
+        let stored_bytes = map.extents().iter().map(|extent| extent.len).sum();
         let layers: Arc<[Arc<Backup>]> = layers.into();
         let content = match table {
             Some(table) => {
@@ -195,6 +198,7 @@ impl Image {
             content,
             damage: DamageLog::default(),
             has_stand_ins: AtomicBool::new(false),
+            stored_bytes,
             data_bytes,
             count_started,
             content_hash: OnceLock::new(),
@@ -395,8 +399,13 @@ impl Image {
             if let Some(image) = image.upgrade()
                 && let Content::Proven(view) = &image.content
             {
-                view.prepare(soon);
-                view.announce_all(near);
+                // What was read before need not be sent again.
+                if !view.is_on_disk(&soon) {
+                    view.prepare(soon);
+                }
+                if !view.is_on_disk(&near) {
+                    view.announce_all(near);
+                }
             }
         });
     }
@@ -453,12 +462,21 @@ impl Image {
         }
     }
 
+    /// What a file of this image would take on a disk, in bytes: those that are not holes, and until that is known those that its objects
+    /// hold.
+    pub fn allocated_bytes(self: &Arc<Self>) -> u64 {
+        self.data_bytes().unwrap_or(self.stored_bytes)
+    }
+
     /// Bytes that are not holes, once that is known: small images know at once, large ones count in the background
-    /// after the first call and say `None` until then.
+    /// after the first call and say `None` until then. Those whose digests are far away say so until somebody [counts](Self::count_data).
     pub fn data_bytes(self: &Arc<Self>) -> Option<u64> {
         let Content::Proven(view) = &self.content else { return Some(self.len_bytes) };
         if let Some(&known) = self.data_bytes.get() {
             return Some(known);
+        }
+        if view.table().is_far() {
+            return None;
         }
         if view.table().count() <= holes::COUNT_AT_ONCE_MAX {
             return self.count_data();

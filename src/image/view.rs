@@ -164,6 +164,21 @@ impl View {
         })
     }
 
+    /// Whether the blocks of `range`, which ends within the image, are in the disk cache, or zeros. Nothing is read of them, or asked of the store.
+    pub(super) fn is_on_disk(&self, range: &Range<u64>) -> bool {
+        if self.engine.disk().is_none() {
+            return false;
+        }
+        let blocks = self.blocks_of(range);
+        let Some(digests) = self.table.at_hand(&blocks) else { return false };
+        blocks.zip(digests).all(|(index, digest)| {
+            let (block, bytes) = (BlockIndex(index), self.range_of(BlockIndex(index)));
+            digest.is_ok_and(|hash| {
+                hash == *self.zero_hash(block) || self.engine.holds_on_disk(&hash, bytes.end - bytes.start)
+            })
+        })
+    }
+
     /// Gets the blocks of a range into the cache.
     pub(super) fn fetch(&self, range: Range<u64>) {
         self.find(self.blocks_of(&range), Urgency::Ahead);

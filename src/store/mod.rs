@@ -186,6 +186,11 @@ pub trait ObjectSource: Send + Sync {
     fn is_local(&self) -> bool {
         false
     }
+
+    /// Whether its bytes come from a server: what can be done without is not read then.
+    fn is_far(&self) -> bool {
+        false
+    }
 }
 
 /// Fills `buf` from `offset`; [`ErrorKind::Truncated`] when the object ends first.

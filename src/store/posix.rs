@@ -48,6 +48,21 @@ const LOCAL_MAGICS: [u32; 12] = [
     0xe0f5_e1e2,
 ];
 
+/// File systems that read from a server, or from a process that may: NFS, CIFS and SMB, Ceph, FUSE (GlusterFS among others), 9P, AFS.
+/// What is in neither list may be either.
+const FAR_MAGICS: [u32; 8] =
+    [0x6969, 0xff53_4d42, 0xfe53_4d42, 0x517b, 0x00c3_6400, 0x6573_5546, 0x0102_1997, 0x5346_414f];
+
+/// Where the bytes of a file are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Reach {
+    /// On a disk of this machine.
+    Here,
+    /// At a server.
+    Far,
+    Unknown,
+}
+
 /// Devices remembered.
 const DEVICES_MAX: usize = 64;
 
@@ -56,8 +71,8 @@ const DEVICES_MAX: usize = 64;
 pub struct PosixStore {
     root: Beneath,
     location: Box<str>,
-    /// Devices, and whether each is a disk of this machine. Asking is a call over the network for some.
-    devices: Mutex<Vec<(u64, bool)>>,
+    /// Devices, and where each is. Asking is a call over the network for some.
+    devices: Mutex<Vec<(u64, Reach)>>,
     folders: walk::FolderCache,
 }
 
@@ -89,24 +104,27 @@ impl PosixStore {
         })
     }
 
-    /// Whether an opened file lies on a disk of this machine.
+    /// Where an opened file lies.
     #[expect(clippy::unnecessary_cast, reason = "the fields' types differ between systems")]
-    fn is_local(&self, file: &OwnedFd, stat: &Stat) -> bool {
+    fn reach(&self, file: &OwnedFd, stat: &Stat) -> Reach {
         let device = stat.st_dev as u64;
         let mut devices = self.devices.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, is_local)) = devices.iter().find(|(known, _)| *known == device) {
-            return *is_local;
+        if let Some((_, reach)) = devices.iter().find(|(known, _)| *known == device) {
+            return *reach;
         }
         drop(devices);
-        let is_local =
-            rustix::fs::fstatfs(file).is_ok_and(|fs| LOCAL_MAGICS.contains(&(fs.f_type as u64 as u32)));
+        let reach = match rustix::fs::fstatfs(file).map(|fs| fs.f_type as u64 as u32) {
+            Ok(magic) if LOCAL_MAGICS.contains(&magic) => Reach::Here,
+            Ok(magic) if FAR_MAGICS.contains(&magic) => Reach::Far,
+            _ => Reach::Unknown,
+        };
         devices = self.devices.lock().unwrap_or_else(PoisonError::into_inner);
         // Numbers of file systems that have gone are given to others; those are asked about anew after a while.
         if devices.len() == DEVICES_MAX {
             devices.clear();
         }
-        devices.push((device, is_local));
-        is_local
+        devices.push((device, reach));
+        reach
     }
 
     /// Names the root directory, whatever has its path by now; gives no right to it.
@@ -138,8 +156,8 @@ impl Store for PosixStore {
         require_regular(name, &stat)?;
         // It was for FIFOs only. A file system in user space may honour it on a regular file and answer EAGAIN.
         rustix::fs::fcntl_setfl(&file, OFlags::empty()).map_err(failed)?;
-        let (written, is_local) = (Written::of(&stat), self.is_local(&file, &stat));
-        Ok(Arc::new(PosixObject { file, name: name.clone(), stat: object_stat(&stat), written, is_local }))
+        let (written, reach) = (Written::of(&stat), self.reach(&file, &stat));
+        Ok(Arc::new(PosixObject { file, name: name.clone(), stat: object_stat(&stat), written, reach }))
     }
 }
 
@@ -149,7 +167,7 @@ struct PosixObject {
     name: ObjectName,
     stat: ObjectStat,
     written: Written,
-    is_local: bool,
+    reach: Reach,
 }
 
 /// What changes when bytes of a file are changed in place.
@@ -206,7 +224,11 @@ impl ObjectSource for PosixObject {
     }
 
     fn is_local(&self) -> bool {
-        self.is_local
+        self.reach == Reach::Here
+    }
+
+    fn is_far(&self) -> bool {
+        self.reach == Reach::Far
     }
 }
 

@@ -20,6 +20,8 @@ pub(crate) struct SwiftServer {
     tokens: AtomicUsize,
     /// Requests for a part of the container's listing.
     pub(crate) listings: AtomicUsize,
+    /// The requests for objects: what they name, and how many bytes they got.
+    sent: Mutex<Vec<(String, u64)>>,
 }
 
 impl SwiftServer {
@@ -32,6 +34,7 @@ impl SwiftServer {
             failing: Mutex::default(),
             tokens: AtomicUsize::new(1),
             listings: AtomicUsize::new(0),
+            sent: Mutex::default(),
         });
         let shared = server.clone();
         let base = http_server::listen(move |head, reader, base| shared.serve(head, reader.get_mut(), base));
@@ -46,6 +49,14 @@ impl SwiftServer {
     /// The tokens that it gave out are not known any more.
     pub(crate) fn forget_tokens(&self) {
         self.tokens.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Bytes sent of objects whose names end so since this was asked last for one of them, and in how many answers, those without bytes
+    /// included.
+    pub(crate) fn take_sent(&self, ending: &str) -> (u64, usize) {
+        let mut sent = self.sent.lock().unwrap();
+        let taken: Vec<_> = sent.extract_if(.., |(name, _)| name.ends_with(ending)).collect();
+        (taken.iter().map(|(_, bytes)| bytes).sum(), taken.len())
     }
 
     /// How many were given out or forgotten.
@@ -102,13 +113,18 @@ impl SwiftServer {
         let object = path.strip_prefix("/v1/a/c/").map(|name| std::fs::read(self.folder.join(name)));
         let Some(Ok(bytes)) = object else { return answer("404 Not Found", "x: y", b"", true) };
         let etag = format!("etag: e{}\r\nlast-modified: Mon, 01 Jan 2024 00:00:00 GMT", bytes.len());
+        let note = |bytes: usize| self.sent.lock().unwrap().push((path.to_owned(), bytes as u64));
         match range.and_then(|range| range.split_once('-')) {
             Some((from, to)) => {
                 let (from, to): (usize, usize) = (from.parse().unwrap(), to.parse().unwrap());
+                note(to + 1 - from);
                 let head = format!("{etag}\r\ncontent-range: bytes {from}-{to}/{}", bytes.len());
                 answer("206 Partial Content", &head, &bytes[from..=to], true)
             }
-            None => answer("200 OK", &etag, &bytes, is_get),
+            None => {
+                note(if is_get { bytes.len() } else { 0 });
+                answer("200 OK", &etag, &bytes, is_get)
+            }
         }
     }
 }

@@ -54,9 +54,8 @@ impl Attr {
 
 impl OwnerOverride {
     pub(super) fn image(&self, entry: &Entry, image: &Arc<Image>) -> Attr {
-        let allocated_bytes = image.data_bytes().unwrap_or(image.len_bytes());
         let attr = self.file(entry, image.len_bytes());
-        Attr { blocks_512: allocated_bytes.div_ceil(512), ..attr }
+        Attr { blocks_512: image.allocated_bytes().div_ceil(512), ..attr }
     }
 
     pub(super) fn file(&self, entry: &Entry, size_bytes: u64) -> Attr {

@@ -11,6 +11,7 @@
 //!              the spare thread takes requests: what is at hand it answers,
 //!              all else it hands to a thread of ours, or lets it wait in line
 //!   watch: has the store stalled, requests that are too old are answered with EIO, wherever they are
+//!   and who asked has been killed: the same, for nobody waits for more
 //! ```
 //!
 //! The reply lies where both its thread and the watch can take it, and whoever takes it answers; what the other comes up with later is
@@ -44,6 +45,9 @@ const IDLE_MAX: Duration = Duration::from_secs(5);
 
 /// How old a request may get, in looks, once the store has stalled: longer than a probe takes.
 const STALLED_LOOKS: u32 = 8;
+
+/// How old a request is, in looks, when it is asked whether anybody waits for it still: most are answered before.
+const ABANDONED_LOOKS: u32 = 2;
 
 /// A reply that can say no.
 pub(super) trait Refuse: Send {
@@ -90,6 +94,10 @@ pub(super) enum Wants {
     Names,
 }
 
+/// The thread that a request is for; 0 where the kernel asks for itself, or for one whose number means nothing here.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Asker(pub(super) u32);
+
 /// Where requests come in.
 #[derive(Clone)]
 pub(super) struct Desk(Arc<Shared>);
@@ -115,7 +123,14 @@ struct Shared {
 /// What a thread is at.
 #[derive(Default)]
 struct Seat {
-    request: Mutex<Option<(Arc<dyn Owed>, u32)>>,
+    request: Mutex<Option<Request>>,
+}
+
+/// A request that is not answered yet.
+struct Request {
+    owed: Arc<dyn Owed>,
+    since: u32,
+    asker: Asker,
 }
 
 #[derive(Default)]
@@ -127,8 +142,7 @@ struct Line {
 }
 
 struct Job {
-    owed: Arc<dyn Owed>,
-    since: u32,
+    request: Request,
     wants: Wants,
     work: Box<dyn FnOnce() + Send>,
 }
@@ -177,16 +191,23 @@ impl Desk {
     }
 
     /// Works at a request on this thread.
-    pub(super) fn work(&self, owed: Arc<dyn Owed>, work: impl FnOnce()) {
-        let _seated = self.0.seat(owed, self.0.looks.load(Ordering::Relaxed));
+    pub(super) fn work(&self, owed: Arc<dyn Owed>, asker: Asker, work: impl FnOnce()) {
+        let since = self.0.looks.load(Ordering::Relaxed);
+        let _seated = self.0.seat(Request { owed, since, asker });
         work();
     }
 
     /// Lets another thread work at a request.
-    pub(super) fn hand_over(&self, owed: Arc<dyn Owed>, wants: Wants, work: Box<dyn FnOnce() + Send>) {
-        let since = self.0.looks.load(Ordering::Relaxed);
+    pub(super) fn hand_over(
+        &self,
+        owed: Arc<dyn Owed>,
+        asker: Asker,
+        wants: Wants,
+        work: Box<dyn FnOnce() + Send>,
+    ) {
+        let request = Request { owed, since: self.0.looks.load(Ordering::Relaxed), asker };
         let mut line = lock(&self.0.line);
-        line.waiting.push_back(Job { owed, since, wants, work });
+        line.waiting.push_back(Job { request, wants, work });
         if line.idle < line.waiting.len() && line.threads < THREADS_MAX {
             let shared = self.0.clone();
             // Where none can be had, those that are there do it.
@@ -218,6 +239,19 @@ impl Desk {
             over();
         };
         thread::Builder::new().name("watch".to_owned()).spawn(watch).map(drop)
+    }
+
+    /// Starts the thread that answers requests whose askers were `killed`, which is asked for those among some.
+    pub(super) fn let_go(&self, killed: impl Fn(&[u32]) -> Vec<u32> + Send + 'static) -> std::io::Result<()> {
+        let shared = self.0.clone();
+        // Not the watch: it must not wait for who knows.
+        let let_go = move || {
+            while !shared.is_over.load(Ordering::Acquire) {
+                thread::sleep(LOOK_EVERY);
+                shared.let_go(&killed);
+            }
+        };
+        thread::Builder::new().name("killed".to_owned()).spawn(let_go).map(drop)
     }
 }
 
@@ -279,30 +313,49 @@ impl Shared {
             Look { is_hung: true, .. } => timeout,
             _ => return,
         };
-        let is_old = |since: u32| now.saturating_sub(since) > patience;
+        let is_old = |request: &Request| now.saturating_sub(request.since) > patience;
         let mut refused = Vec::new();
-        lock(&self.seats).retain(|seat| {
-            let Some(seat) = seat.upgrade() else { return false };
-            refused.extend(
-                lock(&seat.request)
-                    .as_ref()
-                    .filter(|(_, since)| is_old(*since))
-                    .map(|(owed, _)| owed.clone()),
-            );
-            true
-        });
+        self.each_seated(|request| refused.extend(is_old(request).then(|| request.owed.clone())));
         lock(&self.line).waiting.retain(|job| {
-            let is_old = is_old(job.since);
+            let is_old = is_old(&job.request);
             if is_old {
-                refused.push(job.owed.clone());
+                refused.push(job.request.owed.clone());
             }
             !is_old
         });
         refused.iter().for_each(|owed| owed.refuse());
     }
 
+    /// Shows each request that a thread is at.
+    fn each_seated(&self, mut show: impl FnMut(&Request)) {
+        lock(&self.seats).retain(|seat| {
+            let Some(seat) = seat.upgrade() else { return false };
+            lock(&seat.request).iter().for_each(&mut show);
+            true
+        });
+    }
+
+    /// Answers those that were killed, of whom `killed` knows.
+    fn let_go(&self, killed: &dyn Fn(&[u32]) -> Vec<u32>) {
+        let now = self.looks.load(Ordering::Relaxed);
+        let mut waiting: Vec<(u32, Arc<dyn Owed>)> = Vec::new();
+        let mut note = |request: &Request| {
+            if request.asker != Asker(0) && now.saturating_sub(request.since) >= ABANDONED_LOOKS {
+                waiting.push((request.asker.0, request.owed.clone()));
+            }
+        };
+        self.each_seated(&mut note);
+        lock(&self.line).waiting.iter().for_each(|job| note(&job.request));
+        if waiting.is_empty() {
+            return;
+        }
+        let askers: Vec<u32> = waiting.iter().map(|(asker, _)| *asker).collect();
+        let killed = killed(&askers);
+        waiting.iter().filter(|(asker, _)| killed.contains(asker)).for_each(|(_, owed)| owed.refuse());
+    }
+
     /// Notes what this thread is at.
-    fn seat(self: &Arc<Self>, owed: Arc<dyn Owed>, since: u32) -> Seated {
+    fn seat(self: &Arc<Self>, request: Request) -> Seated {
         let seat = SEAT.with_borrow_mut(|own| match own {
             Some((desk, seat)) if std::ptr::eq(desk.as_ptr(), Arc::as_ptr(self)) => seat.clone(),
             _ => {
@@ -313,7 +366,7 @@ impl Shared {
                 seat
             }
         });
-        *lock(&seat.request) = Some((owed, since));
+        *lock(&seat.request) = Some(request);
         Seated(seat)
     }
 
@@ -327,7 +380,7 @@ impl Shared {
                 let reads = usize::from(job.wants == Wants::Bytes);
                 line.readers += reads;
                 drop(line);
-                let seated = self.seat(job.owed, job.since);
+                let seated = self.seat(job.request);
                 if catch_unwind(AssertUnwindSafe(job.work)).is_err() {
                     tracing::error!("a bug stopped a request");
                 }

@@ -17,7 +17,7 @@ use fuser::{
     ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use super::desk::{Desk, Held, Refuse, Wants};
+use super::desk::{Asker, Desk, Held, Refuse, Wants};
 use super::errno::Errno;
 use super::replies::{IO_BYTES, answer, answer_held, file_attr, file_type, guarded, send_xattr};
 use super::tree::{Answer, Source, Tree};
@@ -77,18 +77,19 @@ impl CinderFs {
     /// Works at a request that may take the store, here or, where this thread has to stay free and the answer is not at hand, elsewhere.
     fn serve<R: Refuse + 'static>(
         &self,
+        request: &Request,
         wants: Wants,
         reply: R,
         is_at_hand: impl FnOnce(&Tree) -> bool,
         work: impl FnOnce(&Served, &Held<R>) + Send + 'static,
     ) {
-        let owed = Arc::new(Held::new(reply));
+        let (owed, asker) = (Arc::new(Held::new(reply)), Asker(request.pid()));
         let at_work = self.desk.enter();
         if at_work.is_last() && !is_at_hand(&self.served.tree) {
             let (served, reply) = (self.served.clone(), owed.clone());
-            self.desk.hand_over(owed, wants, Box::new(move || work(&served, &reply)));
+            self.desk.hand_over(owed, asker, wants, Box::new(move || work(&served, &reply)));
         } else {
-            self.desk.work(owed.clone(), || work(&self.served, &owed));
+            self.desk.work(owed.clone(), asker, || work(&self.served, &owed));
         }
     }
 }
@@ -148,9 +149,9 @@ impl Filesystem for CinderFs {
         Ok(())
     }
 
-    fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let name = name.to_owned();
-        self.serve(Wants::Names, reply, never, move |served, held| {
+        self.serve(request, Wants::Names, reply, never, move |served, held| {
             answer_held!(held, "lookup", served.tree.lookup(parent.0, text(&name)?), |reply, attr| {
                 reply.entry(&TTL, &file_attr(&attr), GENERATION);
             }, else |attr| served.tree.forget(attr.ino, 1));
@@ -165,9 +166,9 @@ impl Filesystem for CinderFs {
         });
     }
 
-    fn getattr(&self, _request: &Request, ino: INodeNo, handle: Option<FileHandle>, reply: ReplyAttr) {
+    fn getattr(&self, request: &Request, ino: INodeNo, handle: Option<FileHandle>, reply: ReplyAttr) {
         let handle = handle.map(|handle| handle.0);
-        self.serve(Wants::Names, reply, never, move |served, held| {
+        self.serve(request, Wants::Names, reply, never, move |served, held| {
             answer_held!(held, "getattr", served.tree.getattr(ino.0, handle), |reply, attr| {
                 reply.attr(&TTL, &file_attr(&attr));
             }, else |_| ());
@@ -178,8 +179,8 @@ impl Filesystem for CinderFs {
         answer!(reply, "readlink", self.served.tree.readlink(ino.0), |target| reply.data(target.as_bytes()));
     }
 
-    fn open(&self, _request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        self.serve(Wants::Names, reply, never, move |served, held| {
+    fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        self.serve(request, Wants::Names, reply, never, move |served, held| {
             let open = || {
                 if flags.0 & libc::O_ACCMODE != libc::O_RDONLY || flags.0 & libc::O_TRUNC != 0 {
                     return Err(Errno(libc::EROFS));
@@ -205,7 +206,7 @@ impl Filesystem for CinderFs {
 
     fn read(
         &self,
-        _request: &Request,
+        request: &Request,
         ino: INodeNo,
         handle: FileHandle,
         offset: u64,
@@ -217,7 +218,7 @@ impl Filesystem for CinderFs {
         tracing::trace!(ino = ino.0, offset, size, "read");
         let len = size as usize;
         let is_at_hand = |tree: &Tree| tree.is_at_hand(handle.0, offset, len);
-        self.serve(Wants::Bytes, reply, is_at_hand, move |served, held| {
+        self.serve(request, Wants::Bytes, reply, is_at_hand, move |served, held| {
             BUFFER.with_borrow_mut(|buffer| {
                 answer_held!(held, "read", served.tree.read(handle.0, offset, len, buffer), |reply, ()| {
                     reply.data(buffer);
@@ -247,8 +248,8 @@ impl Filesystem for CinderFs {
         reply.ok();
     }
 
-    fn opendir(&self, _request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        self.serve(Wants::Names, reply, never, move |served, held| {
+    fn opendir(&self, request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        self.serve(request, Wants::Names, reply, never, move |served, held| {
             answer_held!(held, "opendir", served.tree.opendir(ino.0), |reply, handle| {
                 reply.opened(FileHandle(handle), FopenFlags::empty());
             }, else |handle| drop(served.tree.release(handle)));
@@ -267,13 +268,13 @@ impl Filesystem for CinderFs {
 
     fn readdirplus(
         &self,
-        _request: &Request,
+        request: &Request,
         _ino: INodeNo,
         handle: FileHandle,
         offset: u64,
         reply: ReplyDirectoryPlus,
     ) {
-        self.serve(Wants::Names, reply, never, move |served, held| {
+        self.serve(request, Wants::Names, reply, never, move |served, held| {
             let fill = || {
                 served.list(handle, offset, |tree, index| {
                     let Some(listed) = tree.entry_attr(handle.0, index)? else { return Ok(true) };
@@ -311,12 +312,12 @@ impl Filesystem for CinderFs {
         });
     }
 
-    fn getxattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+    fn getxattr(&self, request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         // The kernel asks every file for security labels; that must not cost opening an image.
         let Some(name) = name.to_str().filter(|name| name.starts_with("user.")).map(str::to_owned) else {
             return reply.error(fuser::Errno::from_i32(libc::ENODATA));
         };
-        self.serve(Wants::Names, reply, never, move |served, held| {
+        self.serve(request, Wants::Names, reply, never, move |served, held| {
             let value = || {
                 let found = served.tree.xattrs(ino.0)?.into_iter().find(|(known, _)| *known == name);
                 Ok(found.ok_or(Errno(libc::ENODATA))?.1.into_bytes())
@@ -326,8 +327,8 @@ impl Filesystem for CinderFs {
         });
     }
 
-    fn listxattr(&self, _request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        self.serve(Wants::Names, reply, never, move |served, held| {
+    fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        self.serve(request, Wants::Names, reply, never, move |served, held| {
             let names = || {
                 let xattrs = served.tree.xattrs(ino.0)?;
                 Ok(xattrs
@@ -347,14 +348,14 @@ impl Filesystem for CinderFs {
 
     fn lseek(
         &self,
-        _: &Request,
+        request: &Request,
         _: INodeNo,
         handle: FileHandle,
         offset: i64,
         whence: i32,
         reply: ReplyLseek,
     ) {
-        self.serve(Wants::Names, reply, never, move |served, held| {
+        self.serve(request, Wants::Names, reply, never, move |served, held| {
             let seek = || match whence {
                 libc::SEEK_DATA => served.tree.seek(handle.0, offset, true),
                 libc::SEEK_HOLE => served.tree.seek(handle.0, offset, false),

@@ -10,6 +10,7 @@
 //!   mount       the options given to the kernel, signals, the end
 //!   mountpoint  where a mount may stand        unmount  taking it away, alive or dead
 //!   daemon      the background process         unmounter  who does that when the daemon may not
+//!   desk        who answers when the store does not     killed     whom the answer does not interest any more
 //!   companion   what the unmounter, and the keeper of a share's mount, have in common
 //!   options     -o
 //! ```
@@ -33,6 +34,8 @@ pub mod fs;
 pub mod hydrated;
 // Who keeps the mount of a share for a daemon.
 pub mod keeper;
+// Who was killed while he waited.
+mod killed;
 // Inode numbers.
 pub mod inodes;
 // Mounting, signals, and the end.

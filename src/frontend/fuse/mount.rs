@@ -14,7 +14,7 @@
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -46,7 +46,7 @@ const END_WAIT_MAX: Duration = Duration::from_secs(5);
 pub struct Mounted {
     mountpoint: PathBuf,
     device: String,
-    unmounter: Unmounter,
+    unmounter: Arc<Mutex<Unmounter>>,
     /// What the process gave up, to be told once the log is where it stays.
     report: Option<Report>,
     events: mpsc::Receiver<Event>,
@@ -90,10 +90,11 @@ pub fn mount(
         };
         Error::caused_by(ErrorKind::Target, format!("cannot mount at {mountpoint:?}{hint}"), error)
     };
-    let mut unmounter = match needs {
+    let unmounter = match needs {
         Some(_) => Unmounter::start(mountpoint)?,
         None => Unmounter::here(mountpoint),
     };
+    let unmounter = Arc::new(Mutex::new(unmounter));
     let signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(failed)?;
     let desk = fs.desk().clone();
     let session = Session::new(fs, mountpoint, &config(store, options, desk.threads())).map_err(failed)?;
@@ -107,12 +108,12 @@ pub fn mount(
         }
         None => None,
     };
-    let started = start(session, signals, &desk, watched).and_then(|events| {
+    let started = start(session, signals, &desk, watched, &unmounter).and_then(|events| {
         // The first question through the kernel: what is ready answers it.
         std::fs::metadata(mountpoint).map(|_| events)
     });
     let events = started.map_err(|error| {
-        let _ = unmounter.take_away(&device, true);
+        let _ = lock(&unmounter).take_away(&device, true);
         failed(error)
     })?;
     tracing::info!(mountpoint = %mountpoint.display(), store, "mounted");
@@ -125,6 +126,7 @@ fn start(
     mut signals: Signals,
     desk: &Desk,
     watched: Option<Arc<DeadlineStore>>,
+    unmounter: &Arc<Mutex<Unmounter>>,
 ) -> io::Result<mpsc::Receiver<Event>> {
     let device = session.as_fd().try_clone_to_owned()?;
     let mut session = session.spawn()?;
@@ -133,6 +135,12 @@ fn start(
     let timeout = watched.as_ref().map_or(Duration::MAX, |store| store.timeout());
     let look = move || watched.as_ref().map(|store| store.look()).unwrap_or_default();
     desk.watch(device, timeout, look, move || drop(over.send(Event::Over)))?;
+    // It ends with the mount, and must not outlive it for a thread that asks now and then.
+    let unmounter = Arc::downgrade(unmounter);
+    desk.let_go(move |threads| match unmounter.upgrade() {
+        Some(unmounter) => lock(&unmounter).killed(threads),
+        None => Vec::new(),
+    })?;
     let serving = std::mem::replace(&mut session.guard, thread::spawn(|| Ok(())));
     // See the module's comment: dropping it would unmount by path.
     std::mem::forget(session);
@@ -210,7 +218,7 @@ impl Mounted {
     }
 
     fn detach(&mut self, lazy: bool) -> Result<()> {
-        match self.unmounter.take_away(&self.device, lazy)? {
+        match lock(&self.unmounter).take_away(&self.device, lazy)? {
             Taken::Gone => {}
             Taken::Hidden(kind) => {
                 tracing::warn!(
@@ -221,6 +229,11 @@ impl Mounted {
         }
         Ok(())
     }
+}
+
+fn lock(unmounter: &Mutex<Unmounter>) -> MutexGuard<'_, Unmounter> {
+    // It is asked one thing at a time, and a line that was torn is answered with an error.
+    unmounter.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn config(store: &str, options: &MountOptions, threads: usize) -> Config {

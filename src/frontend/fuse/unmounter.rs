@@ -9,18 +9,21 @@
 //!   start --------------------------->  signals ignored
 //!         <------- ready -------------
 //!   mount, restrict, serve
+//!   killed 12 34 -------------------->  /proc, which the daemon may not look into either: were these killed?
+//!         <------- killed 34 ---------
 //!   lazy|now 0:57 ------------------->  the mount table: is it still 0:57 that stands there? then unmount
 //!         <------- gone --------------  or: hidden KIND, failed REASON
 //!   exit                                end of file: exit
 //! ```
 //!
-//! Invariants: whoever speaks through the pipe can have a cinderfs mount taken from that mountpoint, and nothing else. The
-//! unmounter holds nothing of the mount, so a daemon that is killed leaves a dead mount as it ever did.
+//! Invariants: whoever speaks through the pipe can have a cinderfs mount taken from that mountpoint, and learn which threads were killed, and
+//! nothing else. The unmounter holds nothing of the mount, so a daemon that is killed leaves a dead mount as it ever did.
 
 use std::io::{self, BufRead, Write};
 use std::path::{Path, PathBuf};
 
 use super::companion::{self, Companion, line};
+use super::killed;
 use super::unmount::{self, Taken};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sandbox::{self, CapabilitySet};
@@ -31,6 +34,7 @@ const HIDDEN: &str = "hidden ";
 const FAILED: &str = "failed ";
 const LAZY: &str = "lazy ";
 const NOW: &str = "now ";
+const KILLED: &str = "killed";
 
 /// Takes one mount away: itself, or by the other process.
 #[derive(Debug)]
@@ -51,6 +55,16 @@ impl Unmounter {
         let process = Companion::start("--on-request", mountpoint)
             .map_err(|error| Error::caused_by(ErrorKind::Target, message, error))?;
         Ok(Self { mountpoint: mountpoint.to_owned(), process: Some(process) })
+    }
+
+    /// Those of `threads` that were killed and have not ended, as far as that can be told.
+    pub(super) fn killed(&mut self, threads: &[u32]) -> Vec<u32> {
+        let threads = &threads[..threads.len().min(killed::ASKED_MAX)];
+        let Some(process) = &mut self.process else { return killed::among(threads) };
+        match process.ask(&with_numbers(KILLED, threads)) {
+            Ok(Some(answer)) => numbers(answer.strip_prefix(KILLED).unwrap_or_default()),
+            Ok(None) | Err(_) => Vec::new(),
+        }
     }
 
     /// Takes the file system `device` away from the mountpoint if it stands there on top, `lazy` also when it is in use.
@@ -96,6 +110,10 @@ fn answer(
 ) -> io::Result<()> {
     companion::say_ready(&mut answers)?;
     while let Some(request) = line(&mut requests)? {
+        if let Some(threads) = request.strip_prefix(KILLED) {
+            companion::say(&mut answers, &with_numbers(KILLED, &killed::among(&numbers(threads))))?;
+            continue;
+        }
         let taken = match (request.strip_prefix(LAZY), request.strip_prefix(NOW)) {
             (Some(device), _) => take_away(device, true),
             (_, Some(device)) => take_away(device, false),
@@ -110,6 +128,15 @@ fn answer(
     Ok(())
 }
 
+/// A word and numbers behind it.
+fn with_numbers(word: &str, numbers: &[u32]) -> String {
+    numbers.iter().fold(word.to_owned(), |line, number| format!("{line} {number}"))
+}
+
+fn numbers(words: &str) -> Vec<u32> {
+    words.split_whitespace().take(killed::ASKED_MAX).filter_map(|word| word.parse().ok()).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -118,7 +145,8 @@ mod tests {
     fn each_request_gets_one_line() {
         let mut answers = Vec::new();
         let mut asked = Vec::new();
-        answer(&b"now 0:57\nlazy 0:57\nmount /etc\nnow 0:58\ntorn"[..], &mut answers, |device, lazy| {
+        let requests = b"now 0:57\nkilled 0 4294967295 x\nlazy 0:57\nmount /etc\nnow 0:58\ntorn";
+        answer(&requests[..], &mut answers, |device, lazy| {
             asked.push((device.to_owned(), lazy));
             match (device, lazy) {
                 ("0:58", _) => Ok(Taken::Hidden("ext4".to_owned())),
@@ -127,7 +155,7 @@ mod tests {
             }
         })
         .unwrap();
-        let said = "ready\nfailed in use\ngone\nfailed unknown request\nhidden ext4\n";
+        let said = "ready\nfailed in use\nkilled\ngone\nfailed unknown request\nhidden ext4\n";
         assert_eq!(String::from_utf8(answers).unwrap(), said);
         assert_eq!(asked.len(), 3, "{asked:?}");
     }

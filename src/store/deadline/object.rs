@@ -23,13 +23,15 @@ pub(super) struct DeadlineObject {
     stat: ObjectStat,
     name: ObjectName,
     calls: Arc<Calls>,
+    is_far: bool,
     /// When one of its reads under way began, as a tick above 0.
     began: AtomicU32,
 }
 
 impl DeadlineObject {
     pub(super) fn new(source: Arc<dyn ObjectSource>, name: ObjectName, calls: Arc<Calls>) -> Self {
-        Self { stat: source.stat().clone(), source: Some(source), name, calls, began: AtomicU32::new(0) }
+        let (stat, is_far) = (source.stat().clone(), source.is_far());
+        Self { stat, source: Some(source), name, calls, is_far, began: AtomicU32::new(0) }
     }
 
     /// Does a call here, where this thread may and the object does not hang; else gives it back.
@@ -119,6 +121,10 @@ impl ObjectSource for DeadlineObject {
     fn doubt(&self) -> bool {
         // Of a store on which this thread could hang nothing is kept.
         self.calls.has_judge() && self.source.as_ref().is_some_and(|source| source.doubt())
+    }
+
+    fn is_far(&self) -> bool {
+        self.is_far
     }
 
     fn is_changed(&self) -> Result<bool> {

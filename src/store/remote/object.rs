@@ -247,6 +247,10 @@ impl ObjectSource for RemoteObject {
         plan.windows.len() < before
     }
 
+    fn is_far(&self) -> bool {
+        true
+    }
+
     fn will_read_on(&self, offset: u64) {
         let mut plan = self.lock();
         if !plan.streams.is_followed(offset) {

@@ -28,7 +28,7 @@ fn what_takes_too_long_is_refused_and_answered_once() {
     thread::scope(|scope| {
         let (desk, own) = (&desk, held.clone());
         scope.spawn(move || {
-            desk.work(own.clone(), || {
+            desk.work(own.clone(), Asker(7), || {
                 let _ = hung.recv();
                 assert!(own.take().is_none());
             });
@@ -72,7 +72,7 @@ fn what_is_handed_over_is_done_by_few_threads_and_names_come_first() {
     let (release, hung) = mpsc::channel::<()>();
     let hung = Arc::new(Mutex::new(hung));
     let hand_over = |wants, name, work: Box<dyn FnOnce() + Send>| {
-        desk.hand_over(Arc::new(Held::new(Reply(sender.clone(), name))), wants, work);
+        desk.hand_over(Arc::new(Held::new(Reply(sender.clone(), name))), Asker(0), wants, work);
     };
     for _ in 0..THREADS_MAX + 10 {
         let hung = hung.clone();
@@ -100,4 +100,42 @@ fn what_is_handed_over_is_done_by_few_threads_and_names_come_first() {
     assert!(lock(&desk.0.line).waiting.is_empty());
     drop(release);
     wait_until(|| lock(&desk.0.line).readers == 0);
+}
+
+#[test]
+fn who_was_killed_is_let_go_and_nobody_else() {
+    let (desk, (sender, refused)) = (Desk::new(4), mpsc::channel());
+    let (release, hung) = mpsc::channel::<()>();
+    let hung = Mutex::new(hung);
+    let owed = |name| Arc::new(Held::new(Reply(sender.clone(), name)));
+    let asked = Mutex::new(Vec::new());
+    let killed = |askers: &[u32]| {
+        asked.lock().unwrap().push(askers.to_vec());
+        vec![0, 7, 9]
+    };
+    thread::scope(|scope| {
+        let (desk, hung) = (&desk, &hung);
+        for (name, asker) in [("killed", 7), ("alive", 8), ("the kernel", 0)] {
+            let owed = owed(name);
+            scope.spawn(move || {
+                desk.work(owed, Asker(asker), || {
+                    let _ = hung.lock().unwrap().recv();
+                });
+            });
+        }
+        wait_until(|| {
+            let seats = lock(&desk.0.seats);
+            seats.iter().filter(|seat| lock(&seat.upgrade().unwrap().request).is_some()).count() == 3
+        });
+        desk.0.let_go(&killed);
+        assert!(asked.lock().unwrap().is_empty(), "what is young is soon answered");
+        (0..ABANDONED_LOOKS).for_each(|_| desk.0.look(Look::default(), 4));
+        desk.0.let_go(&killed);
+        let mut told = asked.lock().unwrap().pop().unwrap();
+        told.sort_unstable();
+        assert_eq!((told, refused.try_iter().collect::<Vec<_>>()), (vec![7, 8], vec!["killed"]));
+        desk.0.let_go(&killed);
+        assert_eq!(refused.try_recv(), Err(mpsc::TryRecvError::Empty), "each is answered once");
+        drop(release);
+    });
 }
