@@ -97,7 +97,12 @@ impl Broken {
             return self;
         }
         let message = format!("the backup {id}, which this one builds on, is unusable: {}", self.error);
-        Self { error: Error::new(ErrorKind::ChainBroken, message), is_said: true }
+        // A parent that the store does not give may be whole, and so may this one.
+        let kind = match self.error.kind() {
+            kind @ (ErrorKind::StoreIo | ErrorKind::StoreNotFound | ErrorKind::AccessDenied) => kind,
+            _ => ErrorKind::ChainBroken,
+        };
+        Self { error: Error::new(kind, message), is_said: true }
     }
 }
 
