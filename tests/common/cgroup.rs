@@ -273,6 +273,27 @@ mod tests {
         assert!(!names_memory("cpuset cpu memory_recursiveprot\n") && !names_memory("\n"));
     }
 
+    /// The kernel's own answer, so that a limit that limits nothing is found here.
+    #[test]
+    fn what_a_program_takes_is_seen_and_more_than_the_limit_kills_it() {
+        let cgroup = Cgroup::new("kit", 64 << 20);
+        let dd = |mib: u64, count: u64| {
+            let mut command = cgroup.command("dd");
+            let words = [format!("bs={mib}M"), format!("count={count}")];
+            let output = command.args(["if=/dev/zero", "of=/dev/null"]).args(words).output().unwrap();
+            output.status.success()
+        };
+        let own = cgroup.watch(|| assert!(dd(32, 100)));
+        assert!((30 << 20..64 << 20).contains(&own), "{own} bytes");
+        assert_eq!(cgroup.kills(), 0);
+        assert!((30 << 20..=64 << 20).contains(&cgroup.most()), "{} bytes", cgroup.most());
+        assert!(!dd(128, 1));
+        assert_eq!(cgroup.kills(), 1);
+        let path = cgroup.path.clone();
+        drop(cgroup);
+        assert!(!path.exists());
+    }
+
     /// A folder stands for a cgroup: why it cannot be used is told.
     #[test]
     fn a_parent_that_cannot_hand_memory_down_says_why() {
