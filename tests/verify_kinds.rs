@@ -1,7 +1,7 @@
 //! Does each kind of finding come of what it is called by, with the right verdict, backups and ranges? The real binary on small stores, each with one thing
 //! wrong, and the library on stores that fail. A kind without a case here fails the last test.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests, where a panic is the report")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests, where a panic is the report")]
 
 #[path = "common/store.rs"]
 mod store;

@@ -1,6 +1,6 @@
 //! What do the options of `verify` that bound a run, and its progress, do? The real binary on a small store.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests, where a panic is the report")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests, where a panic is the report")]
 
 #[path = "common/store.rs"]
 mod store;

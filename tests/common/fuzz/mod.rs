@@ -17,6 +17,7 @@ mod names;
 mod remote;
 mod seeds;
 #[cfg(feature = "remote")]
+#[allow(dead_code, reason = "other tests use the rest")]
 #[path = "../http_server.rs"]
 mod server;
 
