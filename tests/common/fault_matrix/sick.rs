@@ -72,7 +72,7 @@ impl Fault {
         }
     }
 
-    fn is_late(self) -> bool {
+    pub(crate) fn is_late(self) -> bool {
         matches!(self, Self::Gone | Self::Truncated | Self::Overwritten | Self::Replaced)
     }
 }
