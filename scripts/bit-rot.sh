@@ -15,4 +15,6 @@ while [ $# -gt 0 ]; do
     esac
     shift
 done
-cargo test --test bit_rot -- --nocapture no_flipped_bit
+CINDERFS_BIT_ROT_STAMP="$(date -u +%F), $(git describe --always --dirty)"
+export CINDERFS_BIT_ROT_STAMP
+cargo test --release --test bit_rot -- --nocapture no_flipped_bit

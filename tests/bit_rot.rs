@@ -176,8 +176,10 @@ fn no_flipped_bit_becomes_a_wrong_byte_or_costs_more_than_what_depends_on_it() {
         }
     });
     let report = report.into_inner().unwrap();
+    // When it was run, and on what.
+    let stamp = std::env::var("CINDERFS_BIT_ROT_STAMP").map(|stamp| format!("{stamp}: ")).unwrap_or_default();
     let text = format!(
-        "{} random single-bit flips over the genuine stores (seed {seed}), {} of them also through the programs `restore` and `verify`: **{} wrong bytes delivered**.\n\n{}",
+        "{stamp}{} random single-bit flips over the genuine stores (seed {seed}), {} of them also through the programs `restore` and `verify`: **{} wrong bytes delivered**.\n\n{}",
         report.flips(),
         report.restores,
         report.wrong_bytes,

@@ -37,24 +37,42 @@ const WATCHDOG_SECONDS: &str = "120";
 /// A failure is believed for some seconds.
 const RECOVERY: Duration = Duration::from_secs(60);
 const WORKERS: usize = 8;
+/// What a verdict ends with where the verb opened no such file.
+const NOT_OPENED: &str = " (opens none)";
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 enum Kind {
     Metadata,
     Digests,
     Object,
+    ObjectNone,
+    ObjectBz2,
+    ObjectZstd,
     Index,
     DiskCache,
 }
 
 impl Kind {
-    const ALL: [(Self, &'static str, &'static str); 5] = [
+    const ALL: [(Self, &'static str, &'static str); 8] = [
         (Self::Metadata, "_metadata", "metadata"),
         (Self::Digests, "_sha256file", "digests"),
-        (Self::Object, "-00001", "an object"),
+        (Self::Object, "-00001", "an object, zlib"),
+        (Self::ObjectNone, "-00001", "an object, none"),
+        (Self::ObjectBz2, "-00001", "an object, bz2"),
+        (Self::ObjectZstd, "-00001", "an object, zstd"),
         (Self::Index, "", "an index file of restart points"),
         (Self::DiskCache, "", "the disk cache"),
     ];
+
+    /// How the object of the store is packed.
+    fn packing(self) -> Packing {
+        match self {
+            Self::ObjectNone => Packing::Plain("none"),
+            Self::ObjectBz2 => Packing::Bz2 { level: 1, streams: 1 },
+            Self::ObjectZstd => Packing::Zstd { level: 1, frames: 1 },
+            _ => Packing::Zlib { level: 1, junk: 0 },
+        }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -85,15 +103,16 @@ impl Verb {
         Self::Consolidate,
     ];
 
-    /// Whether it opens such a file at all.
+    /// Whether there is a cell for it.
     fn opens(self, kind: Kind) -> bool {
         match kind {
             Kind::Metadata | Kind::Digests => true,
             // These read no data.
             Kind::Object => !matches!(self, Self::Map | Self::Diff),
-            // `index` would write there, and the folder takes no new file.
-            Kind::Index => matches!(self, Self::Mount | Self::Restore | Self::Verify),
-            Kind::DiskCache => self == Self::Mount,
+            // The four that carry data; other verbs read them as these do. `index` would write there, and the folder takes no new file.
+            Kind::ObjectNone | Kind::ObjectBz2 | Kind::ObjectZstd | Kind::Index | Kind::DiskCache => {
+                matches!(self, Self::Mount | Self::Restore | Self::Create | Self::Verify)
+            }
         }
     }
 
@@ -131,7 +150,7 @@ impl Kind {
         match self {
             Self::Metadata => &["_metadata"],
             Self::Digests => &["_sha256file", "digest", "block", "LOST", "LEFT WRONG"],
-            Self::Object => &["-00001", "LOST"],
+            Self::Object | Self::ObjectNone | Self::ObjectBz2 | Self::ObjectZstd => &["-00001", "LOST"],
             Self::Index => &["seek-indexes"],
             Self::DiskCache => &["blocks"],
         }
@@ -146,11 +165,10 @@ struct Sound {
 }
 
 impl Sound {
-    /// A full backup of one zlib object, its restart points, and a disk cache that holds all of it.
-    fn new() -> Self {
+    /// A full backup of one object, its restart points, and a disk cache that holds all of it.
+    fn new(packing: Packing) -> Self {
         let (folder, plain) = (open_folder(), volume());
         let mut spec = BackupSpec::new(ID, "22222222-0000-4000-8000-000000000002");
-        let packing = Packing::Zlib { level: 1, junk: 0 };
         spec.objects = vec![ObjectSpec { offset: 0, plain: plain.clone(), packing }];
         spec.digests = Some((BLOCK, digests_of(&plain, BLOCK)));
         spec.write_to_folder(&folder.path().join("store"));
@@ -196,9 +214,12 @@ impl<'a> Cell<'a> {
             copy(&sound.path(name), &folder.path().join(name));
         }
         let covered = match kind {
-            Kind::Metadata | Kind::Digests | Kind::Object => {
-                folder.path().join("store").join(&sound.container)
-            }
+            Kind::Metadata
+            | Kind::Digests
+            | Kind::Object
+            | Kind::ObjectNone
+            | Kind::ObjectBz2
+            | Kind::ObjectZstd => folder.path().join("store").join(&sound.container),
             Kind::Index => folder.path().join("cache/seek-indexes"),
             Kind::DiskCache => folder.path().join("cache/blocks"),
         };
@@ -255,7 +276,10 @@ impl<'a> Cell<'a> {
             Verb::Consolidate => self.consolidate(),
         };
         self.sick.begin(word, fault);
-        let verdict = go();
+        let mut verdict = go();
+        if !self.sick.is_asked_for() {
+            verdict.push_str(NOT_OPENED);
+        }
         self.sick.end();
         self.is_untouched();
         let after = go();
@@ -415,7 +439,12 @@ fn exit(code: i32) -> String {
 
 #[test]
 fn every_fault_ends_as_the_table_says() {
-    let sound = Sound::new();
+    let sounds: Vec<_> =
+        Kind::ALL[2..6].iter().map(|(kind, ..)| (*kind, Sound::new(kind.packing()))).collect();
+    let sound_of = |kind: Kind| {
+        let (_, sound) = sounds.iter().find(|(known, _)| *known == kind).unwrap_or(&sounds[0]);
+        sound
+    };
     let mut cells = Vec::new();
     for (kind, word, _) in Kind::ALL {
         for fault in Fault::ALL {
@@ -429,11 +458,12 @@ fn every_fault_ends_as_the_table_says() {
             scope.spawn(|| {
                 loop {
                     let Some((kind, word, fault, verb)) = queue.lock().unwrap().pop() else { return };
-                    let cell = Cell::new(&sound, kind);
+                    let cell = Cell::new(sound_of(kind), kind);
                     let verdict = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
                         cell.verdict(verb, word, fault)
                     }));
                     let verdict = verdict.unwrap_or_else(|_| "BROKEN".into());
+                    let verdict = settled(kind, fault, verdict);
                     found.lock().unwrap().insert((kind, fault.words(), verb), verdict);
                 }
             });
@@ -443,6 +473,14 @@ fn every_fault_ends_as_the_table_says() {
     println!("{table}");
     assert!(!table.contains("BROKEN"), "a promise is broken, see above");
     compare(&table);
+}
+
+/// How much a late fault costs depends on who reads first where several read at once.
+fn settled(kind: Kind, fault: Fault, verdict: String) -> String {
+    if !fault.is_late() || !matches!(kind, Kind::ObjectNone | Kind::ObjectBz2 | Kind::ObjectZstd) {
+        return verdict;
+    }
+    verdict.replace("all blocks lost", "blocks lost").replace("some blocks lost, others right", "blocks lost")
 }
 
 fn table(found: &BTreeMap<(Kind, &'static str, Verb), String>) -> String {

@@ -92,7 +92,14 @@ fn chains_and_names() {
     check(&["extents", "links", "catalog", "names"]);
 }
 
+#[cfg(feature = "remote")]
+#[test]
+fn object_stores() {
+    check(&["listing", "clouds", "aws_config"]);
+}
+
 /// A target that is in no test above, or has no file for the fuzzer, would be forgotten.
+#[cfg(feature = "remote")]
 #[test]
 fn each_target_has_its_file() {
     let mut files: Vec<_> = std::fs::read_dir("fuzz/fuzz_targets")

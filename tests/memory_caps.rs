@@ -2,11 +2,13 @@
 //!
 //! The kernel counts and limits what the program takes, the page cache of its files included, and kills it when it needs more. Before each verb
 //! the files are dropped from that cache, for pages that an earlier program has read are counted there and not here. What is the program's own is
-//! looked at every few milliseconds.
+//! looked at every few milliseconds. `scripts/vm/run.sh cgroup` runs it where cgroups are of version 2.
 
 #![cfg(feature = "fuse")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests; a panic is the report")]
 
+#[path = "common/cgroup.rs"]
+mod cgroup;
 #[path = "common/mount.rs"]
 mod mount;
 
@@ -16,9 +18,8 @@ use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
+use cgroup::Cgroup;
 use mount::{PATIENCE, mount_line, open_folder, within};
 use tempfile::TempDir;
 
@@ -31,67 +32,6 @@ const LIMIT_MIB: u64 = 160;
 const STORED_MIB_MIN: u64 = 170;
 /// What a verb has in memory at its peak that reads all of it.
 const READ_MIB_MIN: u64 = 150;
-/// How often the program's own memory is looked at.
-const LOOKS: Duration = Duration::from_millis(3);
-
-/// A memory cgroup, removed when dropped.
-struct Cgroup(PathBuf);
-
-impl Cgroup {
-    /// Fails where there is no memory controller of version 1: such a test must not pass.
-    fn new(name: &str) -> Self {
-        let path = Path::new("/sys/fs/cgroup/memory").join(format!("cinderfs-{}-{name}", std::process::id()));
-        fs::create_dir(&path)
-            .unwrap_or_else(|error| panic!("{path:?}: {error}; this test needs root and a memory cgroup"));
-        fs::write(path.join("memory.limit_in_bytes"), (LIMIT_MIB << 20).to_string()).unwrap();
-        Self(path)
-    }
-
-    /// Runs there.
-    fn command(&self, program: &str) -> Command {
-        let mut command = Command::new("sh");
-        command.args(["-c", "echo $$ > \"$0/cgroup.procs\" && exec \"$@\""]).arg(&self.0).arg(program);
-        command
-    }
-
-    fn number(&self, file: &str, word: &str) -> u64 {
-        let text = fs::read_to_string(self.0.join(file)).unwrap();
-        let line = text.lines().find_map(|line| line.strip_prefix(word)).unwrap();
-        line.trim().parse().unwrap()
-    }
-
-    /// Runs something in it; the most memory in bytes that was in no file's pages.
-    fn watch(&self, run: impl FnOnce()) -> u64 {
-        let is_over = AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            let watcher = scope.spawn(|| {
-                let mut most = 0;
-                while !is_over.load(Ordering::Relaxed) {
-                    most = most.max(self.number("memory.stat", "total_rss "));
-                    std::thread::sleep(LOOKS);
-                }
-                most
-            });
-            let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
-            is_over.store(true, Ordering::Relaxed);
-            let most = watcher.join().unwrap();
-            ended.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            most
-        })
-    }
-}
-
-impl Drop for Cgroup {
-    fn drop(&mut self) {
-        // What was counted here and is still cached goes to the parent.
-        for _ in 0..100 {
-            if fs::remove_dir(&self.0).is_ok() {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    }
-}
 
 struct World {
     folder: TempDir,
@@ -184,11 +124,11 @@ fn all_verbs(codec: &str) {
             verb == "create" || largest >= STORED_MIB_MIN,
             "{codec}: the largest object has {largest} MiB stored"
         );
-        let cgroup = Cgroup::new(&format!("{codec}-{verb}"));
+        let cgroup = Cgroup::new(&format!("{codec}-{verb}"), LIMIT_MIB << 20);
         let own = cgroup.watch(|| run(&cgroup));
         // Cached pages of files fill what is there; what matters is that nothing was killed, and what was the program's own.
-        assert_eq!(cgroup.number("memory.oom_control", "oom_kill "), 0, "{codec}, {verb}: killed");
-        let all = cgroup.number("memory.max_usage_in_bytes", "");
+        assert_eq!(cgroup.kills(), 0, "{codec}, {verb}: killed");
+        let all = cgroup.most();
         peaks.push(format!("{verb} {}/{}", own.div_ceil(1 << 20), all >> 20));
         all >> 20
     };

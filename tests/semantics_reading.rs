@@ -519,8 +519,8 @@ impl Drop for Broken {
 //
 // > What the store does not let the daemon read is EACCES.
 //
-// > When the store does not answer while an image is opened, `volume.img` is listed and using it says EIO,
-// > because the backup may be whole.
+// > When the store fails while an image is opened, or while its metadata or that of a backup beneath it is read,
+// > `volume.img` is listed and using it says EIO (EACCES where it may not be read), because the backup may be whole.
 #[test]
 fn a_store_that_fails_is_an_error_and_never_data() {
     let folder = open_folder();

@@ -109,6 +109,10 @@ impl Broken {
         }
         let (kind, what) = match self.error.kind() {
             kind @ ErrorKind::OutOfSight => (kind, "cannot be seen whole"),
+            // A parent that the store does not give may be whole, and so may this one.
+            kind @ (ErrorKind::StoreIo | ErrorKind::StoreNotFound | ErrorKind::AccessDenied) => {
+                (kind, "cannot be read")
+            }
             _ => (ErrorKind::ChainBroken, "is unusable"),
         };
         let message = format!("the backup {id}, which this one builds on, {what}: {}", self.error);

@@ -8,7 +8,7 @@
 //! Nothing is verified here: a restart point is a claim, and whoever reads through it checks the bytes. That points were
 //! really kept is not believed either: [`not_kept`] looks at what another process would find.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io::Write as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -18,6 +18,7 @@ use std::time::Duration;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Image, StoredObject};
 use crate::object::ObjectReader;
+use crate::store::ObjectVersion;
 use crate::types::ObjectName;
 
 /// How often the observer is told.
@@ -49,8 +50,8 @@ pub struct Report {
     pub plain_bytes: u64,
     /// How many of these were known when the object's turn came.
     pub known_bytes: u64,
-    /// Of the objects, those that were not wholly known before.
-    pub decoded: HashSet<ObjectName>,
+    /// Of the objects, those that were not wholly known before, each in the version that was read.
+    pub decoded: HashMap<ObjectName, ObjectVersion>,
     /// Objects that could not be read to their end, with the reason. What was found before is kept.
     pub failed: Vec<(ObjectName, Error)>,
 }
@@ -112,13 +113,16 @@ pub fn index(
 
 /// Objects among `names` whose restart points are not wholly known to `images`, which must not be those that they were found
 /// through: what those know may be in memory only. [`Report::decoded`] says what to look for.
-pub fn not_kept(images: &[&Image], names: &HashSet<ObjectName>) -> Vec<ObjectName> {
+pub fn not_kept(images: &[&Image], decoded: &HashMap<ObjectName, ObjectVersion>) -> Vec<ObjectName> {
     let mut seen = HashSet::new();
     let objects = images.iter().flat_map(|image| image.objects());
     let mut lost: Vec<_> = objects
-        .filter(|object| names.contains(object.name()) && seen.insert(object.name().clone()))
-        // One that cannot be opened any more says nothing of the folder.
-        .filter(|object| object.open().is_ok_and(|reader| reader.known_to() < object.len_bytes()))
+        .filter(|object| seen.insert(object.name().clone()))
+        // One that cannot be opened any more, or was replaced meanwhile, says nothing of the folder.
+        .filter(|object| {
+            let Some(version) = decoded.get(object.name()) else { return false };
+            object.open().is_ok_and(|now| now.version() == version && now.known_to() < object.len_bytes())
+        })
         .map(|object| object.name().clone())
         .collect();
     lost.sort();
@@ -164,16 +168,18 @@ impl Work<'_> {
                 let mut active = lock(&self.active);
                 active.retain(|(other, _)| other.id() != reader.id());
                 self.done_bytes.fetch_add(known_now.saturating_sub(known), Ordering::Relaxed);
-                result.map(|()| known).map_err(|error| (error, known_now.max(known)))
+                result
+                    .map(|()| (known, reader.version().clone()))
+                    .map_err(|error| (error, known_now.max(known)))
             });
             let mut report = lock(&self.report);
             match explored {
-                Ok(known) => {
+                Ok((known, version)) => {
                     report.objects += 1;
                     report.plain_bytes += len_bytes;
                     report.known_bytes += known;
                     if known < len_bytes {
-                        report.decoded.insert(object.name().clone());
+                        report.decoded.insert(object.name().clone(), version);
                     }
                 }
                 Err((error, known)) => {

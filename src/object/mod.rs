@@ -51,7 +51,7 @@ use crate::cache_dir::seek_indexes::SeekIndexKey;
 use crate::codec::{Codec, ObjectStream};
 use crate::error::{Error, ErrorKind, Result};
 use crate::scratch::Scratch;
-use crate::store::{ObjectSource, read_exact_at};
+use crate::store::{ObjectSource, ObjectVersion, read_exact_at};
 use crate::types::ObjectName;
 
 pub use self::failures::FAILURE_BELIEVED;
@@ -193,6 +193,11 @@ impl ObjectReader {
     /// The object's name in the store.
     pub fn name(&self) -> &ObjectName {
         &self.name
+    }
+
+    /// Which version of the object it reads.
+    pub fn version(&self) -> &ObjectVersion {
+        &self.stream.source().stat().version
     }
 
     /// Fills `out` with the plain bytes from `offset`.

@@ -39,10 +39,12 @@ pub(crate) enum Fault {
     Truncated,
     /// Late: other bytes stand in it, under the same name and for those who have it open.
     Overwritten,
+    /// Late: another file of other bytes was renamed over it; those who have it open read the old one.
+    Replaced,
 }
 
 impl Fault {
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::Unopenable,
         Self::Unreadable,
         Self::Stale,
@@ -52,6 +54,7 @@ impl Fault {
         Self::Slow,
         Self::Truncated,
         Self::Overwritten,
+        Self::Replaced,
     ];
 
     pub(crate) fn words(self) -> &'static str {
@@ -65,11 +68,12 @@ impl Fault {
             Self::Slow => "each read takes 100 ms",
             Self::Truncated => "cut to half while it is read",
             Self::Overwritten => "overwritten while it is read",
+            Self::Replaced => "another renamed over it while it is read",
         }
     }
 
-    fn is_late(self) -> bool {
-        matches!(self, Self::Gone | Self::Truncated | Self::Overwritten)
+    pub(crate) fn is_late(self) -> bool {
+        matches!(self, Self::Gone | Self::Truncated | Self::Overwritten | Self::Replaced)
     }
 }
 
@@ -78,9 +82,13 @@ impl Fault {
 struct State {
     rule: Option<(String, Fault)>,
     reads: u64,
+    opens: u64,
     names: Vec<String>,
     open: HashMap<u64, (String, Arc<File>)>,
 }
+
+/// What stands behind the name of a file that was renamed over another. No name of a file has it.
+const NEW: char = '/';
 
 struct Sick {
     folder: PathBuf,
@@ -108,7 +116,12 @@ impl SickFolder {
     /// Makes the files with `word` in their names sick.
     pub(crate) fn begin(&self, word: &str, fault: Fault) {
         let mut state = self.state.lock().unwrap();
-        (state.rule, state.reads) = (Some((word.to_owned(), fault)), 0);
+        (state.rule, state.reads, state.opens) = (Some((word.to_owned(), fault)), 0, 0);
+    }
+
+    /// Whether somebody has opened a sick file, or tried to, since it [began](Self::begin) to be sick.
+    pub(crate) fn is_asked_for(&self) -> bool {
+        self.state.lock().unwrap().opens > 0
     }
 
     /// Makes all well.
@@ -139,15 +152,24 @@ impl Sick {
         names.get((u64::from(ino) as usize).wrapping_sub(2)).cloned().ok_or(Errno::from_i32(libc::ENOENT))
     }
 
+    /// The file that has this name now: the new one, where another was renamed over it.
+    fn named(&self, name: &str) -> String {
+        match self.fault(name) {
+            Some(Fault::Replaced) => format!("{name}{NEW}"),
+            _ => name.to_owned(),
+        }
+    }
+
     fn attr(&self, name: Option<&str>) -> Result<FileAttr, Errno> {
-        let path = name.map_or(self.folder.clone(), |name| self.folder.join(name));
+        let path = name.map_or(self.folder.clone(), |name| self.folder.join(name.trim_end_matches(NEW)));
         let stat = fs::symlink_metadata(path).map_err(errno)?;
         let fault = name.and_then(|name| self.fault(name));
+        let is_new = name.is_some_and(|name| name.ends_with(NEW));
         if fault == Some(Fault::Gone) {
             return Err(Errno::from_i32(libc::ENOENT));
         }
         let mut mtime = stat.modified().map_err(errno)?;
-        if matches!(fault, Some(Fault::Truncated | Fault::Overwritten)) {
+        if is_new || matches!(fault, Some(Fault::Truncated | Fault::Overwritten)) {
             mtime += Duration::from_secs(1);
         }
         Ok(FileAttr {
@@ -197,7 +219,9 @@ impl Sick {
             Some(Fault::Slow) => thread::sleep(Duration::from_millis(100)),
             Some(Fault::Truncated) => read = read.min((len / 2).saturating_sub(offset) as usize),
             Some(Fault::Overwritten) => bytes.iter_mut().for_each(|byte| *byte ^= 0x55),
-            Some(Fault::Unopenable) | None => {}
+            // Also when all is well again: it is that file which is open.
+            _ if name.ends_with(NEW) => bytes.iter_mut().for_each(|byte| *byte ^= 0x55),
+            Some(Fault::Replaced | Fault::Unopenable) | None => {}
         }
         bytes.truncate(read);
         Ok(bytes)
@@ -210,7 +234,7 @@ fn errno(error: std::io::Error) -> Errno {
 
 impl Filesystem for Sick {
     fn lookup(&self, _: &Request, _: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        match self.attr(name.to_str()) {
+        match self.attr(name.to_str().map(|name| self.named(name)).as_deref()) {
             Ok(attr) => reply.entry(&Duration::ZERO, &attr, Generation(0)),
             Err(error) => reply.error(error),
         }
@@ -241,13 +265,22 @@ impl Filesystem for Sick {
 
     fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let opened = self.name(ino).and_then(|name| {
+            {
+                let mut state = self.state.lock().unwrap();
+                if state.rule.as_ref().is_some_and(|(word, _)| name.contains(word.as_str())) {
+                    state.opens += 1;
+                }
+            }
             match self.fault(&name) {
                 Some(Fault::Unopenable) => return Err(Errno::from_i32(libc::EIO)),
                 Some(Fault::Gone) => return Err(Errno::from_i32(libc::ENOENT)),
                 _ => {}
             }
             let writes = flags.0 & libc::O_ACCMODE != libc::O_RDONLY;
-            let file = OpenOptions::new().read(true).write(writes).open(self.folder.join(&name));
+            let file = OpenOptions::new()
+                .read(true)
+                .write(writes)
+                .open(self.folder.join(name.trim_end_matches(NEW)));
             Ok((name, Arc::new(file.map_err(errno)?)))
         });
         match opened {

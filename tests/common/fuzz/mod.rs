@@ -13,7 +13,13 @@ mod input;
 mod leftovers;
 mod lists;
 mod names;
+#[cfg(feature = "remote")]
+mod remote;
 mod seeds;
+#[cfg(feature = "remote")]
+#[allow(dead_code, reason = "other tests use the rest")]
+#[path = "../http_server.rs"]
+mod server;
 
 use input::Input;
 
@@ -47,6 +53,12 @@ pub const TARGETS: &[Target] = &[
     Target { name: "changed", run: lists::changed, seeds: seeds::changed },
     Target { name: "record", run: lists::record, seeds: seeds::records },
     Target { name: "cinder_conf", run: lists::cinder_conf, seeds: seeds::cinder_confs },
+    #[cfg(feature = "remote")]
+    Target { name: "listing", run: remote::listing, seeds: remote::listings },
+    #[cfg(feature = "remote")]
+    Target { name: "clouds", run: remote::clouds, seeds: remote::clouds_yamls },
+    #[cfg(feature = "remote")]
+    Target { name: "aws_config", run: remote::aws_config, seeds: remote::aws_configs },
 ];
 
 /// Runs the target of this name.

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::super::errno::Errno;
-use super::super::namespace::{Namespace, Node, Row};
+use super::super::errno::{self, Errno};
+use super::super::namespace::{Namespace, Node, Opens, Row};
 use super::Answer;
 use crate::catalog::{Entry, Snapshot};
 use crate::error::ErrorKind;
@@ -26,7 +26,8 @@ impl View {
             volume_name: entry.volume_name.clone(),
             created_at: entry.created_at,
             version: entry.metadata_stat.version.clone(),
-            usable: entry.problem.is_none(),
+            // What could not be read for the store's sake may be whole: whoever copies the mount must not take it for gone.
+            usable: entry.problem.as_ref().is_none_or(|problem| errno::opens(problem) == Opens::Unreachable),
         }));
         match last {
             Some(last) if *last.namespace == namespace => {

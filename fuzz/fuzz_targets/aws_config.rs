@@ -1,0 +1,2 @@
+#![no_main]
+libfuzzer_sys::fuzz_target!(|data: &[u8]| cinderfs_fuzz::bodies::run("aws_config", data));
