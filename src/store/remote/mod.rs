@@ -38,6 +38,7 @@ mod write;
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::io::Read as _;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -64,6 +65,9 @@ use crate::types::ObjectName;
 
 /// Who may read an object: a server knows accounts and no users of this machine, so it is whoever has the credentials, which is us.
 const MODE: u32 = 0o400;
+
+/// Most bytes of a credential file that are looked at; it has some 2 KiB.
+const CREDENTIAL_BYTES_MAX: u64 = 1 << 20;
 
 /// An S3 bucket.
 pub fn s3(settings: S3Settings) -> Result<Arc<dyn Store>> {
@@ -111,9 +115,17 @@ pub fn gcs(settings: GcsSettings) -> Result<Arc<dyn Store>> {
             Error::caused_by(ErrorKind::AccessDenied, what, error)
         };
         // It is read again later, in another working directory.
-        let file =
-            std::path::absolute(file).and_then(|path| File::open(&path).map(|_| path)).map_err(failed)?;
-        builder = builder.credential_path(&file.to_string_lossy());
+        let path = std::path::absolute(file).map_err(failed)?;
+        let mut text = Vec::new();
+        let read =
+            File::open(&path).and_then(|opened| opened.take(CREDENTIAL_BYTES_MAX).read_to_end(&mut text));
+        read.map_err(failed)?;
+        // Of what is in it only the place is told.
+        serde_json::from_slice::<serde::de::IgnoredAny>(&text).map_err(|error| {
+            let at = format!("line {}, column {}", error.line(), error.column());
+            Error::new(ErrorKind::AccessDenied, format!("the credential file {file:?} is not JSON: {at}"))
+        })?;
+        builder = builder.credential_path(&path.to_string_lossy());
     }
     if settings.is_anonymous {
         builder = builder.skip_signature();
