@@ -10,6 +10,7 @@
 //! and mounts anew, since its server, its export or its options may have changed; nothing is executed from a share
 //! (`nosuid,nodev,noexec`); mount(8) is given up in time, and then mounts nothing any more ([`program`]).
 
+mod client_log;
 mod program;
 mod table;
 
@@ -28,6 +29,7 @@ use rustix::mount::{UnmountFlags, unmount};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::types;
+use client_log::ClientLog;
 use program::Outcome;
 use table::Table;
 
@@ -128,7 +130,7 @@ impl Share {
 
     /// The share's directory: where it is mounted already, else a mount of ours, for which there is this much time.
     /// [`ErrorKind::AccessDenied`] when this user may not mount, with the command that root would run; [`ErrorKind::StoreNotFound`] when
-    /// mount(8) does not succeed; [`ErrorKind::StoreIo`] when it takes too long.
+    /// there is no such share; [`ErrorKind::StoreIo`] when its server does not answer, or this machine cannot mount such.
     pub fn attach(&self, within: Option<Duration>) -> Result<Attached> {
         self.attach_in(Path::new(FOLDER), "mount".as_ref(), within)
     }
@@ -193,6 +195,7 @@ impl Share {
             _ => {}
         }
         let began = Instant::now();
+        let log = ClientLog::of(self.kind, mountpoint);
         let mut said = String::new();
         for _ in 0..self.attempts {
             let mut command = Command::new(program);
@@ -214,13 +217,16 @@ impl Share {
             }
         }
         let _ = fs::remove_dir(mountpoint);
-        let hint = if said.contains("helper program") || said.contains("unknown filesystem type") {
+        let reason = log.and_then(|log| log.reason());
+        let hint = if needs_program(&said) {
             format!("; install {}", self.kind.packages())
+        } else if let Some(reason) = &reason {
+            format!("; the client's log says {reason:?}")
         } else {
             String::new()
         };
         Err(Error::new(
-            ErrorKind::StoreNotFound,
+            refusal(&said, reason.as_deref()),
             format!("cannot mount the share {self}: mount(8) says {said:?}{hint}"),
         ))
     }
@@ -241,6 +247,33 @@ impl Share {
             self.source,
             mountpoint.display()
         )
+    }
+}
+
+/// Whether this machine has nothing to mount such a share with.
+fn needs_program(said: &str) -> bool {
+    said.contains("helper program") || said.contains("unknown filesystem type")
+}
+
+/// What kind of failure it is that mount(8) and the client's log tell: no share of that name, unless they say that nobody could be asked.
+fn refusal(said: &str, reason: Option<&str>) -> ErrorKind {
+    /// What mount.nfs(8) says, and glusterfs, of servers that cannot be found or reached.
+    const UNREACHABLE: [&str; 8] = [
+        "Connection refused",
+        "Connection timed out",
+        "timed out",
+        "No route to host",
+        "Network is unreachable",
+        "Failed to resolve server",
+        "DNS resolution failed",
+        "failed to connect",
+    ];
+    let is_unreachable =
+        |text: &str| UNREACHABLE.iter().any(|words| text.to_lowercase().contains(&words.to_lowercase()));
+    if needs_program(said) || is_unreachable(said) || reason.is_some_and(is_unreachable) {
+        ErrorKind::StoreIo
+    } else {
+        ErrorKind::StoreNotFound
     }
 }
 
