@@ -155,7 +155,10 @@ impl Share {
         let gate = Gate::close(&own)?;
         if !is_used(&own)? {
             self.take_away(&own)?;
-            self.mount(&own, program, deadline)?;
+            if let Err(error) = self.mount(&own, program, deadline) {
+                gate.remove(&own);
+                return Err(error);
+            }
         }
         let ours = Ours::use_of(own.clone())?;
         drop(gate);
@@ -338,13 +341,15 @@ impl Drop for Ours {
     fn drop(&mut self) {
         let gate = Gate::close(&self.mountpoint);
         // Only the last one of us gets it.
-        if gate.is_err() || flock(&self.used, FlockOperation::NonBlockingLockExclusive).is_err() {
+        let Ok(gate) = gate else { return };
+        if flock(&self.used, FlockOperation::NonBlockingLockExclusive).is_err() {
             return;
         }
         // Detached: a descriptor that is still being closed must not keep it.
         match unmount(&self.mountpoint, UnmountFlags::DETACH) {
             Ok(()) => {
                 let _ = fs::remove_dir(&self.mountpoint);
+                gate.remove(&self.mountpoint);
             }
             Err(errno) => tracing::warn!(mountpoint = ?self.mountpoint, "cannot unmount: {errno}"),
         }
@@ -356,10 +361,23 @@ struct Gate(#[expect(dead_code, reason = "closing the file opens the gate")] Fil
 
 impl Gate {
     fn close(mountpoint: &Path) -> Result<Self> {
-        let file = open_lock(&mountpoint.with_extension("lock"))?;
-        flock(&file, FlockOperation::LockExclusive)
-            .map_err(|errno| cannot(mountpoint, "lock", errno.into()))?;
-        Ok(Self(file))
+        let path = mountpoint.with_extension("lock");
+        loop {
+            let file = open_lock(&path)?;
+            flock(&file, FlockOperation::LockExclusive)
+                .map_err(|errno| cannot(mountpoint, "lock", errno.into()))?;
+            // Who was here before may have taken the file away meanwhile; then others have another one.
+            let ours = file.metadata().map_err(|error| cannot(&path, "look at", error))?;
+            if fs::symlink_metadata(&path).is_ok_and(|there| there.ino() == ours.ino()) {
+                return Ok(Self(file));
+            }
+        }
+    }
+
+    /// Takes away the files of a mountpoint at which nothing is mounted, and opens the gate.
+    fn remove(self, mountpoint: &Path) {
+        let _ = fs::remove_file(mountpoint.with_extension("used"));
+        let _ = fs::remove_file(mountpoint.with_extension("lock"));
     }
 }
 
