@@ -191,7 +191,7 @@ fn what_is_not_followed_is_told_and_what_cannot_be_is_refused() {
         assert!(stderr.contains(expected) && stderr.contains("refused.conf"), "{text}: {stderr}");
         assert!(!stderr.contains("hint: "), "it is a cinder.conf: {stderr}");
     }
-    let missing = world.path("nope.conf");
+    let missing = world.path("nope.conf").to_str().unwrap().to_owned();
     let (_, stderr) = ends(&["list", &format!("{told},{missing}")], 10);
     assert!(stderr.contains(&format!("cannot read {missing:?}")), "{stderr}");
     // A file that is no configuration.
