@@ -111,15 +111,16 @@ impl Reporter {
     /// The same of a backup that is being made, with how much of it changed and how much is stored.
     pub(crate) fn update_backup(&self, progress: &Progress) {
         let Progress { done_bytes, total_bytes, changed_bytes, stored_bytes, .. } = *progress;
+        // Before the bar is drawn for the first time.
+        if let Shown::Bar { bar, .. } = &self.shown {
+            let (changed, stored) = (short_bytes(changed_bytes), short_bytes(stored_bytes));
+            bar.set_message(format!("  {changed} changed, {stored} stored"));
+        }
         self.update_with(
             done_bytes,
             total_bytes,
             || json!({ "bytes_changed": changed_bytes, "bytes_stored": stored_bytes }),
         );
-        if let Shown::Bar { bar, .. } = &self.shown {
-            let (changed, stored) = (short_bytes(changed_bytes), short_bytes(stored_bytes));
-            bar.set_message(format!("  {changed} changed, {stored} stored"));
-        }
     }
 
     /// The same with more to tell in each JSON line: the keys of an object.
