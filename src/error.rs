@@ -13,6 +13,8 @@
 use std::fmt;
 use std::sync::Arc;
 
+use crate::types::ObjectName;
+
 /// The library's result.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -120,6 +122,13 @@ impl Error {
         Self(Arc::new(Inner { kind: self.0.kind, message: message.into(), source: Some(Box::new(self)) }))
     }
 
+    /// The same with the object that it is about, unless it names it already: names are long.
+    #[must_use]
+    pub(crate) fn of_object(self, name: &ObjectName) -> Self {
+        let name = format!("{name:?}");
+        if self.to_string().contains(&name) { self } else { self.context(format!("object {name}")) }
+    }
+
     /// What kind of failure it is.
     pub fn kind(&self) -> ErrorKind {
         self.0.kind
@@ -176,5 +185,13 @@ mod tests {
         let outer = inner.context("block 7");
         assert_eq!(outer.to_string(), "block 7: cannot read \"a\": boom");
         assert_eq!(outer.kind(), ErrorKind::StoreIo);
+    }
+
+    #[test]
+    fn an_objects_name_is_told_once() {
+        let name = ObjectName::parse("c/o").unwrap();
+        let told = |message: &str| Error::new(ErrorKind::StoreIo, message).of_object(&name).to_string();
+        assert_eq!(told("the stream broke"), "object \"c/o\": the stream broke");
+        assert_eq!(told("cannot read object \"c/o\" at byte 7"), "cannot read object \"c/o\" at byte 7");
     }
 }

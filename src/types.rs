@@ -202,6 +202,11 @@ const HEX: [u8; 256] = {
     values
 };
 
+/// So many of something, for messages: `1 object`, `2 objects`.
+pub(crate) fn count(n: u64, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

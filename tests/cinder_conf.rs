@@ -188,8 +188,12 @@ fn what_is_not_followed_is_told_and_what_cannot_be_is_refused() {
     ] {
         let conf = world.conf("refused.conf", text);
         let (_, stderr) = ends(&["list", &conf], 2);
-        assert!(stderr.contains(expected) && stderr.contains("hint: "), "{text}: {stderr}");
+        assert!(stderr.contains(expected) && stderr.contains("refused.conf"), "{text}: {stderr}");
+        assert!(!stderr.contains("hint: "), "it is a cinder.conf: {stderr}");
     }
+    let missing = world.path("nope.conf").to_str().unwrap().to_owned();
+    let (_, stderr) = ends(&["list", &format!("{told},{missing}")], 10);
+    assert!(stderr.contains(&format!("cannot read {missing:?}")), "{stderr}");
     // A file that is no configuration.
     let (_, stderr) = ends(&["list", "/bin/true"], 2);
     assert!(stderr.contains("it is not UTF-8") && stderr.contains("read as a cinder.conf"), "{stderr}");
@@ -226,7 +230,8 @@ fn a_share_is_found_where_it_is_mounted() {
 #[test]
 fn a_share_that_cannot_be_mounted_is_told_with_what_to_do() {
     let share = "192.0.2.1.invalid:/exports/cinder";
-    let (_, stderr) = ends(&["list", share], 10);
+    // Its server cannot be found, or this machine has nothing to mount it with; it may well exist.
+    let (_, stderr) = ends(&["list", share], 1);
     assert!(stderr.contains(&format!("cannot mount the share {share}")), "{stderr}");
     // Others than root are told what root has to run.
     let output = Command::new("setpriv")

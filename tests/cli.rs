@@ -74,7 +74,8 @@ fn a_wrong_call_exits_2() {
         2,
         "cinderfs: there is no column \"Sise\"\nhint: the columns are ID, Name",
     );
-    fails(&["list", store, "-c", "Volume"], 2, "cinderfs: there is no column \"Volume\"\n");
+    let named = cinderfs(&["list", store, "-c", "Volume", "-c", "Container"]);
+    assert!(named.status.success(), "{}", stderr(&named));
     fails(&["show", store], 2, "BACKUP");
     fails(&["restore", store, "x"], 2, "TARGET");
     fails(&["restore", store, "x", "y", "--on-damage", "ignore"], 2, "possible values: stop, zero");
@@ -99,13 +100,12 @@ fn a_missing_store_exits_10() {
     fs::write(&file, "[DEFAULT]\n").unwrap();
     fails(&["list", file.join("below").to_str().unwrap()], 10, "cannot open the store");
     // Without a word about backups it means Swift, as for cinder-backup.
-    fails(&["list", file.to_str().unwrap()], 2, "no credentials for Swift; set OS_CLOUD");
+    fails(&["list", file.to_str().unwrap()], 12, "no credentials for Swift; set OS_CLOUD");
 }
 
 #[test]
 fn words_for_servers_that_say_too_little_or_too_much_are_refused() {
     for (word, why) in [
-        ("swift:container", "no credentials for Swift; set OS_CLOUD"),
         ("swift:a/b", "names more than a container"),
         ("s3://bucket/folder", "expected s3://BUCKET?endpoint=URL"),
         ("s3://key:s3cret@bucket", "holds credentials"),
@@ -115,6 +115,7 @@ fn words_for_servers_that_say_too_little_or_too_much_are_refused() {
         fails(&["list", word], 2, why);
         assert!(!stderr(&cinderfs(&["list", word])).contains("s3cret"), "{word}");
     }
+    fails(&["list", "swift:container"], 12, "no credentials for Swift; set OS_CLOUD");
 }
 
 /// Root may read everything, so the command runs as somebody else then.

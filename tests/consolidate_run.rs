@@ -46,7 +46,7 @@ fn the_program_says_what_it_did() {
 
     let output = chain.run(&["consolidate", "monthly", "--container", "team/two", "--threads", "1"]);
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
-    assert!(text(&output.stderr).contains("full backup of 1 backup(s)"), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("full backup of 1 backup"), "{}", text(&output.stderr));
     let id = text(&output.stdout).trim_end();
     assert!(image_bytes(&chain.store(), id) == chain.images[2]);
     assert_eq!(entry(&open(&chain.store()), id).container, "team/two");

@@ -387,7 +387,7 @@ fn the_program_prints_the_id_and_tells_the_rest_on_stderr() {
     let output = run(create_command(&store, &image, &["--parent", "mon", "--container", "team/one"]), 0);
     let text = stderr(&output);
     assert!(text.starts_with(&format!("incremental backup on {id} of ")), "{text}");
-    assert!(text.contains("0 B stored as 0 B in 0 object(s)"), "{text}");
+    assert!(text.contains("0 B stored as 0 B in 0 objects"), "{text}");
 }
 
 #[test]

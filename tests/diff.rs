@@ -211,7 +211,7 @@ fn people_see_ranges_a_picture_and_a_line() {
   64.00 KiB Z 16.7% zeroed
  288.00 KiB . 75.0% same
  128.00 KiB R 33.3% removed: behind the end of the newer one
-a1 -> b2: 96.00 KiB of 384.00 KiB changed (25.0 %) in 3 range(s)
+a1 -> b2: 96.00 KiB of 384.00 KiB changed (25.0 %) in 3 ranges
 64.00 KiB of that zeroed, 128.00 KiB shorter
 "
     );

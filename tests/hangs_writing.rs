@@ -122,7 +122,7 @@ fn stall(verb: usize) {
     }
 }
 
-// > `create`, `consolidate`, `delete` and `repair` wait for a store that does not answer as long as it takes, tell after `--store-timeout` seconds what they wait for, and go on when it answers.
+// > `create`, `consolidate`, `delete` and `repair` wait for a folder that does not answer as long as it takes, tell after `--store-timeout` seconds what they wait for, and go on when it answers; an object store has that time for an answer.
 //
 // > A signal ends them all the same, within seconds; what they leave is hidden, and the next run removes it.
 #[test]

@@ -519,3 +519,23 @@ fn processes_that_share_a_cache_directory_do_not_disturb_each_other() {
     drop(mounts);
     assert_eq!([0, 1].map(|n| kit.indexed(n)), [100; 2], "what all of them found is kept");
 }
+
+#[test]
+fn the_summary_stands_on_a_line_of_its_own() {
+    let kit = Kit::new(&[("a", 4 * MIB)]);
+    let store = kit.store();
+    let command =
+        format!("stty rows 24 cols 80; exec {} index {}", env!("CARGO_BIN_EXE_cinderfs"), store.display());
+    let output = Command::new("script")
+        .args(["-qefc", &command, "/dev/null"])
+        .env("TERM", "xterm")
+        .env("CINDERFS_CACHE_DIR", kit.cache())
+        .env_remove("CINDERFS_LOG")
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success() && text.contains('%'), "{text:?}");
+    let before = text.split("indexed: ").next().unwrap().rsplit(['\r', '\n']).next().unwrap();
+    assert!(!before.contains(['%', '█', '░']), "{text:?}");
+}

@@ -235,7 +235,7 @@ fn swift_with_the_account_of_the_cinder_conf() {
     };
     let wrong = world.run(&["list", &account("s3cret")]);
     assert_eq!(wrong.code, 12, "{}", wrong.stderr);
-    assert!(wrong.stderr.contains("credentials in the cinder.conf"), "{}", wrong.stderr);
+    assert!(wrong.stderr.contains("backup_swift_key in the cinder.conf"), "{}", wrong.stderr);
     assert!(!wrong.stderr.contains("s3cret"), "{}", wrong.stderr);
     let conf = account(&told(Kind::Apart, "OS_PASSWORD"));
     world.genuine_are_restored(&conf);

@@ -14,6 +14,7 @@ mod http_server;
 mod swift_server;
 
 use std::fs::{self, File};
+use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -210,6 +211,40 @@ fn a_server_that_is_not_there_is_given_up_soon() {
         let output = child.wait_with_output().unwrap();
         let told = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{told}");
-        assert!(told.contains("did not answer within") && !told.contains("3600"), "{told}");
+        assert!(told.contains("cannot ") && told.contains(", tried for 10 s"), "{told}");
+    }
+}
+
+/// A server that says the same to everybody; its address.
+fn saying(words: &'static [u8]) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        for client in listener.incoming() {
+            let mut client = client.unwrap();
+            let _ = client.read(&mut [0; 16384]);
+            let _ = client.write_all(words);
+        }
+    });
+    address
+}
+
+#[test]
+fn a_server_of_another_kind_is_told_at_once() {
+    let refusal = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+    // What TLS answers to who has not begun with it: an alert.
+    let alert = &[0x15, 3, 3, 0, 2, 2, 70];
+    for (url, why, code) in [
+        (format!("https://{}/v1", saying(refusal)), "does not speak TLS; is it an http: URL?", 1),
+        (format!("http://{}/v1", saying(alert)), "does not speak HTTP; is it an https: URL?", 1),
+        (format!("http://{}/v1", saying(refusal)), "the authentication URL is wrong", 2),
+    ] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cinderfs"));
+        command.args(["list", "--store-timeout", "3600", "swift:c"]).env_remove("OS_CLOUD");
+        command.env("OS_IDENTITY_API_VERSION", "1").env("OS_AUTH_URL", url);
+        let output = command.env("OS_USERNAME", "u").env("OS_PASSWORD", "k").output().unwrap();
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(told.contains(why) && !told.contains("tried for"), "{told}");
+        assert_eq!(output.status.code(), Some(code), "{told}");
     }
 }

@@ -256,6 +256,9 @@ fn others_than_root_are_told_what_root_has_to_run_and_a_wrong_volume_what_is_wro
     drop(cinders);
     let host = share.split(':').next().unwrap();
     let (_, said) = ends(&["list", &format!("glusterfs://{host}/nothing")], 10);
-    assert!(said.contains("cannot mount the share"), "{said}");
+    assert!(
+        said.contains("cannot mount the share") && said.contains("failed to fetch volume file"),
+        "{said}"
+    );
     assert!(!is_mounted_by_us());
 }

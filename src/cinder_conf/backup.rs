@@ -174,6 +174,7 @@ impl BackupConf {
     pub(super) fn of(conf: &CinderConf) -> Result<Self> {
         let word = conf.text_or(DEFAULT, "backup_driver", "cinder.backup.drivers.swift.SwiftBackupDriver")?;
         let read = Reader { conf };
+        check_class(&word)?;
         let (driver, sizes) = match driver_name(&word)? {
             "posix" => (read.posix()?, FILE_SIZES),
             "nfs" => (Driver::Nfs(read.nfs()?), FILE_SIZES),
@@ -252,6 +253,29 @@ fn driver_name(word: &str) -> Result<&str> {
         .find_map(|start| word.strip_prefix(start))
         .map(|rest| rest.split('.').next().unwrap_or(rest))
         .ok_or_else(|| unsupported(word, "it is not one of Cinder's own, cinder.backup.drivers.…"))
+}
+
+/// The classes of Cinder's own drivers, by module.
+const CLASSES: [(&str, &str); 7] = [
+    ("posix", "PosixBackupDriver"),
+    ("nfs", "NFSBackupDriver"),
+    ("glusterfs", "GlusterfsBackupDriver"),
+    ("swift", "SwiftBackupDriver"),
+    ("s3", "S3BackupDriver"),
+    ("gcs", "GoogleBackupDriver"),
+    ("google", "GoogleBackupDriver"),
+];
+
+/// Refuses a class that its module does not have; cinder-backup would not start.
+fn check_class(word: &str) -> Result<()> {
+    let module = driver_name(word)?;
+    let class = word.rsplit_once(module).and_then(|(_, rest)| rest.strip_prefix('.'));
+    match (CLASSES.iter().find(|(known, _)| *known == module), class) {
+        (Some((_, expected)), Some(class)) if class != *expected => {
+            Err(unsupported(word, &format!("the class of that driver is {expected}")))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn unsupported(driver: &str, why: &str) -> Error {
@@ -505,6 +529,16 @@ mod tests {
             let error = backup(&format!("backup_driver = {word}\n")).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Usage, "{word}");
             assert!(error.to_string().contains(word), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_mistyped_class_is_refused() {
+        let of = |word: &str| backup(&format!("backup_driver = cinder.backup.drivers.{word}\n"));
+        let error = of("swift.SwiftBackupDrivr").unwrap_err();
+        assert!(error.to_string().ends_with("the class of that driver is SwiftBackupDriver"), "{error}");
+        for right in ["swift.SwiftBackupDriver", "swift", "posix.PosixBackupDriver", "posix"] {
+            assert!(of(right).is_ok(), "{right}");
         }
     }
 

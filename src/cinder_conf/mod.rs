@@ -23,6 +23,7 @@ pub use backup::{BackupConf, Driver};
 use syntax::Sections;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::types::count;
 
 /// Most bytes of one file. Cinder's sample file with every option and its help has about 250 KB.
 const FILE_BYTES_MAX: u64 = 4 << 20;
@@ -65,7 +66,21 @@ impl CinderConf {
 
     /// What they say about backups.
     pub fn backup(&self) -> Result<BackupConf> {
-        BackupConf::of(self)
+        BackupConf::of(self).map_err(|error| self.located(error))
+    }
+
+    /// The error with the file that it is about: messages about an option begin with its name.
+    fn located(&self, error: Error) -> Error {
+        let message = error.to_string();
+        let option = message.split([' ', ':']).next().unwrap_or_default();
+        let has = |sections: &Sections| sections.get("DEFAULT").is_some_and(|set| set.contains_key(option));
+        match (self.files.iter().rev().find(|(_, sections)| has(sections)), &self.files[..]) {
+            (Some((file, _)), _) | (None, [(file, _)]) => error.context(file.display().to_string()),
+            (None, [(file, _), others @ ..]) => {
+                error.context(format!("{} and {}", file.display(), count(others.len() as u64, "more file")))
+            }
+            (None, []) => error,
+        }
     }
 
     /// The configuration of one text, for tests and for documents that are no files.
@@ -185,6 +200,32 @@ mod tests {
         assert_eq!(untold(&[path("cinder.conf")]), Some(path("cinder-backup.conf")));
         assert_eq!(untold(&[path("./cinder.conf"), path("cinder-backup.conf")]), None);
         assert_eq!(untold(&[path("other.conf")]), None);
+    }
+
+    #[test]
+    fn what_is_wrong_is_told_with_its_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let wrong = |text: &str, more: &str| {
+            fs::write(path("cinder.conf"), format!("[DEFAULT]\n{text}")).unwrap();
+            fs::write(path("more.conf"), format!("[DEFAULT]\n{more}")).unwrap();
+            let conf = CinderConf::read(&[path("cinder.conf"), path("more.conf")]).unwrap();
+            conf.backup().unwrap_err().to_string()
+        };
+        let (one, other) =
+            (path("cinder.conf").display().to_string(), path("more.conf").display().to_string());
+        let s3 = "backup_driver = cinder.backup.drivers.s3.S3BackupDriver\n";
+        let told = wrong(s3, "x = 1\n");
+        assert!(
+            told.starts_with(&format!("{one} and 1 more file: backup_s3_endpoint_url is not set")),
+            "{told}"
+        );
+        let told = wrong("", "backup_swift_auth = bogus\n");
+        assert!(told.starts_with(&format!("{other}: backup_swift_auth = \"bogus\"")), "{told}");
+        let told = wrong("backup_driver = cinder.backup.drivers.ceph.CephBackupDriver\n", "");
+        assert!(told.starts_with(&format!("{one}: backup_driver = ")), "{told}");
+        let told = wrong(s3, "backup_s3_endpoint_url = http://$host_ipp\n");
+        assert!(told.starts_with(&format!("{other}: backup_s3_endpoint_url: refers to $host_ipp")), "{told}");
     }
 
     #[test]

@@ -212,7 +212,8 @@ impl StoreWord {
 pub(crate) struct StoreArg {
     #[command(flatten)]
     word: StoreWord,
-    /// How long the store may take for an answer, 0 for ever; then reading fails, and writing tells what it waits for
+    /// How long the store may take for an answer, 0 for ever; then reading fails, and so does writing to an object store;
+    /// writing to a folder tells what it waits for
     #[arg(long, value_name = "SECONDS", default_value_t = TIMEOUT_SECONDS, value_parser = clap::value_parser!(u64).range(..=TIMEOUT_SECONDS_MAX))]
     store_timeout: u64,
     /// Found out once; holds the mount of a share.

@@ -23,7 +23,7 @@ use crate::catalog::Entry;
 use crate::error::{ErrorKind, ResultExt};
 use crate::frontend::audit::{self as engine, Finding, Repair, Repaired, Report, Wrong};
 use crate::image::Image;
-use crate::types::BackupId;
+use crate::types::{BackupId, count};
 use crate::writer::source::in_use::{self, InUse};
 use crate::writer::source::{FileSource, host::Host};
 
@@ -280,10 +280,10 @@ fn summary(report: &Report) -> String {
     let mut text = match report.is_equal() {
         true => "equal: it is as it was backed up\n".to_owned(),
         false => format!(
-            "DIFFERENT: {} ({:.1} %) in {} range(s)\n",
+            "DIFFERENT: {} ({:.1} %) in {}\n",
             BinaryBytes(report.all_wrong_bytes()),
             100.0 * report.all_wrong_bytes() as f64 / report.image_bytes.max(1) as f64,
-            report.finding_count
+            count(report.finding_count, "range")
         ),
     };
     for wrong in Wrong::ALL {

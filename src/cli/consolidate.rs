@@ -19,7 +19,7 @@ use super::signals::Signals;
 use super::watch::Watch;
 use super::{made, perhaps_unseen, select, sizes};
 use crate::catalog::Entry;
-use crate::types::ObjectName;
+use crate::types::{ObjectName, count};
 use crate::writer::consolidate::{self as engine, Consolidated, Consolidation};
 
 const EXAMPLES: &str = "\
@@ -143,17 +143,20 @@ fn summary(consolidated: &Consolidated, seconds: f64, entry: &Entry) -> String {
     let progress = created.progress;
     let rate = progress.total_bytes as f64 / seconds.max(0.001);
     let mut text = format!(
-        "full backup of {} backup(s), the newest {}, volume {}\n{} in {seconds:.1} s ({}/s): stored as {} in {} object(s)\n",
-        chain.len(),
+        "full backup of {}, the newest {}, volume {}\n{} in {seconds:.1} s ({}/s): stored as {} in {}\n",
+        count(chain.len() as u64, "backup"),
         said(entry),
         created.volume_id,
         BinaryBytes(progress.total_bytes),
         BinaryBytes(rate as u64),
         BinaryBytes(progress.stored_bytes),
-        created.objects,
+        count(created.objects, "object"),
     );
     if *healed_blocks > 0 {
-        text.push_str(&format!("{healed_blocks} damaged block(s) were taken from another backup's copy\n"));
+        text.push_str(&format!(
+            "taken from another backup's copy: {}\n",
+            count(*healed_blocks, "damaged block")
+        ));
     }
     text
 }

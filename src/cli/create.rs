@@ -22,7 +22,7 @@ use super::{made, perhaps_unseen, render, select, sizes};
 use crate::catalog::{Catalog, Entry};
 use crate::codec::Codec;
 use crate::error::{Error, ErrorKind};
-use crate::types::{ObjectName, VolumeId};
+use crate::types::{ObjectName, VolumeId, count};
 use crate::writer::create::{self as engine, Base, Created, NewBackup};
 use crate::writer::snapshot::{self, Prepared, SnapshotKind};
 use crate::writer::source::changed::Changed;
@@ -357,14 +357,14 @@ fn summary(created: &Created, seconds: f64, source: &Path) -> String {
     let progress = created.progress;
     let rate = progress.total_bytes as f64 / seconds.max(0.001);
     let mut text = format!(
-        "{kind} of {}, volume {}\n{} in {seconds:.1} s ({}/s): {} stored as {} in {} object(s)\n",
+        "{kind} of {}, volume {}\n{} in {seconds:.1} s ({}/s): {} stored as {} in {}\n",
         render::visible(&source.to_string_lossy()),
         created.volume_id,
         BinaryBytes(progress.total_bytes),
         BinaryBytes(rate as u64),
         BinaryBytes(progress.changed_bytes),
         BinaryBytes(progress.stored_bytes),
-        created.objects,
+        count(created.objects, "object"),
     );
     if progress.unlisted_bytes > 0 {
         text.push_str(&format!(

@@ -23,6 +23,7 @@ use super::signals::Signals;
 use crate::catalog::Entry;
 use crate::error::{ErrorKind, ResultExt};
 use crate::frontend::diff::{self as engine, Change, Differences};
+use crate::types::count;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -183,9 +184,10 @@ fn summary(found: &Differences) -> String {
     }
     let percent = 100.0 * changed_bytes as f64 / new_bytes.max(1) as f64;
     let mut text = format!(
-        "{} of {} changed ({percent:.1} %) in {ranges} range(s)",
+        "{} of {} changed ({percent:.1} %) in {}",
         BinaryBytes(changed_bytes),
         BinaryBytes(new_bytes),
+        count(ranges, "range"),
     );
     let mut more = Vec::new();
     for (bytes, what) in [(zeroed_bytes, "of that zeroed"), (unknown_bytes, "of that unknown")] {
@@ -215,11 +217,11 @@ mod tests {
         found = Differences { changed_bytes: 1024, zeroed_bytes: 512, ranges: 2, ..found };
         assert_eq!(
             summary(&found),
-            "1.00 KiB of 2.00 KiB changed (50.0 %) in 2 range(s)\n512 B of that zeroed"
+            "1.00 KiB of 2.00 KiB changed (50.0 %) in 2 ranges\n512 B of that zeroed"
         );
         found.old_bytes = 1024;
         assert!(summary(&found).ends_with("zeroed, 1.00 KiB longer"));
         found = Differences { old_bytes: 4096, ranges: 1, changed_bytes: 0, zeroed_bytes: 0, ..found };
-        assert_eq!(summary(&found), "0 B of 2.00 KiB changed (0.0 %) in 1 range(s)\n2.00 KiB shorter");
+        assert_eq!(summary(&found), "0 B of 2.00 KiB changed (0.0 %) in 1 range\n2.00 KiB shorter");
     }
 }

@@ -6,7 +6,7 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use super::render;
+use super::{progress, render};
 use crate::error::{Error, ErrorKind};
 
 /// Exit code of a command that did not do what it was asked for.
@@ -106,9 +106,9 @@ impl From<Error> for Failure {
     }
 }
 
-/// Writes to stderr; a stderr that nobody reads is no reason to fail.
+/// Writes to stderr, above the bar where one is shown; a stderr that nobody reads is no reason to fail.
 pub(crate) fn note(text: &str) {
-    let _ = io::stderr().lock().write_all(text.as_bytes());
+    let _ = progress::above_bar(|| io::stderr().lock().write_all(text.as_bytes()));
 }
 
 /// The process's exit code for what a command returned; tells a failure on stderr first.

@@ -20,7 +20,7 @@ use crate::catalog::{Catalog, CatalogOptions, Entry};
 use crate::error::{Error, ErrorKind};
 use crate::frontend::index::{self as engine, Report};
 use crate::image::{Image, StoredObject};
-use crate::types::{BackupId, ObjectName};
+use crate::types::{BackupId, ObjectName, count};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -215,10 +215,6 @@ fn summary(report: &Report, backups: usize, elapsed: Duration) -> String {
             BinaryBytes(report.known_bytes)
         ),
     }
-}
-
-fn count(n: u64, what: &str) -> String {
-    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 
 /// What the words name; all backups where there are none.

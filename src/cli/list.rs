@@ -36,7 +36,7 @@ pub(crate) struct ListArgs {
     /// Also print the columns Volume, Container and Indexed
     ///
     /// Indexed is how much of the backup can be entered at once: in percent of the bytes in large compressed objects, 100
-    /// where there are none (see `cinderfs index`; what `create` wrote needs none). `-c Indexed` prints it without --long too.
+    /// where there are none (see `cinderfs index`; what `create` wrote needs none). `-c` prints each of them without --long too.
     #[arg(long)]
     long: bool,
     /// Only backups of this volume: its id, a unique prefix of it, or its display name
@@ -82,25 +82,17 @@ const SHORT_COLUMNS: usize = 7;
 const STATUS: usize = 3;
 const SIZE: usize = 4;
 const INDEXED: usize = 9;
-/// What cannot be had without `--long`.
-const LONG_ONLY: [usize; 2] = [7, 8];
 
 /// Runs `list`.
 pub(crate) fn run(args: &ListArgs) -> Result<Outcome, Failure> {
-    // Wrong words are refused before the store is read, which can take a while. Whoever names
-    // Indexed need not say --long.
+    // Wrong words are refused before the store is read, which can take a while. Whoever names a
+    // column need not say --long.
     let mut chosen = args.output.choose(&COLUMNS)?;
     if !args.long && !args.output.names_columns() {
         chosen.truncate(SHORT_COLUMNS);
     }
     let sort =
         args.sort_columns.iter().map(|word| args::column(&COLUMNS, word)).collect::<Result<Vec<_>, _>>()?;
-    if let Some(&column) = chosen.iter().chain(&sort).find(|column| LONG_ONLY.contains(column))
-        && !args.long
-    {
-        let message = format!("there is no column {:?}", COLUMNS[column]);
-        return Err(Failure::new(ErrorKind::Usage, message).hint("--long has it"));
-    }
     // Opening an image reads its whole chain's metadata; not for those who ask only for ids.
     let wants = |column| chosen.contains(&column) || sort.contains(&column);
     let wants_status = wants(STATUS) || args.status.is_some();

@@ -1,11 +1,12 @@
 //! What the log shows and where it goes: stderr, filtered by `CINDERFS_LOG`, `-v` and `-q`.
 
 use std::env;
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
 
 use tracing_subscriber::EnvFilter;
 
 use super::exit::Failure;
+use super::progress;
 use crate::error::{Error, ErrorKind};
 
 /// The environment variable that holds a filter: `debug`, `cinderfs::object=trace,warn`, ….
@@ -31,12 +32,22 @@ pub(crate) fn start(verbosity: i16, is_daemon: bool) -> Result<(), Failure> {
     })?;
     let colours = io::stderr().is_terminal() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     // A caller of the library may have a subscriber already; then that one stays.
-    let _ = tracing_subscriber::fmt()
-        .with_writer(io::stderr)
-        .with_ansi(colours)
-        .with_env_filter(filter)
-        .try_init();
+    let _ =
+        tracing_subscriber::fmt().with_writer(|| Lines).with_ansi(colours).with_env_filter(filter).try_init();
     Ok(())
+}
+
+/// Stderr, where each line of the log is written at once, and above the bar.
+struct Lines;
+
+impl Write for Lines {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        progress::above_bar(|| io::stderr().lock().write(line))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// The filter: what the environment says, then what the flags say, where the later word on one target counts.

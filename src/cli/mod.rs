@@ -50,6 +50,7 @@ pub use exit::Outcome;
 use crate::catalog::{Catalog, Snapshot};
 use crate::error::{Error, ErrorKind};
 use crate::open_files;
+use crate::types::count;
 use args::Verb;
 use exit::Failure;
 
@@ -132,14 +133,12 @@ fn store_note(snapshot: &Snapshot) -> Result<String, Failure> {
     }
     Ok(match unseen.or(unreadable.first().map(|(_, error)| error)) {
         Some(first) => {
-            let count = unreadable.len();
-            format!(
-                "cinderfs: {count} folder(s) or file(s) could not be read; backups may be missing: {first}\n"
-            )
+            let places = count(unreadable.len() as u64, "place");
+            format!("cinderfs: {places} in the store could not be read; backups may be missing: {first}\n")
         }
         // The usual reason is a share that is not mounted.
         None if is_empty => {
-            "cinderfs: the store holds no backups; is it the right folder, and is its share mounted?\n"
+            "cinderfs: the store holds no backups; is it the right one, or a folder whose share is not mounted?\n"
                 .to_owned()
         }
         None => String::new(),
@@ -185,7 +184,7 @@ mod tests {
         let all_closed = snapshot(&["closed/backup_metadata"]);
         assert_eq!(store_note(&all_closed).unwrap_err().kind(), ErrorKind::AccessDenied);
         let some_closed = snapshot(&["closed/backup_metadata", "open/backup_metadata"]);
-        assert!(store_note(&some_closed).unwrap().contains("1 folder(s) or file(s) could not be read"));
+        assert!(store_note(&some_closed).unwrap().contains("1 place in the store could not be read"));
         assert!(unseen(&some_closed).is_some());
         assert_eq!(store_note(&snapshot(&["open/backup_metadata"])).unwrap(), "");
         let not_found = || Failure::new(ErrorKind::BackupNotFound, "no such backup");

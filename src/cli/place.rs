@@ -87,11 +87,17 @@ impl Place {
     /// Where `word` leads; mounts a share that is not mounted, if that is done within this time.
     pub(super) fn resolve(word: &OsStr, within: Option<Duration>) -> Result<Self, Failure> {
         if let Some(files) = configuration_files(word) {
-            let conf = CinderConf::read(&files).and_then(|conf| conf.backup()).map_err(|error| {
-                Failure::from(error).hint(
-                    "STORE is a file, so it is read as a cinder.conf; give a directory for anything else",
-                )
+            let conf = CinderConf::read(&files).map_err(|error| {
+                let is_named_so = files.iter().all(|file| file.extension().is_some_and(|end| end == "conf"));
+                let is_other = matches!(error.kind(), ErrorKind::Usage | ErrorKind::LimitExceeded);
+                match Failure::from(error) {
+                    failure if is_other && !is_named_so => failure.hint(
+                        "STORE is a file, so it is read as a cinder.conf; give a directory for anything else",
+                    ),
+                    failure => failure,
+                }
             })?;
+            let conf = conf.backup()?;
             if let Some(file) = cinder_conf::untold(&files) {
                 let file = render::visible(&file.to_string_lossy()).into_owned();
                 note(&format!(
@@ -168,12 +174,27 @@ impl Place {
     pub(super) fn advise(&self, failure: Failure) -> Failure {
         #[cfg(feature = "remote")]
         if let At::Remote(settings) = &self.at {
-            let (credentials, name) = match (settings, self.conf.is_some()) {
-                (_, true) => ("the credentials in the cinder.conf", "its bucket or container"),
+            let profile = environment("AWS_PROFILE")
+                .map(|name| format!("the profile {name:?} of AWS_PROFILE in ~/.aws"));
+            let driver = self.conf.as_ref().map(|conf| &conf.driver);
+            let (credentials, name) = match (settings, driver) {
+                (_, Some(Driver::Swift(swift))) if swift.is_single_user => {
+                    ("backup_swift_user and backup_swift_key in the cinder.conf", "backup_swift_container")
+                }
+                (_, Some(Driver::S3(_))) => (
+                    "backup_s3_store_access_key and backup_s3_store_secret_key in the cinder.conf",
+                    "backup_s3_store_bucket",
+                ),
+                (_, Some(Driver::Gcs(_))) => {
+                    ("backup_gcs_credential_file in the cinder.conf", "backup_gcs_bucket")
+                }
                 (Settings::Swift(_), _) => (
                     "OS_CLOUD, or OS_AUTH_URL, OS_USERNAME, OS_PASSWORD and OS_PROJECT_NAME",
                     "the container",
                 ),
+                (Settings::S3(s3), _) if s3.keys.is_none() && profile.is_some() => {
+                    (profile.as_deref().unwrap_or_default(), "the bucket")
+                }
                 (Settings::S3(_), _) => {
                     ("AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION", "the bucket")
                 }
@@ -354,7 +375,7 @@ fn absolute(path: &Path) -> OsString {
     std::path::absolute(path).unwrap_or_else(|_| path.into()).into()
 }
 
-/// The files of a word that is a configuration: one that exists, or several with commas between them.
+/// The files of a word that is a configuration: one that exists, or several with commas between them, of which one does.
 fn configuration_files(word: &OsStr) -> Option<Vec<PathBuf>> {
     let is_file = |path: &Path| fs::metadata(path).is_ok_and(|meta| meta.is_file());
     if is_file(Path::new(word)) {
@@ -362,7 +383,8 @@ fn configuration_files(word: &OsStr) -> Option<Vec<PathBuf>> {
     }
     let files: Vec<PathBuf> =
         word.as_bytes().split(|&b| b == b',').map(|name| PathBuf::from(OsStr::from_bytes(name))).collect();
-    (files.len() > 1 && files.iter().all(|file| is_file(file))).then_some(files)
+    let is_list = files.len() > 1 && fs::symlink_metadata(word).is_err();
+    (is_list && files.iter().any(|file| is_file(file))).then_some(files)
 }
 
 /// The share that a word names: `nfs://HOST/PATH`, `glusterfs://HOST/VOLUME`, or `HOST:/PATH` where no such path exists, which is of

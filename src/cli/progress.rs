@@ -51,11 +51,11 @@ const RATE_SECONDS: f64 = 8.0;
 /// The bar that is shown, for who has something to say meanwhile.
 static BAR_SHOWN: Mutex<Option<WeakProgressBar>> = Mutex::new(None);
 
-/// Writes a line to stderr, above the bar where one is shown.
-pub(super) fn tell(text: &str) {
+/// Does something with stderr while no bar stands there; where one is shown, its place is behind that.
+pub(super) fn above_bar<T>(act: impl FnOnce() -> T) -> T {
     match shown_bar() {
-        Some(bar) => bar.suspend(|| note(text)),
-        None => note(text),
+        Some(bar) => bar.suspend(act),
+        None => act(),
     }
 }
 

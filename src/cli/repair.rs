@@ -19,7 +19,7 @@ use super::watch::Watch;
 use super::{perhaps_unseen, print, render, select};
 use crate::catalog::Entry;
 use crate::error::ResultExt;
-use crate::types::BackupId;
+use crate::types::{BackupId, count};
 use crate::writer::repair::{self as engine, Finding, Outcome as Became, RepairOptions};
 
 const EXAMPLES: &str = "\
@@ -134,8 +134,11 @@ fn summary(found: usize, staying: usize, dry_run: bool) -> String {
     let mended = if dry_run { "could be repaired" } else { "repaired" };
     match (found, staying) {
         (0, _) => "nothing to repair".to_owned(),
-        (_, 0) => format!("{found} damaged file(s), all {mended}"),
-        _ => format!("{found} damaged file(s), {} {mended}, {staying} not", found - staying),
+        (_, 0) => format!("{}, all {mended}", count(found as u64, "damaged file")),
+        _ => {
+            let files = count(found as u64, "damaged file");
+            format!("{files}, {} {mended}, {staying} not", found - staying)
+        }
     }
 }
 
@@ -156,8 +159,8 @@ fn text(
         let mut told = words(&outcome);
         if finding.copied_blocks > 0 {
             told.push_str(&format!(
-                ", {} block(s) of it had from elsewhere in the store",
-                finding.copied_blocks
+                ", {} of it had from elsewhere in the store",
+                count(finding.copied_blocks, "block")
             ));
         }
         writeln!(out, "{}", render::wrapped("    ", "      ", &told))?;
@@ -191,15 +194,15 @@ fn row(id: &BackupId, finding: &Finding) -> [Value; COLUMNS.len()] {
     ]
 }
 
-/// `offset+length`, the first few.
+/// Where each begins and ends, of the first few.
 fn shown(ranges: &[Range<u64>]) -> String {
     let mut words: Vec<String> = ranges
         .iter()
         .take(RANGES_SHOWN_MAX)
-        .map(|range| format!("{}+{}", range.start, range.end - range.start))
+        .map(|range| format!("{} to {}", range.start, range.end))
         .collect();
     if ranges.len() > RANGES_SHOWN_MAX {
         words.push(format!("and {} more", ranges.len() - RANGES_SHOWN_MAX));
     }
-    words.join(" ")
+    words.join(", ")
 }

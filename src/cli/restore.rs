@@ -22,6 +22,7 @@ use super::{render, select};
 use crate::catalog::Entry;
 use crate::error::{ErrorKind, ResultExt};
 use crate::frontend::restore::{self as engine, Report, RestoreOptions, Target};
+use crate::types::count;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -199,7 +200,10 @@ fn summary(report: &Report, seconds: f64, loss_map: Option<&Path>) -> String {
         BinaryBytes(report.hole_bytes),
     );
     if report.healed_blocks > 0 {
-        text.push_str(&format!("healed: {} block(s) from other backups' copies\n", report.healed_blocks));
+        text.push_str(&format!(
+            "healed: {} from other backups' copies\n",
+            count(report.healed_blocks, "block")
+        ));
     }
     let damaged = merged(&report.damaged, report.image_bytes);
     if damaged.is_empty() {
@@ -207,9 +211,9 @@ fn summary(report: &Report, seconds: f64, loss_map: Option<&Path>) -> String {
     }
     let percent = 100.0 * report.damaged_bytes as f64 / report.image_bytes as f64;
     text.push_str(&format!(
-        "LOST: {} ({percent:.1} % of the image) in {} range(s), replaced by zeros",
+        "LOST: {} ({percent:.1} % of the image) in {}, replaced by zeros",
         BinaryBytes(report.damaged_bytes),
-        damaged.len()
+        count(damaged.len() as u64, "range")
     ));
     match loss_map {
         Some(path) => text.push_str(&format!("; see {}\n", render::visible(&path.to_string_lossy()))),
@@ -257,7 +261,7 @@ mod tests {
         let text = summary(&Report::with_damage(1000, &damaged), 1.0, None);
         assert!(
             text.contains(
-                "LOST: 90 B (9.0 % of the image) in 9 range(s), replaced by zeros\n  offset 0 length 10\n"
+                "LOST: 90 B (9.0 % of the image) in 9 ranges, replaced by zeros\n  offset 0 length 10\n"
             ),
             "{text}"
         );

@@ -109,6 +109,10 @@ fn subset(word: &str) -> Result<Subset, String> {
 /// Runs `verify`. `quiet` takes away the bar.
 pub(crate) fn run(args: &VerifyArgs, quiet: bool) -> Result<Outcome, Failure> {
     let columns = args.output.choose(&document::COLUMNS)?;
+    if args.output.names_columns() && !matches!(args.output.format, Format::Value | Format::Csv) {
+        return Err(Failure::new(ErrorKind::Usage, "only -f value and -f csv of verify have columns")
+            .hint("without -c, -f json is one document, and a table a report"));
+    }
     let root = args.store.directory()?;
     let catalog = args.store.catalog_to_read()?;
     let signals = Signals::watch()?;

@@ -12,7 +12,7 @@ use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use super::exit::Failure;
+use super::exit::{Failure, note};
 use super::progress;
 use super::signals::{is_interrupted, last_signal};
 use crate::error::ErrorKind;
@@ -38,12 +38,13 @@ impl Watch {
     /// Tells of calls that take longer than `patience`; of none where there is no limit.
     pub(super) fn start(store: &Path, patience: Option<Duration>) -> Self {
         let (sender, ended) = mpsc::channel::<()>();
-        let mut watcher = Watcher { store: store.to_owned(), patience, told: None, cancelled: None };
+        let mut watcher =
+            Watcher { store: store.to_owned(), patience, told: None, cancelled: None, is_end_told: false };
         let watch = move || {
             while let Err(RecvTimeoutError::Timeout) = ended.recv_timeout(LOOK_EVERY) {
                 match watcher.look(Instant::now(), waiting::oldest(), is_interrupted()) {
                     None => {}
-                    Some(Event::Tell(text)) => progress::tell(&text),
+                    Some(Event::Tell(text)) => note(&text),
                     Some(Event::End(failure)) => {
                         progress::clear();
                         let failure = failure.by_signal(last_signal());
@@ -54,7 +55,7 @@ impl Watch {
             }
             // The command has come to its end because the store answers.
             if let Some(Event::Tell(text)) = watcher.look(Instant::now(), None, false) {
-                progress::tell(&text);
+                note(&text);
             }
         };
         let thread = thread::Builder::new().name("watch".to_owned()).spawn(watch);
@@ -86,6 +87,8 @@ struct Watcher {
     told: Option<Call>,
     /// When the signal was seen.
     cancelled: Option<Instant>,
+    /// Whether it was told that the run is ending.
+    is_end_told: bool,
 }
 
 impl Watcher {
@@ -99,10 +102,16 @@ impl Watcher {
                 "cinderfs: the store {store:?} answers again, after {seconds} s\n"
             )));
         }
-        let call = oldest?;
-        let waited = now.duration_since(call.since);
         if is_cancelled {
             let since = *self.cancelled.get_or_insert(now);
+            if !self.is_end_told && now.duration_since(since) >= ORDERLY {
+                self.is_end_told = true;
+                return Some(Event::Tell("cinderfs: interrupted, cleaning up\n".to_owned()));
+            }
+        }
+        let call = oldest?;
+        let waited = now.duration_since(call.since);
+        if let Some(since) = self.cancelled {
             if waited >= HANGS && now.duration_since(since) >= ORDERLY {
                 let seconds = waited.as_secs();
                 let message = format!(
@@ -141,6 +150,7 @@ mod tests {
             patience: Some(Duration::from_secs(30)),
             told: None,
             cancelled: None,
+            is_end_told: false,
         };
         let mut look = |seconds, oldest| match watcher.look(at(seconds), oldest, false) {
             Some(Event::Tell(text)) => text,
@@ -165,12 +175,21 @@ mod tests {
         let start = Instant::now();
         let at = |millis| start + Duration::from_millis(millis);
         let call = |began| Some(Call { number: 1, since: at(began), what: "x".to_owned() });
-        let watcher = || Watcher { store: "/b".into(), patience: None, told: None, cancelled: None };
+        let watcher = || Watcher {
+            store: "/b".into(),
+            patience: None,
+            told: None,
+            cancelled: None,
+            is_end_told: false,
+        };
         let mut hung = watcher();
         assert!(hung.look(at(100_000), call(0), false).is_none(), "who has no limit is not told");
         assert!(hung.look(at(100_100), call(0), true).is_none(), "it may end by itself");
-        assert!(matches!(hung.look(at(100_600), call(0), true), Some(Event::End(_))));
-        let mut busy = watcher();
+        assert!(
+            matches!(hung.look(at(100_600), call(0), true), Some(Event::Tell(text)) if text.contains("cleaning up"))
+        );
+        assert!(matches!(hung.look(at(100_700), call(0), true), Some(Event::End(_))));
+        let mut busy = Watcher { is_end_told: true, ..watcher() };
         for millis in (0..60_000).step_by(100) {
             assert!(busy.look(at(millis), call(millis.saturating_sub(1900)), true).is_none(), "{millis}");
             assert!(busy.look(at(millis), None, true).is_none());

@@ -214,7 +214,7 @@ impl ObjectReader {
             result = self.read_once(out, offset, passing);
         }
         result.map_err(|failure| {
-            let error = failure.error.context(format!("object {:?}", self.name));
+            let error = failure.error.of_object(&self.name);
             ReadFailure { error, ..failure }
         })
     }

@@ -33,9 +33,7 @@ pub fn prove(reader: &ObjectReader, len_bytes: u64, expected: Option<Md5>) -> Re
     loop {
         let mut filled = 0;
         while filled < block.len() {
-            let n = pass
-                .read(&mut block[filled..])
-                .map_err(|e| e.context(format!("object {:?}", reader.name())))?;
+            let n = pass.read(&mut block[filled..]).map_err(|error| error.of_object(reader.name()))?;
             if n == 0 {
                 break;
             }

@@ -12,7 +12,7 @@ use super::super::spans;
 use crate::catalog::Entry;
 use crate::frontend::verify::Report;
 use crate::frontend::verify::findings::{BackupReport, Cinder, Finding, Severity, Verdict};
-use crate::types::BackupId;
+use crate::types::{BackupId, count};
 
 /// Ranges of a finding that are shown; `-f json` has more.
 const RANGES_SHOWN_MAX: usize = 3;
@@ -116,10 +116,6 @@ fn ranges(finding: &Finding) -> String {
         shown.push(format!("and more, {} in all", BinaryBytes(finding.ranges.bytes())));
     }
     shown.join(", ")
-}
-
-fn count(n: u64, what: &str) -> String {
-    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 
 fn summary(report: &Report) -> String {

@@ -138,9 +138,9 @@ impl Kind {
                 "foreign_frames: cinderfs reads it; for Cinder make a backup of its own of it with `cinderfs consolidate`",
             ),
             Self::Orphans => Some("orphans: remove the files if no backup is being made there"),
-            Self::ObjectUnreadable | Self::Unreadable => {
-                Some("unreadable: look at the share, its permissions and its disk, and run it again")
-            }
+            Self::ObjectUnreadable | Self::Unreadable => Some(
+                "unreadable: see whether the store's server, share or disk answers, and who may read there, and run it again",
+            ),
             Self::ZeroDefect => Some(
                 "cinder_22_to_28: restore with `cinderfs restore`, Cinder 29, or onto an existing volume; `cinderfs audit` finds what was \
                  restored wrongly",

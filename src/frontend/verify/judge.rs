@@ -10,7 +10,7 @@ use super::object::{End, Pass, push};
 use crate::backup::DataObject;
 use crate::codec::{Codec, Frames};
 use crate::error::ErrorKind;
-use crate::types::Md5;
+use crate::types::{Md5, count};
 
 /// What is wrong with an object.
 #[derive(Clone, Debug)]
@@ -198,7 +198,7 @@ impl Pass {
         if trailing == 0 || object.codec == Codec::None {
             return None;
         }
-        let message = format!("{trailing} stored byte(s) follow the end of its stream");
+        let message = format!("stored behind the end of its stream: {}", count(trailing, "byte"));
         let (cinder, reason) = match object.codec {
             Codec::Zstd => (Cinder::No, "its decompressor refuses what follows the frame"),
             Codec::Zlib | Codec::Bz2 | Codec::None => (Cinder::Yes, "it ignores them"),

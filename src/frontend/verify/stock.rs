@@ -95,7 +95,8 @@ pub(super) fn orphans(names: &[ListedObject], now: SystemTime) -> Vec<Finding> {
         .map(|(stem, (count, bytes, written))| {
             let is_young =
                 written.is_some_and(|at| now.duration_since(at).is_ok_and(|age| age < YOUNG) || at > now);
-            let what = format!("{count} file(s), {bytes} bytes, that no metadata speaks of");
+            let what =
+                format!("{}, {bytes} bytes, that no metadata speaks of", crate::types::count(count, "file"));
             let finding = match is_young {
                 true => {
                     let message = format!("{what}; written within a day, so a backup may be in progress");

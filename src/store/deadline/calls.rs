@@ -98,6 +98,8 @@ pub(super) struct Stall {
     pub(super) tried: Option<Instant>,
     /// Whether anybody was told of it.
     is_told: bool,
+    /// Whether the store, where it is the one to say, has said so: it may notice a moment later, and has not answered meanwhile.
+    is_confirmed: bool,
 }
 
 /// What became of one call. Changed under the lock of [`State`].
@@ -223,17 +225,35 @@ impl Calls {
         self.judge.as_ref().is_none_or(|store| store.is_answering())
     }
 
-    /// A call of an expendable thread has returned.
-    pub(super) fn returned_here(&self) {
-        self.judged();
+    /// A call of an expendable thread has returned, `with_answer` or given up.
+    pub(super) fn returned_here(&self, with_answer: bool) {
+        if self.is_stalled() || !self.has_answered() {
+            self.judge_by_return(&mut self.lock(), with_answer);
+        }
     }
 
-    /// Believes what the store says of itself; one that says nothing has just answered.
+    /// Believes what the store says of itself.
     fn judged(&self) {
-        let has_answered = self.has_answered();
-        if has_answered == self.is_stalled() {
-            let mut state = self.lock();
-            if has_answered { self.end_stall(&mut state) } else { self.begin_stall(&mut state, self.timeout) }
+        if self.is_stalled() || !self.has_answered() {
+            self.judge(&mut self.lock());
+        }
+    }
+
+    /// The same; does nothing where it says nothing.
+    fn judge(&self, state: &mut State) {
+        match (self.has_judge(), self.has_answered()) {
+            (true, false) => self.begin_stall(state, self.timeout),
+            (true, true) if state.stall.is_some_and(|stall| stall.is_confirmed) => self.end_stall(state),
+            _ => {}
+        }
+    }
+
+    /// The same after a call has returned. One that was given up, here or by whoever it was passed on to, is no answer.
+    fn judge_by_return(&self, state: &mut State, with_answer: bool) {
+        if with_answer && self.has_answered() {
+            self.end_stall(state);
+        } else {
+            self.judge(state);
         }
     }
 
@@ -283,7 +303,7 @@ impl Calls {
                     Err(Error::new(ErrorKind::StoreIo, "a bug stopped this call of the store"))
                 });
                 drop(under_way);
-                calls.returned(&progress, thread);
+                calls.returned(&progress, thread, is_answer(&outcome));
                 // Nobody listens when it was given up.
                 let _ = sender.send(outcome);
             })
@@ -326,10 +346,12 @@ impl Calls {
     }
 
     fn begin_stall(&self, state: &mut State, waited: Duration) {
-        if state.stall.is_none() {
+        if let Some(stall) = &mut state.stall {
+            stall.is_confirmed = true;
+        } else {
             let now = Instant::now();
             let since = now.checked_sub(waited).unwrap_or(now);
-            state.stall = Some(Stall { since, tried: None, is_told: false });
+            state.stall = Some(Stall { since, tried: None, is_told: false, is_confirmed: true });
             self.is_stalled.store(true, Ordering::Relaxed);
             // A command tells why it fails.
             if self.is_cancelled.is_none() {
@@ -371,11 +393,12 @@ impl Calls {
         let mut state = self.lock();
         loop {
             let now = Instant::now();
-            if self.has_judge() && self.has_answered() {
-                // It was heard by somebody else.
-                self.end_stall(&mut state);
-            } else if self.is_cancelled.is_none() {
-                self.tell_stall(&mut state, None);
+            if state.stall.is_some() {
+                // It may have been heard by somebody else.
+                self.judge(&mut state);
+                if self.is_cancelled.is_none() {
+                    self.tell_stall(&mut state, None);
+                }
             }
             let may_probe = state.stuck < STUCK_MAX;
             if let Some(stall) = &mut state.stall {
@@ -407,18 +430,14 @@ impl Calls {
     }
 
     /// Notes that the call on `thread` has returned, in time or not.
-    fn returned(&self, progress: &Mutex<Progress>, thread: Caller) {
+    fn returned(&self, progress: &Mutex<Progress>, thread: Caller, with_answer: bool) {
         let mut state = self.lock();
         let before =
             std::mem::replace(&mut *progress.lock().unwrap_or_else(PoisonError::into_inner), Progress::Done);
         if before == Progress::GivenUp {
             state.stuck -= 1;
         }
-        if self.has_answered() {
-            self.end_stall(&mut state);
-        } else {
-            self.begin_stall(&mut state, self.timeout);
-        }
+        self.judge_by_return(&mut state, with_answer);
         self.rests(&mut state, thread);
         drop(state);
         self.idle.notify_one();
@@ -456,7 +475,9 @@ impl Calls {
             self.location
         );
         if says_all && state.stall.is_none() {
-            state.stall = Some(Stall { since: begun, tried: Some(Instant::now()), is_told: false });
+            let is_confirmed = !self.has_judge() || !self.has_answered();
+            let tried = Some(Instant::now());
+            state.stall = Some(Stall { since: begun, tried, is_told: false, is_confirmed });
             self.is_stalled.store(true, Ordering::Relaxed);
             self.tell_stall(&mut state, Some(&message));
         }
@@ -530,6 +551,11 @@ impl Calls {
             buffers.push(buffer);
         }
     }
+}
+
+/// Whether a store that failed this call, if it did, has answered: it may have been given up by the system, or by a client of a share.
+pub(super) fn is_answer<T>(outcome: &Result<T>) -> bool {
+    outcome.as_ref().err().is_none_or(|error| error.kind() != ErrorKind::StoreIo)
 }
 
 fn ticks(time: Duration) -> u32 {

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use super::LOOK_EVERY;
-use super::calls::Calls;
+use super::calls::{Calls, is_answer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::expendable;
 use crate::store::{ObjectSource, ObjectStat};
@@ -60,7 +60,13 @@ impl DeadlineObject {
             self.began.store(0, Ordering::Relaxed);
         }
         drop(under_way);
-        calls.returned_here();
+        Ok(outcome)
+    }
+
+    /// The same for a call that the store has to answer.
+    fn answered_here<T, F: FnOnce(&dyn ObjectSource) -> Result<T>>(&self, call: F) -> Result<Result<T>, F> {
+        let outcome = self.here(call)?;
+        self.calls.returned_here(is_answer(&outcome));
         Ok(outcome)
     }
 
@@ -78,7 +84,7 @@ impl ObjectSource for DeadlineObject {
         if let Some(n) = self.read_at_hand(buf, offset) {
             return Ok(n);
         }
-        if let Ok(outcome) = self.here(|source| source.read_at(buf, offset)) {
+        if let Ok(outcome) = self.answered_here(|source| source.read_at(buf, offset)) {
             return outcome;
         }
         let source = self.source()?.clone();
@@ -128,7 +134,7 @@ impl ObjectSource for DeadlineObject {
     }
 
     fn is_changed(&self) -> Result<bool> {
-        if let Ok(outcome) = self.here(|source| source.is_changed()) {
+        if let Ok(outcome) = self.answered_here(|source| source.is_changed()) {
             return outcome;
         }
         let source = self.source()?.clone();

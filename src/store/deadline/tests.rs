@@ -1,4 +1,4 @@
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex};
 use std::time::Instant;
 
@@ -265,4 +265,65 @@ fn an_expendable_thread_calls_by_itself_and_a_hung_one_stalls_the_store() {
         thread::yield_now();
     }
     assert!(store.list("x").is_ok() && !store.look().is_stalled);
+}
+
+/// A store that gives up by itself, and says so a moment after its caller did.
+struct Judge(Arc<Gate>, Arc<AtomicBool>);
+
+impl Store for Judge {
+    fn location(&self) -> &str {
+        "judge"
+    }
+
+    fn list(&self, _: &str) -> Result<Listing> {
+        self.0.pass();
+        Ok(Listing::default())
+    }
+
+    fn open(&self, _: &ObjectName) -> Result<Arc<dyn ObjectSource>> {
+        self.0.pass();
+        Err(Error::new(ErrorKind::StoreIo, "given up"))
+    }
+
+    fn silence(&self) -> Option<Duration> {
+        Some(SHORT)
+    }
+
+    fn is_answering(&self) -> bool {
+        self.1.load(Ordering::SeqCst)
+    }
+}
+
+#[test]
+fn a_call_that_was_given_up_is_no_answer() {
+    let (gate, says_so) = (Arc::new(Gate::default()), Arc::new(AtomicBool::new(true)));
+    let store = DeadlineStore::new(Arc::new(Judge(gate.clone(), says_so.clone())), SHORT);
+    store.arm();
+    let is_stalled = || store.calls.lock().stall.is_some();
+    gate.set(true);
+    fails(store.open(&name()), "did not answer within");
+    fails(store.open(&name()), "has not answered for");
+    assert!(store.look().is_stalled, "it has not noticed yet");
+    gate.set(false);
+    while store.calls.lock().stuck > 0 {
+        thread::yield_now();
+    }
+    assert!(is_stalled(), "all that came was that it was given up");
+    says_so.store(false, Ordering::SeqCst);
+    assert!(store.look().is_stalled);
+    says_so.store(true, Ordering::SeqCst);
+    assert!(!store.look().is_stalled && !is_stalled(), "it was heard");
+}
+
+#[test]
+fn a_stuck_call_that_fails_in_the_end_is_no_answer() {
+    let (store, gate) = gated(SHORT, false);
+    let object = store.open(&name()).unwrap();
+    gate.set(true);
+    fails(object.read_at(&mut [0; 4], 99), "did not answer within");
+    gate.set(false);
+    while store.calls.lock().stuck > 0 {
+        thread::yield_now();
+    }
+    assert!(store.look().is_stalled);
 }

@@ -1,6 +1,6 @@
-//! The region for S3, as AWS's own tools find it: the environment, then `~/.aws/config`.
+//! The region and the endpoint for S3, as AWS's own tools find them: the environment, then `~/.aws/config`.
 //!
-//! Credentials of the same folder are read by OpenDAL; it asks us for the region.
+//! Credentials of the same folder are read by OpenDAL; it asks us for these.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -16,6 +16,23 @@ pub(super) fn region(env: Env<'_>) -> Option<String> {
     if let Some(region) = env("AWS_REGION").or_else(|| env("AWS_DEFAULT_REGION")) {
         return Some(region);
     }
+    of_profile("region", env)
+}
+
+/// The endpoint that is set, if one is.
+pub(super) fn endpoint(env: Env<'_>) -> Option<String> {
+    if let Some(url) = env("AWS_ENDPOINT_URL_S3").or_else(|| env("AWS_ENDPOINT_URL")) {
+        return Some(url);
+    }
+    let is_ignored = env("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS");
+    if is_ignored.is_some_and(|word| word.eq_ignore_ascii_case("true")) {
+        return None;
+    }
+    of_profile("endpoint_url", env)
+}
+
+/// What the file says of the profile in use.
+fn of_profile(wanted: &str, env: Env<'_>) -> Option<String> {
     let home = || Some(PathBuf::from(env("HOME")?).join(".aws/config"));
     let file = env("AWS_CONFIG_FILE").map(PathBuf::from).or_else(home)?;
     let profile = env("AWS_PROFILE").or_else(|| env("AWS_DEFAULT_PROFILE"));
@@ -25,13 +42,13 @@ pub(super) fn region(env: Env<'_>) -> Option<String> {
         tracing::debug!("{file:?} is not read: {error}");
         return None;
     }
-    region_of(&text, profile.as_deref().unwrap_or("default"))
+    value_of(wanted, &text, profile.as_deref().unwrap_or("default"))
 }
 
-/// The `region` of `[default]` or `[profile NAME]`. Indented lines belong to the setting above them.
-fn region_of(text: &str, profile: &str) -> Option<String> {
+/// A setting of `[default]` or `[profile NAME]`. Indented lines belong to the setting above them.
+fn value_of(wanted: &str, text: &str, profile: &str) -> Option<String> {
     let mut is_meant = false;
-    let mut region = None;
+    let mut found = None;
     for line in text.lines() {
         if let Some(section) = line.strip_prefix('[') {
             let name = section.split(']').next().unwrap_or_default().trim();
@@ -41,12 +58,12 @@ fn region_of(text: &str, profile: &str) -> Option<String> {
         } else if is_meant
             && !line.starts_with([' ', '\t'])
             && let Some((key, value)) = line.split_once('=')
-            && key.trim_end() == "region"
+            && key.trim_end() == wanted
         {
-            region = Some(value.trim().to_owned()).filter(|value| !value.is_empty());
+            found = Some(value.trim().to_owned()).filter(|value| !value.is_empty());
         }
     }
-    region
+    found
 }
 
 #[cfg(test)]
@@ -58,10 +75,10 @@ mod tests {
 
     #[test]
     fn the_region_of_a_profile_is_found() {
-        assert_eq!(region_of(TEXT, "default").as_deref(), Some("eu-west-1"));
-        assert_eq!(region_of(TEXT, "two").as_deref(), Some("eu-north-1"));
-        assert_eq!(region_of(TEXT, "three"), None);
-        assert_eq!(region_of(TEXT, "four"), None);
+        assert_eq!(value_of("region", TEXT, "default").as_deref(), Some("eu-west-1"));
+        assert_eq!(value_of("region", TEXT, "two").as_deref(), Some("eu-north-1"));
+        assert_eq!(value_of("region", TEXT, "three"), None);
+        assert_eq!(value_of("region", TEXT, "four"), None);
     }
 
     #[test]
@@ -79,5 +96,22 @@ mod tests {
         assert_eq!(of(&[("AWS_PROFILE", "two")]).as_deref(), Some("eu-north-1"));
         assert_eq!(of(&[("AWS_DEFAULT_REGION", "r")]).as_deref(), Some("r"));
         assert_eq!(of(&[("AWS_CONFIG_FILE", "/nonexistent")]), None);
+    }
+
+    #[test]
+    fn a_profile_may_have_an_endpoint() {
+        let home = tempfile::tempdir().unwrap();
+        let file = home.path().join("config");
+        std::fs::write(&file, "[profile p]\nendpoint_url = http://h:9000\n").unwrap();
+        let of = |more: &[(&str, &str)]| {
+            endpoint(&|name| match name {
+                "AWS_CONFIG_FILE" => file.to_str().map(str::to_owned),
+                "AWS_PROFILE" => Some("p".to_owned()),
+                name => more.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned()),
+            })
+        };
+        assert_eq!(of(&[]).as_deref(), Some("http://h:9000"));
+        assert_eq!(of(&[("AWS_ENDPOINT_URL", "http://e")]).as_deref(), Some("http://e"));
+        assert_eq!(of(&[("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "true")]), None);
     }
 }

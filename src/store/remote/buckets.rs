@@ -6,6 +6,7 @@
 //! Invariant: a list that cannot be had, or is not one, is an error and never an empty one.
 
 use std::fs::File;
+use std::io::Read as _;
 
 use http::Method;
 use http::header::HOST;
@@ -28,6 +29,9 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// What stands in each list of S3's buckets.
 const MARK: &str = "<ListAllMyBucketsResult";
+
+/// Most bytes of a credential file that are looked at; it has some 2 KiB.
+const CREDENTIAL_BYTES_MAX: u64 = 1 << 20;
 
 /// What Google's tokens are asked for, as OpenDAL asks.
 const GOOGLE_SCOPE: &str = "https://www.googleapis.com/auth/devstorage.read_write";
@@ -65,8 +69,17 @@ impl Buckets {
                 Error::caused_by(ErrorKind::AccessDenied, what, error)
             };
             // It is read again later, in another working directory.
-            let path = std::path::absolute(&*file).and_then(|path| File::open(&path).map(|_| path));
-            *file = path.map_err(failed)?.to_string_lossy().into_owned();
+            let path = std::path::absolute(&*file).map_err(failed)?;
+            let mut text = Vec::new();
+            let read =
+                File::open(&path).and_then(|opened| opened.take(CREDENTIAL_BYTES_MAX).read_to_end(&mut text));
+            read.map_err(failed)?;
+            // Of what is in it only the place is told.
+            serde_json::from_slice::<serde::de::IgnoredAny>(&text).map_err(|error| {
+                let at = format!("line {}, column {}", error.line(), error.column());
+                Error::new(ErrorKind::AccessDenied, format!("the credential file {file:?} is not JSON: {at}"))
+            })?;
+            *file = path.to_string_lossy().into_owned();
         }
         let clients = clients(&settings.access, settings.limits)?;
         let signer = google_signer_of(&settings, &clients);

@@ -38,7 +38,11 @@ pub(super) fn read(cloud: &str, env: Env<'_>) -> Result<HashMap<String, String>>
     let places = places(env);
     let usage = |message: String| Error::new(ErrorKind::Usage, message);
     let Some(file) = places.iter().find(|file| file.is_file()) else {
-        return Err(usage(format!("OS_CLOUD is {cloud:?}, and there is no clouds.yaml in the usual places")));
+        let none = match env("OS_CLIENT_CONFIG_FILE") {
+            Some(file) => format!("no file {file:?}, which OS_CLIENT_CONFIG_FILE names"),
+            None => "no clouds.yaml in the usual places".to_owned(),
+        };
+        return Err(usage(format!("OS_CLOUD is {cloud:?}, and there is {none}")));
     };
     let mut words = words_of(&text_of(file)?, cloud)
         .map_err(|why| usage(format!("{file:?}: {why}")))?

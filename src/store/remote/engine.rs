@@ -234,9 +234,10 @@ impl Tries {
         let (mut long_tries, mut wrong_tries) = (0, 0);
         let progress = if is_sending { Progress::default() } else { Progress::coming(self.pulse.clone()) };
         let mut pause = FIRST_PAUSE;
+        // First, since it counts from then how long nothing came.
+        let _listening = self.pulse.listen();
         let mut begun = Instant::now();
         let mut last: Option<Failed> = None;
-        let _listening = self.pulse.listen();
         loop {
             let Some(permit) = self.permit(&mut begun).await else { return Err(self.given_up(begun, last)) };
             let attempt = act(progress.clone());
@@ -266,6 +267,9 @@ impl Tries {
             match outcome {
                 Some(Ok(value)) => return Ok(value),
                 Some(Err(failed)) if !failed.is_passing => return Err(Ended::Failed(failed.error)),
+                Some(Err(failed)) if failed.is_foreign && !self.pulse.is_known() => {
+                    return Err(Ended::Failed(failed.error));
+                }
                 Some(Err(failed)) => {
                     wrong_tries = if failed.is_wrong { wrong_tries + 1 } else { 0 };
                     if wrong_tries == WRONG_TRIES_MAX {
@@ -282,15 +286,17 @@ impl Tries {
             if long_tries == LONG_TRIES_MAX {
                 return Err(self.given_up(begun, last));
             }
-            let pause_now = jittered(pause);
             let patience = match (self.pulse.is_known(), self.pulse.is_failing()) {
                 (false, _) => self.limits.deadline.min(FIRST_PATIENCE),
                 (true, true) => self.limits.deadline / FAILING_SHARE,
                 (true, false) => self.limits.deadline,
             };
-            if begun.elapsed() + pause_now >= patience {
+            // The last try comes when the time is up.
+            let left = patience.saturating_sub(begun.elapsed());
+            if left <= FIRST_PAUSE {
                 return Err(self.given_up(begun, last));
             }
+            let pause_now = jittered(pause).min(left - FIRST_PAUSE / 2);
             if let Some(Failed { error, .. }) = &last {
                 tracing::debug!("tried again after {} ms: {error}", pause_now.as_millis());
             }
@@ -329,15 +335,14 @@ impl Tries {
     fn given_up(&self, begun: Instant, last: Option<Failed>) -> Ended {
         self.pulse.note_given_up(begun);
         let seconds = begun.elapsed().as_secs_f32();
-        let message = match last {
-            Some(Failed { is_answer: true, .. }) => {
-                format!("the store failed again and again for {seconds:.0} s")
-            }
-            _ => format!("the store did not answer within {seconds:.0} s"),
-        };
         Ended::GivenUp(match last {
-            Some(Failed { error, .. }) => Error::caused_by(ErrorKind::StoreIo, message, error),
-            None => Error::new(ErrorKind::StoreIo, message),
+            Some(Failed { error, .. }) => {
+                Error::new(ErrorKind::StoreIo, format!("{error}, tried for {seconds:.0} s"))
+            }
+            None => {
+                let message = format!("the store did not answer within {seconds:.0} s");
+                Error::new(ErrorKind::StoreIo, message)
+            }
         })
     }
 }
@@ -348,4 +353,20 @@ fn jittered(pause: Duration) -> Duration {
         .duration_since(std::time::UNIX_EPOCH)
         .map_or(0, |now| now.subsec_nanos());
     pause.mul_f64(0.75 + 0.25 * f64::from(nanos % 1024) / 1024.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_store_that_one_request_waits_for_in_vain_is_not_answering() {
+        let deadline = Duration::from_millis(50);
+        let engine = Engine::new(Limits { deadline, connections: 1 });
+        let never = |_| std::future::pending::<Result<(), Failed>>();
+        let error = engine.wait(engine.tries().run(never)).unwrap_err();
+        assert!(!engine.tries().is_answering(), "{error}");
+        engine.wait(engine.tries().run(|_| async { Ok(()) })).unwrap();
+        assert!(engine.tries().is_answering());
+    }
 }

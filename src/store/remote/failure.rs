@@ -9,6 +9,7 @@ use std::error::Error as StdError;
 
 use http::StatusCode;
 use reqwest::Url;
+use rustls::{CertificateError, InvalidMessage};
 
 use crate::error::{Error, ErrorKind};
 
@@ -25,6 +26,8 @@ pub(super) struct Failed {
     pub(super) is_answer: bool,
     /// Whether something else came than what was asked for. That may come of a moment, or of a server that knows no better.
     pub(super) is_wrong: bool,
+    /// Whether what came is of another protocol: of a server that was never heard this is the last word, of others a moment's.
+    pub(super) is_foreign: bool,
     /// Whether the server does not know who we are: a token that has expired says so.
     pub(super) is_unknown_token: bool,
 }
@@ -32,7 +35,14 @@ pub(super) struct Failed {
 impl Failed {
     /// A failure that comes again.
     pub(super) fn lasting(error: Error) -> Self {
-        Self { error, is_passing: false, is_answer: false, is_wrong: false, is_unknown_token: false }
+        Self {
+            error,
+            is_passing: false,
+            is_answer: false,
+            is_wrong: false,
+            is_foreign: false,
+            is_unknown_token: false,
+        }
     }
 
     /// A failure that may pass.
@@ -67,6 +77,7 @@ impl Failed {
                     is_passing,
                     is_answer: carried.is_answer,
                     is_wrong: carried.is_wrong,
+                    is_foreign: carried.is_foreign,
                     is_unknown_token: false,
                 };
             }
@@ -84,7 +95,8 @@ impl Failed {
         }
         // OpenDAL has no kind for having found no credentials.
         if words.contains("credential") && kind != ErrorKind::Usage {
-            let message = format!("no credentials were found, or none that can be used ({words})");
+            tracing::debug!("{words}");
+            let message = "no credentials were found, or none that can be used";
             return Self::lasting(Error::new(ErrorKind::AccessDenied, message));
         }
         Self { is_passing, ..Self::lasting(Error::new(kind, words)) }
@@ -115,22 +127,31 @@ pub(super) fn of_transport(url: &Url, error: &reqwest::Error) -> Failed {
     while let Some(source) = cause {
         let tls = tls_error(source);
         if let Some(tls) = tls {
-            // A certificate does not get better by asking again; alerts and torn connections may.
-            let message = match tls {
+            let failed = |message| Error::new(ErrorKind::StoreIo, message);
+            // Neither a certificate nor what listens there gets better by asking again; alerts and torn connections may.
+            return match tls {
                 rustls::Error::InvalidCertificate(why) => {
-                    let why = clipped(&format!("{why:?}"));
-                    let message = format!(
-                        "the certificate of {host} is not trusted ({why}); a private CA's certificate is given by OS_CACERT, AWS_CA_BUNDLE or the cinder.conf"
-                    );
-                    return Failed::lasting(Error::new(ErrorKind::StoreIo, message));
+                    Failed::lasting(failed(format!("the certificate of {host} {}", of_certificate(why))))
                 }
-                other => format!("TLS with {host} failed: {}", clipped(&other.to_string())),
+                rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType) if error.is_connect() => {
+                    let message = format!("{host} does not speak TLS; is it an http: URL?");
+                    Failed::lasting(failed(message))
+                }
+                other => Failed::passing(failed(format!(
+                    "TLS with {host} failed: {}",
+                    clipped(&other.to_string())
+                ))),
             };
-            return Failed::passing(Error::new(ErrorKind::StoreIo, message));
         }
         cause = source.source();
     }
     let story = story(error);
+    // An alert of TLS, to who has not begun with it, is the first that comes.
+    if url.scheme() == "http" && story == "invalid HTTP version parsed" {
+        let message = format!("{host} does not speak HTTP; is it an https: URL?");
+        let failed = Failed::passing(Error::new(ErrorKind::StoreIo, message));
+        return Failed { is_foreign: true, ..failed };
+    }
     let message = if story.contains("dns error") || story.contains("failed to lookup") {
         format!("cannot find the address of {host}: {story}")
     } else if error.is_timeout() {
@@ -143,6 +164,30 @@ pub(super) fn of_transport(url: &Url, error: &reqwest::Error) -> Failed {
         format!("the connection to {host} broke: {story}")
     };
     Failed::passing(Error::new(ErrorKind::StoreIo, message))
+}
+
+/// Why a server's certificate will not do.
+fn of_certificate(why: &CertificateError) -> String {
+    match why {
+        CertificateError::NotValidForNameContext { presented, .. } => {
+            // `DnsName("host")`, `IpAddress(1.2.3.4)`
+            let name = |told: &String| {
+                let inner = told.split_once('(').map_or(&**told, |(_, inner)| inner.trim_end_matches(')'));
+                inner.trim_matches('"').to_owned()
+            };
+            let names = presented.iter().map(name).collect::<Vec<_>>().join(", ");
+            format!("is for other names: {}", clipped(&names))
+        }
+        CertificateError::NotValidForName => "is for another name".to_owned(),
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => "has expired".to_owned(),
+        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+            "is not valid yet, or the clock of this machine is slow".to_owned()
+        }
+        other => format!(
+            "is not trusted ({}); a private CA's certificate is given by OS_CACERT, AWS_CA_BUNDLE or the cinder.conf",
+            clipped(&format!("{other:?}"))
+        ),
+    }
 }
 
 /// The error of TLS itself, which lies in one or more I/O errors that do not tell it as their source.
@@ -220,6 +265,10 @@ pub(super) fn of_status(url: &Url, status: StatusCode, text: &[u8]) -> Failed {
             ErrorKind::Target,
             ", the object is too large for it, or a quota is used up",
         )),
+        // Most servers' words, which is not what a request of ours could do wrong else.
+        StatusCode::BAD_REQUEST if words.contains("HTTPS") => {
+            Failed::lasting(make(ErrorKind::StoreIo, ", is it an https: URL?"))
+        }
         // What S3 says of objects that a customer's key has encrypted, and we have no key or another one.
         StatusCode::BAD_REQUEST => Failed::lasting(make(
             ErrorKind::AccessDenied,
@@ -241,6 +290,25 @@ pub(super) fn of_status(url: &Url, status: StatusCode, text: &[u8]) -> Failed {
     failed.is_answer = true;
     failed.is_unknown_token = status == StatusCode::UNAUTHORIZED;
     failed
+}
+
+/// The same where a token was asked for, with a password and nothing else: then the request was sent to another place than it was made for.
+pub(super) fn of_token_status(url: &Url, status: StatusCode, text: &[u8]) -> Failed {
+    let failed = of_status(url, status, text);
+    let why = match status {
+        StatusCode::BAD_REQUEST if failed.error.kind() == ErrorKind::AccessDenied => {
+            "the authentication URL is wrong, or does not take such settings"
+        }
+        StatusCode::NOT_FOUND => "the authentication URL is wrong",
+        StatusCode::METHOD_NOT_ALLOWED | StatusCode::GONE | StatusCode::NOT_IMPLEMENTED => {
+            "the authentication URL is wrong, or of another version than is set"
+        }
+        _ => return failed,
+    };
+    let words = words_of(text);
+    let said = if words.is_empty() { String::new() } else { format!(": {words:?}") };
+    let message = format!("{why}: {} answered {}{said}", shown(url), status.as_u16());
+    Failed { error: Error::new(ErrorKind::Usage, message), is_passing: false, ..failed }
 }
 
 /// The words in an error's text: S3's code and message, Keystone's message, or the text without tags.
@@ -290,7 +358,7 @@ mod tests {
 
     #[test]
     fn an_error_of_tls_is_found_in_errors_of_io() {
-        let tls = rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
+        let tls = rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer);
         let wrapped = std::io::Error::other(std::io::Error::other(tls.clone()));
         assert_eq!(tls_error(&wrapped), Some(&tls));
         assert_eq!(tls_error(&std::io::Error::other("x")), None);
@@ -342,6 +410,34 @@ mod tests {
         let html = "<html><h1>Forbidden</h1><p>Access was denied.</p></html>";
         assert!(status(403, html).error.to_string().ends_with(": \"Forbidden Access was denied\""));
         assert!(status(500, &"x".repeat(5000)).error.to_string().len() < 400);
+    }
+
+    #[test]
+    fn what_is_no_place_for_tokens_is_told_as_that() {
+        let url = Url::parse("http://h:5000/v1.00").unwrap();
+        let token = |code: u16, text: &str| {
+            of_token_status(&url, StatusCode::from_u16(code).unwrap(), text.as_bytes()).error
+        };
+        for code in [400, 404, 405] {
+            let error = token(code, "<h1>No</h1>");
+            assert_eq!(error.kind(), ErrorKind::Usage, "{error}");
+            let text = error.to_string();
+            assert!(text.starts_with("the authentication URL is wrong") && text.contains("h:5000 answered"));
+            assert!(text.ends_with(": \"No\"") && !text.contains("SSE-C"), "{text}");
+        }
+        assert_eq!(token(401, "").kind(), ErrorKind::AccessDenied);
+        let told = token(400, "Client sent an HTTP request to an HTTPS server.").to_string();
+        assert!(told.contains("is it an https: URL?"), "{told}");
+    }
+
+    #[test]
+    fn a_certificate_is_told_without_types() {
+        let presented = vec!["DnsName(\"a.example\")".to_owned(), "IpAddress(127.0.0.1)".to_owned()];
+        let expected = rustls::pki_types::ServerName::try_from("b.example").unwrap();
+        let other = CertificateError::NotValidForNameContext { expected, presented };
+        assert_eq!(of_certificate(&other), "is for other names: a.example, 127.0.0.1");
+        assert_eq!(of_certificate(&CertificateError::Expired), "has expired");
+        assert!(of_certificate(&CertificateError::UnknownIssuer).contains("OS_CACERT"));
     }
 
     #[test]

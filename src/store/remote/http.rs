@@ -132,6 +132,15 @@ pub(super) async fn send(
     client: &reqwest::Client,
     request: reqwest::Request,
 ) -> Result<reqwest::Response, Failed> {
+    send_to(client, request, failure::of_status).await
+}
+
+/// The same, where `told` says what an answer is that is no success.
+pub(super) async fn send_to(
+    client: &reqwest::Client,
+    request: reqwest::Request,
+    told: impl FnOnce(&reqwest::Url, StatusCode, &[u8]) -> Failed,
+) -> Result<reqwest::Response, Failed> {
     let is_head = request.method() == Method::HEAD;
     let url = request.url().clone();
     let answer = client.execute(request).await.map_err(|error| failure::of_transport(&url, &error))?;
@@ -140,7 +149,7 @@ pub(super) async fn send(
         return Ok(answer);
     }
     let text = if is_head { Vec::new() } else { head_of(answer).await };
-    Err(failure::of_status(&url, status, &text))
+    Err(told(&url, status, &text))
 }
 
 /// An answer's body, of no more than [`PAGE_BYTES_MAX`].

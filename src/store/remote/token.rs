@@ -18,8 +18,8 @@ use http::{HeaderName, Method};
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
 
-use super::failure::Failed;
-use super::http::{Clients, TOKEN, body_of, send};
+use super::failure::{Failed, of_token_status};
+use super::http::{Clients, TOKEN, body_of, send, send_to};
 use super::settings::{Domain, Identity, SwiftAuth, SwiftSettings, check_plain};
 use crate::error::{Error, ErrorKind};
 
@@ -48,7 +48,7 @@ impl Session {
         // A server may tell a URL that settings could not.
         check_plain("the storage URL", storage_url).map_err(Failed::lasting)?;
         let storage_url = storage_url.trim_end_matches('/').to_owned();
-        Ok(Self { token: header(token)?, storage_url, was_known: AtomicBool::new(false) })
+        Ok(Self { token: header("the token", token)?, storage_url, was_known: AtomicBool::new(false) })
     }
 
     /// Notes what a request came to that had the token.
@@ -131,11 +131,6 @@ impl Tokens {
             }
             Err(mut failed) => {
                 let is_refused = std::mem::take(&mut failed.is_unknown_token);
-                if failed.error.kind() == ErrorKind::ObjectNotFound {
-                    // Not the store is missing, but who lets us in.
-                    let message = format!("the authentication URL is wrong: {}", failed.error);
-                    failed.error = Error::new(ErrorKind::Usage, message);
-                }
                 failed.error = failed.error.context("cannot get a Swift token");
                 if is_refused {
                     let refusal = Refusal { at: Instant::now(), error: failed.error.clone() };
@@ -189,9 +184,11 @@ async fn authenticate(client: &reqwest::Client, settings: &SwiftSettings) -> Res
         SwiftAuth::Token { token, storage_url } => Session::new(token.reveal(), storage_url),
         SwiftAuth::V1 { url, user, key } => {
             let mut request = reqwest::Request::new(Method::GET, parsed(url)?);
-            request.headers_mut().insert(HeaderName::from_static("x-auth-user"), header(user)?);
-            request.headers_mut().insert(HeaderName::from_static("x-auth-key"), header(key.reveal())?);
-            let answer = send(client, request).await?;
+            request.headers_mut().insert(HeaderName::from_static("x-auth-user"), header("the user", user)?);
+            request
+                .headers_mut()
+                .insert(HeaderName::from_static("x-auth-key"), header("the key", key.reveal())?);
+            let answer = send_to(client, request, of_token_status).await?;
             let text = |name: &'static str| text_of(answer.headers(), &HeaderName::from_static(name));
             let token = text("x-auth-token").or_else(|| text("x-storage-token"));
             let storage = settings.storage_url.clone().or_else(|| text("x-storage-url"));
@@ -205,7 +202,7 @@ async fn authenticate(client: &reqwest::Client, settings: &SwiftSettings) -> Res
             let json = HeaderValue::from_static("application/json");
             request.headers_mut().insert(http::header::CONTENT_TYPE, json);
             *request.body_mut() = Some(document(identity).to_string().into());
-            let answer = send(client, request).await?;
+            let answer = send_to(client, request, of_token_status).await?;
             let token = text_of(answer.headers(), &SUBJECT_TOKEN);
             let body = body_of(answer).await?;
             let told: Value =
@@ -301,9 +298,12 @@ fn text_of(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
 }
 
 /// A secret for a header.
-fn header(text: &str) -> Result<HeaderValue, Failed> {
+fn header(what: &str, text: &str) -> Result<HeaderValue, Failed> {
     let mut value = HeaderValue::from_str(text).map_err(|_| {
-        Failed::lasting(Error::new(ErrorKind::Usage, "a user, key or token holds what no header may hold"))
+        // As of a value that stands on the line below its option.
+        let why =
+            if text.starts_with('\n') { "begins with a line break" } else { "holds what no header may hold" };
+        Failed::lasting(Error::new(ErrorKind::Usage, format!("{what} {why}")))
     })?;
     value.set_sensitive(true);
     Ok(value)
@@ -332,6 +332,13 @@ mod tests {
         let failed = Session::new("t", "http://u:hunter2@h/v1/a").err().unwrap();
         assert!(!failed.error.to_string().contains("hunter2"), "{}", failed.error);
         assert_eq!(Session::new("t", "http://h/v1/a/").ok().unwrap().storage_url, "http://h/v1/a");
+    }
+
+    #[test]
+    fn what_cannot_be_sent_is_named() {
+        let told = |text: &str| header("the key", text).unwrap_err().error.to_string();
+        assert_eq!(told("\nhunter2"), "the key begins with a line break");
+        assert_eq!(told("hunter2\r"), "the key holds what no header may hold");
     }
 
     #[test]

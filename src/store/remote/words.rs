@@ -55,6 +55,7 @@ impl Word {
                 Settings::Swift(Box::new(SwiftSettings::from_env(container.as_deref(), env)?))
             }
             Self::S3 { bucket, endpoint, region } => {
+                S3Settings::check_pair(env)?;
                 Settings::S3(Box::new(S3Settings::from_env(bucket, endpoint.clone(), region.clone(), env)))
             }
             Self::Gcs { bucket, endpoint } => {

@@ -10,6 +10,7 @@
 //! and mounts anew, since its server, its export or its options may have changed; nothing is executed from a share
 //! (`nosuid,nodev,noexec`); mount(8) is given up in time, and then mounts nothing any more ([`program`]).
 
+mod client_log;
 mod program;
 mod table;
 
@@ -28,6 +29,7 @@ use rustix::mount::{UnmountFlags, unmount};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::types;
+use client_log::ClientLog;
 use program::Outcome;
 use table::Table;
 
@@ -133,7 +135,7 @@ impl Share {
 
     /// The share's directory: where it is mounted already, else a mount of ours, for which there is this much time.
     /// [`ErrorKind::AccessDenied`] when this user may not mount, with the command that root would run; [`ErrorKind::StoreNotFound`] when
-    /// mount(8) does not succeed; [`ErrorKind::StoreIo`] when it takes too long.
+    /// there is no such share; [`ErrorKind::StoreIo`] when its server does not answer, or this machine cannot mount such.
     pub fn attach(&self, within: Option<Duration>) -> Result<Attached> {
         self.attach_in(Path::new(FOLDER), "mount".as_ref(), within)
     }
@@ -158,7 +160,10 @@ impl Share {
         let gate = Gate::close(&own)?;
         if !is_used(&own)? {
             self.take_away(&own)?;
-            self.mount(&own, program, deadline)?;
+            if let Err(error) = self.mount(&own, program, deadline) {
+                gate.remove(&own);
+                return Err(error);
+            }
         }
         let ours = Ours::use_of(own.clone())?;
         drop(gate);
@@ -198,6 +203,7 @@ impl Share {
             _ => {}
         }
         let began = Instant::now();
+        let log = ClientLog::of(self.kind, mountpoint);
         let mut said = String::new();
         for _ in 0..self.attempts {
             let mut command = Command::new(program);
@@ -219,13 +225,16 @@ impl Share {
             }
         }
         let _ = fs::remove_dir(mountpoint);
-        let hint = if said.contains("helper program") || said.contains("unknown filesystem type") {
+        let reason = log.and_then(|log| log.reason());
+        let hint = if needs_program(&said) {
             format!("; install {}", self.kind.packages())
+        } else if let Some(reason) = &reason {
+            format!("; the client's log says {reason:?}")
         } else {
             String::new()
         };
         Err(Error::new(
-            ErrorKind::StoreNotFound,
+            refusal(&said, reason.as_deref()),
             format!("cannot mount the share {self}: mount(8) says {said:?}{hint}"),
         ))
     }
@@ -246,6 +255,33 @@ impl Share {
             self.source,
             mountpoint.display()
         )
+    }
+}
+
+/// Whether this machine has nothing to mount such a share with.
+fn needs_program(said: &str) -> bool {
+    said.contains("helper program") || said.contains("unknown filesystem type")
+}
+
+/// What kind of failure it is that mount(8) and the client's log tell: no share of that name, unless they say that nobody could be asked.
+fn refusal(said: &str, reason: Option<&str>) -> ErrorKind {
+    /// What mount.nfs(8) says, and glusterfs, of servers that cannot be found or reached.
+    const UNREACHABLE: [&str; 8] = [
+        "Connection refused",
+        "Connection timed out",
+        "timed out",
+        "No route to host",
+        "Network is unreachable",
+        "Failed to resolve server",
+        "DNS resolution failed",
+        "failed to connect",
+    ];
+    let is_unreachable =
+        |text: &str| UNREACHABLE.iter().any(|words| text.to_lowercase().contains(&words.to_lowercase()));
+    if needs_program(said) || is_unreachable(said) || reason.is_some_and(is_unreachable) {
+        ErrorKind::StoreIo
+    } else {
+        ErrorKind::StoreNotFound
     }
 }
 
@@ -310,13 +346,15 @@ impl Drop for Ours {
     fn drop(&mut self) {
         let gate = Gate::close(&self.mountpoint);
         // Only the last one of us gets it.
-        if gate.is_err() || flock(&self.used, FlockOperation::NonBlockingLockExclusive).is_err() {
+        let Ok(gate) = gate else { return };
+        if flock(&self.used, FlockOperation::NonBlockingLockExclusive).is_err() {
             return;
         }
         // Detached: a descriptor that is still being closed must not keep it.
         match unmount(&self.mountpoint, UnmountFlags::DETACH) {
             Ok(()) => {
                 let _ = fs::remove_dir(&self.mountpoint);
+                gate.remove(&self.mountpoint);
             }
             Err(errno) => tracing::warn!(mountpoint = ?self.mountpoint, "cannot unmount: {errno}"),
         }
@@ -328,10 +366,23 @@ struct Gate(#[expect(dead_code, reason = "closing the file opens the gate")] Fil
 
 impl Gate {
     fn close(mountpoint: &Path) -> Result<Self> {
-        let file = open_lock(&mountpoint.with_extension("lock"))?;
-        flock(&file, FlockOperation::LockExclusive)
-            .map_err(|errno| cannot(mountpoint, "lock", errno.into()))?;
-        Ok(Self(file))
+        let path = mountpoint.with_extension("lock");
+        loop {
+            let file = open_lock(&path)?;
+            flock(&file, FlockOperation::LockExclusive)
+                .map_err(|errno| cannot(mountpoint, "lock", errno.into()))?;
+            // Who was here before may have taken the file away meanwhile; then others have another one.
+            let ours = file.metadata().map_err(|error| cannot(&path, "look at", error))?;
+            if fs::symlink_metadata(&path).is_ok_and(|there| there.ino() == ours.ino()) {
+                return Ok(Self(file));
+            }
+        }
+    }
+
+    /// Takes away the files of a mountpoint at which nothing is mounted, and opens the gate.
+    fn remove(self, mountpoint: &Path) {
+        let _ = fs::remove_file(mountpoint.with_extension("used"));
+        let _ = fs::remove_file(mountpoint.with_extension("lock"));
     }
 }
 

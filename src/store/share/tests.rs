@@ -64,15 +64,42 @@ fn a_failed_mount_says_what_mount_says_and_leaves_nothing() {
         place.program("echo \"mount: $6: bad option; you might need a helper program\" >&2; exit 32");
     let share = Share::new(ShareKind::Nfs, "h:/x").unwrap().with_attempts(3);
     let error = share.attach_in(&place.folder(), &program, None).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::StoreNotFound);
+    assert_eq!(error.kind(), ErrorKind::StoreIo, "it is this machine that cannot");
     let text = error.to_string();
     assert!(
         text.contains("h:/x") && text.contains("bad option") && text.contains("install nfs-common"),
         "{text}"
     );
     let left: Vec<_> = fs::read_dir(place.folder()).unwrap().map(|e| e.unwrap().file_name()).collect();
-    let is_lock = |name: &str| name.ends_with(".lock") || name.ends_with(".used");
-    assert!(left.iter().all(|name| is_lock(&name.to_string_lossy())), "{left:?}");
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn only_a_share_that_its_server_does_not_have_is_not_found() {
+    for (said, reason, kind) in [
+        (
+            "mount.nfs: mounting nas:/srv/no failed, reason given by server: No such file or directory",
+            None,
+            ErrorKind::StoreNotFound,
+        ),
+        ("mount.nfs: access denied by server while mounting nas:/x", None, ErrorKind::StoreNotFound),
+        ("mount.nfs: Failed to resolve server nas: Name or service not known", None, ErrorKind::StoreIo),
+        ("mount.nfs: Connection refused for nas:/x on /run/x", None, ErrorKind::StoreIo),
+        ("mount: /x: unknown filesystem type 'nfs'.", None, ErrorKind::StoreIo),
+        (
+            "Mounting glusterfs on /run/x failed.",
+            Some("failed to fetch volume file (key:/no)"),
+            ErrorKind::StoreNotFound,
+        ),
+        ("Mounting glusterfs on /run/x failed.", Some("DNS resolution failed on host h"), ErrorKind::StoreIo),
+        (
+            "Mounting glusterfs on /run/x failed.",
+            Some("failed to connect with remote-host: h (No data available)"),
+            ErrorKind::StoreIo,
+        ),
+    ] {
+        assert_eq!(refusal(said, reason), kind, "{said} {reason:?}");
+    }
 }
 
 /// A share whose mounts are memory.

@@ -15,7 +15,7 @@ use crate::block::hash_of;
 use crate::codec::decoder;
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::Store;
-use crate::types::{BlockHash, Md5};
+use crate::types::{BlockHash, Md5, count};
 
 /// Digests compared at once.
 const COMPARED_AT_ONCE: usize = 256;
@@ -93,7 +93,8 @@ pub(super) fn object(
         }
         _ => {
             let wrong = blocks.wrong_count;
-            let message = format!("its md5 is {actual}, and {wrong} block(s) have a wrong sha256");
+            let message =
+                format!("its md5 is {actual}, and the sha256 of {} is wrong", count(wrong, "block"));
             State::Damaged(Error::new(ErrorKind::HashMismatch, message))
         }
     })

@@ -40,7 +40,7 @@ use crate::store::Store;
 use crate::store::deadline::DeadlineStore;
 use crate::store::posix::PosixStore;
 use crate::store::read_exact_at;
-use crate::types::{BackupId, BlockHash, ObjectName};
+use crate::types::{BackupId, BlockHash, ObjectName, count};
 
 /// Bound on the verified blocks that are kept, in bytes: objects are read in order, and copies are few.
 const CACHE_BYTES_MAX: u64 = 32 << 20;
@@ -203,8 +203,8 @@ impl Run<'_> {
         if digest_fault.is_some() || !wrong_digests.is_empty() {
             let fault = digest_fault.unwrap_or_else(|| {
                 let message = format!(
-                    "{} digest(s) are not those of blocks whose object is right by its md5",
-                    wrong_digests.len()
+                    "{} wrong, though the object is right by its md5",
+                    count(wrong_digests.len() as u64, "digest")
                 );
                 Error::new(ErrorKind::HashMismatch, message)
             });

@@ -57,6 +57,7 @@ fn stores() -> &'static [Arc<dyn Store>; 4] {
             endpoint: Some(base.clone()),
             credential_file: None,
             is_anonymous: true,
+            project: None,
             access: Access::default(),
             limits: LIMITS,
         };

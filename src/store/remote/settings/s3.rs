@@ -5,6 +5,7 @@ use super::super::engine::Limits;
 use super::super::http::Access;
 use super::{Env, Secret, connections};
 use crate::cinder_conf::backup::S3;
+use crate::error::{Error, ErrorKind, Result};
 
 /// The region that signatures name unless told.
 const REGION: &str = "us-east-1";
@@ -33,7 +34,7 @@ pub struct S3Settings {
 impl S3Settings {
     /// A bucket by its name, everything else as the environment says.
     pub fn from_env(bucket: &str, endpoint: Option<String>, region: Option<String>, env: Env<'_>) -> Self {
-        let endpoint = endpoint.or_else(|| env("AWS_ENDPOINT_URL_S3")).or_else(|| env("AWS_ENDPOINT_URL"));
+        let endpoint = endpoint.or_else(|| aws_config::endpoint(env));
         let region = region.or_else(|| aws_config::region(env));
         Self {
             bucket: bucket.to_owned(),
@@ -47,6 +48,18 @@ impl S3Settings {
             access: Access { ca_file: env("AWS_CA_BUNDLE").map(Into::into), ..Access::default() },
             limits: Limits::default(),
         }
+    }
+
+    /// [`ErrorKind::AccessDenied`] when the environment has one half of a pair of keys.
+    pub fn check_pair(env: Env<'_>) -> Result<()> {
+        let (access, secret) = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY");
+        let (missing, there) = match (env(access), env(secret)) {
+            (Some(_), None) => (secret, access),
+            (None, Some(_)) => (access, secret),
+            _ => return Ok(()),
+        };
+        let message = format!("{missing} is not set, and {there} is; S3 needs both");
+        Err(Error::new(ErrorKind::AccessDenied, message))
     }
 
     /// As cinder-backup is told.

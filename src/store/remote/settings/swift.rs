@@ -10,6 +10,9 @@ use crate::error::{Error, ErrorKind, Result};
 /// Keystone's own name for the domain that is meant when none is said.
 const DOMAIN_ID: &str = "default";
 
+/// The ways to a token that are supported, as keystoneauth names them; one of them fits what is set where there is none.
+const AUTH_TYPES: [&str; 5] = ["", "password", "v3password", "v3applicationcredential", "v1password"];
+
 /// Access to OpenStack Swift.
 #[derive(Clone, Debug)]
 pub struct SwiftSettings {
@@ -127,7 +130,7 @@ pub enum Domain {
 }
 
 impl SwiftSettings {
-    /// A container of the account that the environment or, with `OS_CLOUD`, a `clouds.yaml` says. [`ErrorKind::Usage`] when neither does.
+    /// A container of the account that the environment or, with `OS_CLOUD`, a `clouds.yaml` says. [`ErrorKind::AccessDenied`] when neither does.
     pub fn from_env(container: Option<&str>, env: Env<'_>) -> Result<Self> {
         let mut settings = match env("OS_CLOUD") {
             Some(cloud) => {
@@ -184,7 +187,9 @@ impl SwiftSettings {
             };
             let url = needed(conf.auth_url.clone(), "backup_swift_auth_url")?;
             let user = needed(conf.user.clone(), "backup_swift_user")?;
-            let key = conf.key.clone().unwrap_or_else(|| Secret::new(""));
+            let key = conf.key.clone().ok_or_else(|| {
+                Error::new(ErrorKind::Usage, "backup_swift_key is not set, and the driver needs it")
+            })?;
             let domain = |name: &Option<String>| match name {
                 Some(name) => Domain::Name(name.clone()),
                 None => Domain::Id(DOMAIN_ID.to_owned()),
@@ -205,7 +210,7 @@ impl SwiftSettings {
                 }
                 version => {
                     return Err(Error::new(
-                        ErrorKind::Unsupported,
+                        ErrorKind::Usage,
                         format!("backup_swift_auth_version = {version}, only 1 and 3 are supported"),
                     ));
                 }
@@ -254,13 +259,14 @@ fn interface_of(word: &str) -> Result<String> {
 }
 
 fn auth_of(word: Env<'_>) -> Result<SwiftAuth> {
-    let missing = |what: &str| Error::new(ErrorKind::Usage, format!("{what} is not set; Swift needs it"));
+    let missing =
+        |what: &str| Error::new(ErrorKind::AccessDenied, format!("{what} is not set; Swift needs it"));
     if let (Some(token), Some(storage_url)) = (word("token"), word("storage_url")) {
         return Ok(SwiftAuth::Token { token: Secret::new(token), storage_url });
     }
     let Some(url) = word("auth_url") else {
         return Err(Error::new(
-            ErrorKind::Usage,
+            ErrorKind::AccessDenied,
             "no credentials for Swift; set OS_CLOUD, or OS_AUTH_URL with OS_USERNAME and OS_PASSWORD or an application credential",
         ));
     };
@@ -273,6 +279,12 @@ fn auth_of(word: Env<'_>) -> Result<SwiftAuth> {
         }
     };
     let kind = word("auth_type").unwrap_or_default();
+    if !AUTH_TYPES.contains(&&*kind) {
+        let message = format!(
+            "auth_type (OS_AUTH_TYPE) is {kind:?}; only password, v3applicationcredential and v1password are supported"
+        );
+        return Err(Error::new(ErrorKind::Usage, message));
+    }
     let version = word("identity_api_version").or_else(|| word("auth_version")).unwrap_or_default();
     let secret = word("application_credential_secret");
     if kind == "v3applicationcredential" || secret.is_some() {
@@ -315,8 +327,8 @@ fn auth_of(word: Env<'_>) -> Result<SwiftAuth> {
             Ok(SwiftAuth::V3 { url, identity })
         }
         other => Err(Error::new(
-            ErrorKind::Unsupported,
-            format!("version {other:?} of Swift's authentication; only 1 and 3 are supported"),
+            ErrorKind::Usage,
+            format!("OS_IDENTITY_API_VERSION is {other:?}; only 1 and 3 are supported"),
         )),
     }
 }

@@ -123,11 +123,31 @@ fn what_is_missing_is_named() {
         ),
     ] {
         let error = swift(of).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Usage);
+        assert_eq!(error.kind(), ErrorKind::AccessDenied);
         assert!(error.to_string().contains(named), "{error}");
     }
-    let v2 = [("OS_AUTH_URL", "x"), ("OS_IDENTITY_API_VERSION", "2.0")];
-    assert_eq!(swift(&v2).unwrap_err().kind(), ErrorKind::Unsupported);
+    for wrong in [("OS_IDENTITY_API_VERSION", "2.0"), ("OS_AUTH_TYPE", "v3totp")] {
+        let error = swift(&[("OS_AUTH_URL", "x"), wrong]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Usage);
+        assert!(error.to_string().contains(wrong.0), "{error}");
+    }
+    for (half, named) in
+        [("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY is"), ("AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID is")]
+    {
+        let error = S3Settings::check_pair(&env(&[(half, "x")])).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::AccessDenied);
+        assert!(error.to_string().starts_with(named), "{error}");
+    }
+    assert!(S3Settings::check_pair(&env(&[])).is_ok());
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("key.json");
+    std::fs::write(&file, "{\"private_key\": s3cret").unwrap();
+    let gcs =
+        GcsSettings::from_env("b", None, &env(&[("GOOGLE_APPLICATION_CREDENTIALS", file.to_str().unwrap())]));
+    let error = Settings::Gcs(Box::new(gcs)).open().map(drop).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::AccessDenied);
+    let text = error.to_string();
+    assert!(text.contains("key.json\" is not JSON: line 1") && !text.contains("s3cret"), "{text}");
 }
 
 #[test]
