@@ -111,17 +111,19 @@ impl Watcher {
         }
         let call = oldest?;
         let waited = now.duration_since(call.since);
-        if let Some(since) = self.cancelled {
-            if waited >= HANGS && now.duration_since(since) >= ORDERLY {
-                let seconds = waited.as_secs();
-                let message = format!(
-                    "interrupted while the store {store:?} did not answer for {seconds} s when asked for {}",
-                    call.what
-                );
-                return Some(Event::End(Failure::new(ErrorKind::Interrupted, message).hint(
-                    "what this run may have left in the store is hidden, and the next run removes it",
-                )));
-            }
+        if let Some(since) = self.cancelled
+            && waited >= HANGS
+            && now.duration_since(since) >= ORDERLY
+        {
+            let seconds = waited.as_secs();
+            let message = format!(
+                "interrupted while the store {store:?} did not answer for {seconds} s when asked for {}",
+                call.what
+            );
+            return Some(Event::End(
+                Failure::new(ErrorKind::Interrupted, message)
+                    .hint("what this run may have left in the store is hidden, and the next run removes it"),
+            ));
         }
         if self.told.is_none() && self.patience.is_some_and(|patience| waited >= patience) {
             let seconds = waited.as_secs();
