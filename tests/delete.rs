@@ -47,7 +47,7 @@ fn a_parent_is_refused_and_its_children_named() {
     assert_eq!(files(root), before);
     check_store(root, &[a, b, c, d], "refused");
     // All that are named go, in any order of the words.
-    ends(&["delete", store, "bbbb", "aaaa", "dddd", "cccc"], 0, "deleted aaaa0000-1: 3 object(s)");
+    ends(&["delete", store, "bbbb", "aaaa", "dddd", "cccc"], 0, "deleted aaaa0000-1: 3 objects");
     assert_eq!((files(root), hidden(root)), (BTreeSet::new(), vec![]));
 }
 

@@ -109,7 +109,7 @@ fn one_backup_is_printed_as_the_openstack_client_does() {
     let output = ends(
         &["record", "export", store, "cccc", "-f", "json"],
         0,
-        "2 backup(s) that it builds on must be imported before it",
+        "2 backups that it builds on must be imported before it",
     );
     let one: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(one.as_object().unwrap().keys().collect::<Vec<_>>(), ["backup_service", "backup_url"]);

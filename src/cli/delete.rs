@@ -91,7 +91,7 @@ pub(crate) fn run(args: &DeleteArgs, quiet: bool) -> Result<Outcome, Failure> {
     if args.leftovers {
         say(match leftovers.runs {
             0 => "there was nothing left of killed runs".to_owned(),
-            runs => format!("removed what {runs} killed run(s) had left"),
+            runs => format!("removed what {} had left", crate::types::count(runs, "killed run")),
         });
         return Ok(Outcome::Done);
     }
@@ -140,8 +140,9 @@ pub(crate) fn run(args: &DeleteArgs, quiet: bool) -> Result<Outcome, Failure> {
     }
     let stop = || signals.cancel.load(Ordering::Relaxed);
     engine::delete(store.target(), &plan, &options, &stop, &mut |backup| {
-        let (count, bytes) = (backup.object_count(), BinaryBytes(backup.stored_bytes()));
-        say(format!("deleted {}: {count} object(s), {bytes}", backup.entry.id));
+        let count = crate::types::count(backup.object_count(), "object");
+        let bytes = BinaryBytes(backup.stored_bytes());
+        say(format!("deleted {}: {count}, {bytes}", backup.entry.id));
     })
     .map_err(|error| signals.blame(error.into()))?;
     Ok(Outcome::Done)

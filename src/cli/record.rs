@@ -148,9 +148,9 @@ fn export(args: &ExportArgs) -> Result<Outcome, Failure> {
                 chosen.iter().map(|&column| (COLUMNS[column].to_owned(), row[column].clone())).collect();
             print(|out| render::one(out, args.output.format, &fields))?;
             if chain.len() > 1 {
-                let count = chain.len() - 1;
+                let count = crate::types::count(chain.len() as u64 - 1, "backup");
                 note(&format!(
-                    "cinderfs: {count} backup(s) that it builds on must be imported before it; --all prints them too\n"
+                    "cinderfs: {count} that it builds on must be imported before it; --all prints them too\n"
                 ));
             }
             return Ok(Outcome::Done);
@@ -289,8 +289,9 @@ impl<'a> Compared<'a> {
                 let first = match beneath {
                     0 => String::new(),
                     n => format!(
-                        "; {n} backup(s) that it builds on must be imported before it\n\
-                         hint: `cinderfs record export STORE {id} --command` prints all of them"
+                        "; {} that it builds on must be imported before it\n\
+                         hint: `cinderfs record export STORE {id} --command` prints all of them",
+                        crate::types::count(n as u64, "backup")
                     ),
                 };
                 format!("cinderfs: Cinder can import this record, and restore backup {id} by it{first}\n")
