@@ -13,6 +13,7 @@ pub mod posix;
 pub mod memory;
 pub mod fault;
 pub mod deadline;
+pub(crate) mod anew;
 pub mod share;
 pub mod objects;
 #[cfg(feature = "remote")]
@@ -189,6 +190,11 @@ pub trait ObjectSource: Send + Sync {
 
     /// Whether its bytes come from a server: what can be done without is not read then.
     fn is_far(&self) -> bool {
+        false
+    }
+
+    /// Whether a failure may be that of what is open here, for good, while the store would give the same object to who opens it anew.
+    fn may_go_stale(&self) -> bool {
         false
     }
 }

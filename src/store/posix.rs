@@ -230,6 +230,10 @@ impl ObjectSource for PosixObject {
     fn is_far(&self) -> bool {
         self.reach == Reach::Far
     }
+
+    fn may_go_stale(&self) -> bool {
+        self.reach != Reach::Here
+    }
 }
 
 /// What kind of failure an errno from resolving or opening a name is.

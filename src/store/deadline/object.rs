@@ -133,6 +133,10 @@ impl ObjectSource for DeadlineObject {
         self.is_far
     }
 
+    fn may_go_stale(&self) -> bool {
+        self.source.as_ref().is_some_and(|source| source.may_go_stale())
+    }
+
     fn is_changed(&self) -> Result<bool> {
         if let Ok(outcome) = self.answered_here(|source| source.is_changed()) {
             return outcome;
