@@ -65,6 +65,13 @@ pub trait Store: Send + Sync {
         true
     }
 
+    /// Asks for something that nobody on the way remembers: whether the store answers now. [`ErrorKind::StoreIo`] when it does not. What it
+    /// otherwise says may come out of the memory of this machine, or be what a client of a share makes of a server that it does not reach:
+    /// that there is no such object, and that a folder is at its end.
+    fn hello(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// How long nothing has come to those who wait for something, where calls end by themselves when nothing comes for too long, however
     /// long they take while something comes. `None` where they may hang.
     fn silence(&self) -> Option<Duration> {

@@ -65,8 +65,9 @@ impl DeadlineObject {
 
     /// The same for a call that the store has to answer.
     fn answered_here<T, F: FnOnce(&dyn ObjectSource) -> Result<T>>(&self, call: F) -> Result<Result<T>, F> {
+        let began = self.calls.tick();
         let outcome = self.here(call)?;
-        self.calls.returned_here(is_answer(&outcome));
+        self.calls.returned_here(began, is_answer(&outcome));
         Ok(outcome)
     }
 

@@ -327,3 +327,52 @@ fn a_stuck_call_that_fails_in_the_end_is_no_answer() {
     }
     assert!(store.look().is_stalled);
 }
+
+/// A store of which this machine remembers what there is, but not what is in it.
+struct Remembered(Arc<Gate>);
+
+impl Store for Remembered {
+    fn location(&self) -> &str {
+        "remembered"
+    }
+
+    fn list(&self, _: &str) -> Result<Listing> {
+        Ok(Listing::default())
+    }
+
+    fn open(&self, _: &ObjectName) -> Result<Arc<dyn ObjectSource>> {
+        self.0.pass();
+        Err(Error::new(ErrorKind::ObjectNotFound, "an answer"))
+    }
+
+    fn hello(&self) -> Result<()> {
+        self.0.pass();
+        Ok(())
+    }
+}
+
+#[test]
+fn what_this_machine_remembers_is_no_answer() {
+    let gate = Arc::new(Gate::default());
+    let store = DeadlineStore::new(Arc::new(Remembered(gate.clone())), SHORT);
+    store.arm();
+    let is_stalled = || store.calls.lock().stall.is_some();
+    let probe = || {
+        let long_ago = Instant::now().checked_sub(PROBE_EVERY).unwrap();
+        store.calls.lock().stall.as_mut().unwrap().tried = Some(long_ago);
+        store.list("x")
+    };
+    gate.set(true);
+    let _opened = Opened(&gate);
+    fails(store.open(&name()), "did not answer within");
+    fails(probe(), "did not answer within");
+    assert!(is_stalled());
+    // A call that began while the store answered.
+    store.calls.returned_here(store.calls.tick(), true);
+    assert!(is_stalled());
+    gate.set(false);
+    while store.calls.lock().stuck > 0 {
+        thread::yield_now();
+    }
+    assert!(!is_stalled() && store.list("x").is_ok());
+}
