@@ -199,6 +199,7 @@ fi
 mkdir -p "${transcript%/*}"
 {
     echo "What \`scripts/vm/run.sh $1 --write\` showed with $("$cinderfs" --version) (commit $(git -C "$repo" log -1 --format='%h of %cs')),"
-    echo "on $version of Debian in $(qemu-system-x86_64 --version | sed -n 's/^\(QEMU[^(]*version [^ ]*\).*/\1/p')."
+    echo "on Debian's Linux $version in $(qemu-system-x86_64 --version | sed -n 's/^\(QEMU[^(]*version [^ ]*\).*/\1/p')."
+    echo
     "$here/transcript.awk" "$work/console"
 } >"$transcript"

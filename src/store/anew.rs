@@ -54,7 +54,7 @@ impl Anew {
     /// What is open now, opened anew where it has failed.
     fn source(&self) -> Arc<dyn ObjectSource> {
         let mut now = self.lock();
-        if !now.suspect.is_some_and(|since| since.elapsed() >= PAUSE) {
+        if now.suspect.is_none_or(|since| since.elapsed() < PAUSE) {
             return now.source.clone();
         }
         now.suspect = Some(Instant::now());
