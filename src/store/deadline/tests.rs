@@ -328,8 +328,11 @@ fn a_stuck_call_that_fails_in_the_end_is_no_answer() {
     assert!(store.look().is_stalled);
 }
 
-/// A store of which this machine remembers what there is, but not what is in it.
-struct Remembered(Arc<Gate>);
+/// A store whose objects this machine remembers, some at once and others in time.
+struct Remembered {
+    objects: Arc<Gate>,
+    server: Arc<Gate>,
+}
 
 impl Store for Remembered {
     fn location(&self) -> &str {
@@ -341,36 +344,40 @@ impl Store for Remembered {
     }
 
     fn open(&self, _: &ObjectName) -> Result<Arc<dyn ObjectSource>> {
-        self.0.pass();
+        self.objects.pass();
         Err(Error::new(ErrorKind::ObjectNotFound, "an answer"))
     }
 
     fn hello(&self) -> Result<()> {
-        self.0.pass();
+        self.server.pass();
         Ok(())
     }
 }
 
 #[test]
 fn what_this_machine_remembers_is_no_answer() {
-    let gate = Arc::new(Gate::default());
-    let store = DeadlineStore::new(Arc::new(Remembered(gate.clone())), SHORT);
+    let (objects, server) = (Arc::new(Gate::default()), Arc::new(Gate::default()));
+    let remembered = Remembered { objects: objects.clone(), server: server.clone() };
+    let store = DeadlineStore::new(Arc::new(remembered), SHORT);
     store.arm();
     let is_stalled = || store.calls.lock().stall.is_some();
-    let probe = || {
-        let long_ago = Instant::now().checked_sub(PROBE_EVERY).unwrap();
-        store.calls.lock().stall.as_mut().unwrap().tried = Some(long_ago);
-        store.list("x")
-    };
-    gate.set(true);
-    let _opened = Opened(&gate);
+    let _opened = [Opened(&objects), Opened(&server)];
+    objects.set(true);
+    server.set(true);
     fails(store.open(&name()), "did not answer within");
-    fails(probe(), "did not answer within");
-    assert!(is_stalled());
+    let long_ago = Instant::now().checked_sub(PROBE_EVERY).unwrap();
+    store.calls.lock().stall.as_mut().unwrap().tried = Some(long_ago);
+    fails(store.list("x"), "did not answer within");
     // A call that began while the store answered.
     store.calls.returned_here(store.calls.tick(), true);
     assert!(is_stalled());
-    gate.set(false);
+    // One that was stuck, and was answered without the server.
+    objects.set(false);
+    while server.waiting.load(Ordering::SeqCst) < 2 && is_stalled() {
+        thread::yield_now();
+    }
+    assert!(is_stalled());
+    server.set(false);
     while store.calls.lock().stuck > 0 {
         thread::yield_now();
     }
