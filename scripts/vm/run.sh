@@ -25,6 +25,7 @@ fail() {
 
 [ $# -eq 1 ] || [ "$#:${2:-}" = 2:--write ] || fail "usage: scripts/vm/run.sh PAYLOAD [--write]"
 transcript=${2:+$repo/docs/transcripts/$1.txt}
+commit=$(git -C "$repo" log -1 --format='commit %h of %cs')
 payload=$here/$1
 [ -x "$payload/run" ] && [ -r "$payload/vm.conf" ] || fail "$payload is no payload: it needs run and vm.conf"
 
@@ -198,7 +199,7 @@ fi
 [ -n "$transcript" ] || exit 0
 mkdir -p "${transcript%/*}"
 {
-    echo "What \`scripts/vm/run.sh $1 --write\` showed with $("$cinderfs" --version) (commit $(git -C "$repo" log -1 --format='%h of %cs')),"
+    echo "What \`scripts/vm/run.sh $1 --write\` showed with $("$cinderfs" --version) ($commit),"
     echo "on Debian's Linux $version in $(qemu-system-x86_64 --version | sed -n 's/^\(QEMU[^(]*version [^ ]*\).*/\1/p')."
     echo
     "$here/transcript.awk" "$work/console"
