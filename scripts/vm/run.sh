@@ -25,7 +25,7 @@ fail() {
 
 [ $# -eq 1 ] || [ "$#:${2:-}" = 2:--write ] || fail "usage: scripts/vm/run.sh PAYLOAD [--write]"
 transcript=${2:+$repo/docs/transcripts/$1.txt}
-commit=$(git -C "$repo" log -1 --format='commit %h of %cs')
+commit=$([ -z "$transcript" ] || git -C "$repo" log -1 --format='commit %h of %cs')
 payload=$here/$1
 [ -x "$payload/run" ] && [ -r "$payload/vm.conf" ] || fail "$payload is no payload: it needs run and vm.conf"
 
