@@ -74,9 +74,9 @@ const COLUMNS: [&str; 6] = ["Backup", "File", "Outcome", "Copied Blocks", "Lost 
 /// Runs `repair`. `quiet` takes away the summary.
 pub(crate) fn run(args: &RepairArgs, quiet: bool) -> Result<Outcome, Failure> {
     let chosen = args.output.choose(&COLUMNS)?;
-    let path = args.store.directory_to_write()?;
+    let store = args.store.writable()?;
     let catalog = args.store.catalog_to_write()?;
-    let _watch = Watch::start(&path, args.store.timeout());
+    let _watch = Watch::start(store.location(), args.store.timeout());
     let snapshot = catalog.snapshot();
     let entries = select::newest_first(&snapshot);
     let usable = |entry: &Arc<Entry>| select::is_usable(&catalog.image(entry));
@@ -101,7 +101,7 @@ pub(crate) fn run(args: &RepairArgs, quiet: bool) -> Result<Outcome, Failure> {
     };
     let mut found: Vec<(BackupId, Finding)> = Vec::new();
     for id in chain {
-        let findings = engine::repair(&path, &id, &options).context(|| format!("backup {id}"));
+        let findings = engine::repair(store.target(), &id, &options).context(|| format!("backup {id}"));
         let findings = findings.map_err(|error| signals.blame(error.into()))?;
         found.extend(findings.into_iter().map(|finding| (id.clone(), finding)));
     }

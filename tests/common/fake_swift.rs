@@ -40,6 +40,9 @@ pub(crate) struct Object {
     pub(crate) modified: String,
 }
 
+/// What happens beside a PUT.
+pub(crate) type OnPut = Box<dyn FnMut(&str, &mut BTreeMap<String, Object>) + Send>;
+
 /// What a server holds and how it fails.
 #[derive(Default)]
 pub(crate) struct FakeSwift {
@@ -53,6 +56,8 @@ pub(crate) struct FakeSwift {
     pub(crate) is_endless: AtomicBool,
     /// It goes down when a name that ends so is deleted.
     down_after: Mutex<Option<String>>,
+    /// Is told each name that is put in, and what there is before.
+    pub(crate) on_put: Mutex<Option<OnPut>>,
     /// All markers become another run's when a name that ends so is put in.
     taken_over_with: Mutex<Option<String>>,
     /// The byte there of a name that ends so is wrong in so many answers.
@@ -217,6 +222,9 @@ impl FakeSwift {
                 if self.taken_over_with.lock().unwrap().as_deref().is_some_and(|end| name.ends_with(end)) {
                     let markers = objects.iter_mut().filter(|(name, _)| name.starts_with(".cinderfs-"));
                     markers.for_each(|(_, marker)| marker.bytes = b"{}".to_vec());
+                }
+                if let Some(on_put) = &mut *self.on_put.lock().unwrap() {
+                    on_put(name, &mut objects);
                 }
                 objects.insert(name.to_owned(), Object { bytes: body, modified: MODIFIED.to_owned() });
                 if fault == Some(Fault::NoAnswer) {

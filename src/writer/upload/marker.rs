@@ -1,4 +1,4 @@
-//! The sign of a run that writes or deletes a backup, by which what it leaves is known when it is killed.
+//! The sign of a run that writes, repairs or deletes a backup, by which what it leaves is known when it is killed.
 //!
 //! ```text
 //! .cinderfs-<backup id>      in the bucket or container
@@ -10,7 +10,7 @@
 //! by [`DEAD_AFTER`] than one that was put in just now, both by the store's own clock, since a living run puts its own in again every five
 //! minutes. [`RESTARTED_AFTER`] is enough where this machine was started since; but cloned machines have one name. Cinder neither lists nor deletes a name that begins with a dot: it looks for prefixes only.
 //!
-//! What is done for a dead run is the same whether it wrote or deleted: with its metadata a backup is whole, and only the marker goes;
+//! What is done for a dead run is the same whether it wrote, repaired or deleted: with its metadata a backup is whole, and only the marker goes;
 //! without, there is no backup, and its objects go. Who does it first puts a claim of his own in the marker's place, so that a run which lives
 //! after all sees it before it publishes, or behind that.
 //!
@@ -76,6 +76,11 @@ impl Marker {
         let Self { name, .. } = Self::new(folder, prefix, id)?;
         let claim = json!({"cinderfs": 1, "prefix": prefix, "run": run(), "names": names});
         Ok(Self { name, content: Content::of(claim.to_string()) })
+    }
+
+    /// The marker of this run, which repairs the backup `id`. What it names no run ever removes.
+    pub(super) fn of_repair(folder: &str, prefix: &str, id: &BackupId) -> Result<Self> {
+        Self::of_deletion(folder, prefix, id, &[METADATA_SUFFIX])
     }
 
     pub(super) fn name(&self) -> &ObjectName {
@@ -214,8 +219,23 @@ pub(super) fn remove_dead(
     Ok(removed)
 }
 
+/// The container, with a slash, and the rest of a name; the container is empty where the store is one.
+pub(super) fn parted<'n>(store: &dyn ObjectStore, name: &'n str) -> (&'n str, &'n str) {
+    let container = name.find('/').filter(|_| store.has_containers());
+    name.split_at(container.map_or(0, |slash| slash + 1))
+}
+
+/// Whether no living run has put in a marker of this name; what a dead one left is removed.
+pub(super) fn is_free(store: &Arc<dyn ObjectStore>, folder: &str, name: &ObjectName) -> Result<bool> {
+    match store.version_of(name) {
+        Ok(_) => remove_if_dead(store, folder, name),
+        Err(error) if error.kind() == ErrorKind::ObjectNotFound => Ok(true),
+        Err(error) => Err(error),
+    }
+}
+
 /// Removes what a run left whose marker this is, if it is dead for sure; whether it was.
-pub(super) fn remove_if_dead(store: &Arc<dyn ObjectStore>, folder: &str, name: &ObjectName) -> Result<bool> {
+fn remove_if_dead(store: &Arc<dyn ObjectStore>, folder: &str, name: &ObjectName) -> Result<bool> {
     let begin = format!("{folder}{HIDDEN_FOLDER_PREFIX}");
     let Some(Ok(id)) = name.as_str().strip_prefix(&begin).map(BackupId::parse) else { return Ok(false) };
     let listed = store.list_below(name.as_str(), &|| false)?;
