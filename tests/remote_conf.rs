@@ -249,7 +249,7 @@ fn swift_with_whoever_asks() {
     bucket.upload(&genuine::root().join("ext4"), "");
     let nobody = World::new();
     let ended = nobody.run(&["list", &nobody.conf(&swift_conf(&bucket, "backup_swift_auth = per_user\n"))]);
-    assert_eq!(ended.code, 2, "{}", ended.stderr);
+    assert_eq!(ended.code, 12, "{}", ended.stderr);
     assert!(ended.stderr.contains("per_user") && ended.stderr.contains("OS_CLOUD"), "{}", ended.stderr);
     let mut world = World::new();
     for name in ["OS_AUTH_URL", "OS_USERNAME", "OS_PASSWORD", "OS_IDENTITY_API_VERSION"] {

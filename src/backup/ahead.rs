@@ -39,11 +39,17 @@ impl Ahead {
     pub(super) fn announce(&self, source: &dyn ObjectSource, bytes: &Range<u64>) {
         let at_once = WINDOW_BYTES * WINDOWS_AT_ONCE;
         for first in (bytes.start / at_once..bytes.end.div_ceil(at_once)).map(|n| n * WINDOWS_AT_ONCE) {
-            // Each must be marked.
-            let news = (first..first + WINDOWS_AT_ONCE).filter(|window| self.is_first(*window)).count();
-            if news > 0 {
-                source.will_need(first * WINDOW_BYTES, at_once);
+            // What was told before has been fetched, and perhaps read and gone: only the windows between are asked for.
+            let mut news = first..first;
+            for window in first..first + WINDOWS_AT_ONCE {
+                if self.is_first(window) {
+                    news.end = window + 1;
+                    continue;
+                }
+                tell(source, &news);
+                news = window + 1..window + 1;
             }
+            tell(source, &news);
         }
     }
 
@@ -54,6 +60,12 @@ impl Ahead {
         };
         let bit = 1 << (window % 64);
         word.load(Ordering::Relaxed) & bit == 0 && word.fetch_or(bit, Ordering::Relaxed) & bit == 0
+    }
+}
+
+fn tell(source: &dyn ObjectSource, windows: &Range<u64>) {
+    if !windows.is_empty() {
+        source.will_need(windows.start * WINDOW_BYTES, (windows.end - windows.start) * WINDOW_BYTES);
     }
 }
 
@@ -95,7 +107,7 @@ mod tests {
         assert_eq!(told(), [(0, WINDOW_BYTES)]);
         ahead.announce(&source, &(0..10));
         ahead.announce(&source, &(10..many + 1));
-        assert_eq!(told(), [(0, many), (many, many)]);
+        assert_eq!(told(), [(WINDOW_BYTES, many - WINDOW_BYTES), (many, many)]);
         ahead.touch(&source, 2 * many - 1);
         ahead.announce(&source, &(many..2 * many));
         assert_eq!(told(), []);

@@ -158,9 +158,10 @@ impl BlockHashTable {
 
     /// Tells the store that whoever reads on will come to `blocks`. Ranges that follow each other leave none out.
     pub fn announce(&self, blocks: &Range<u64>) {
-        if let Digests::Stride { source, layout, ahead, .. } = &self.digests
+        if let Digests::Stride { source, layout, ahead, kept, .. } = &self.digests
             && !source.is_local()
             && !blocks.is_empty()
+            && !kept.as_ref().is_some_and(|kept| !kept.is_doubted() && kept.holds(blocks))
         {
             ahead.announce(&**source, &layout.bytes_of(blocks.clone()));
         }

@@ -152,6 +152,14 @@ impl KeptPages {
         Some(lines)
     }
 
+    /// Whether the lines of `blocks` lie on disk, as far as can be told without reading them.
+    pub(super) fn holds(&self, blocks: &Range<u64>) -> bool {
+        self.pages(blocks).all(|page| {
+            let bytes = self.bytes_of(page);
+            self.ring.holds(&self.key(page), CHECK_BYTES + (bytes.end - bytes.start) as usize)
+        })
+    }
+
     /// `blocks`, widened to all whose digests lie in the same pages.
     pub(super) fn whole_pages(&self, blocks: &Range<u64>) -> Range<u64> {
         let pages = self.pages(blocks);
