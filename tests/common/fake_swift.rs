@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{BufReader, Read, Write};
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::Duration;
 
 use cinderfs::store::Store;
@@ -46,6 +46,7 @@ pub(crate) type OnPut = Box<dyn FnMut(&str, &mut BTreeMap<String, Object>) + Sen
 /// What a server holds and how it fails.
 #[derive(Default)]
 pub(crate) struct FakeSwift {
+    base: OnceLock<String>,
     pub(crate) objects: Mutex<BTreeMap<String, Object>>,
     /// The next PUTs of a name that ends so.
     faults: Mutex<Vec<(String, Fault)>>,
@@ -83,7 +84,14 @@ impl FakeSwift {
         let server = Arc::new(Self::default());
         let shared = server.clone();
         let base = http_server::listen(move |head, reader, base| shared.serve(head, reader, base));
-        (server, swift_store(&base, deadline, 16))
+        server.base.set(base).unwrap();
+        let store = server.client(deadline);
+        (server, store)
+    }
+
+    /// What another process opens.
+    pub(crate) fn client(&self, deadline: Duration) -> Arc<dyn Store> {
+        swift_store(self.base.get().unwrap(), deadline, 16)
     }
 
     /// The next PUT of a name that ends so meets this.
@@ -177,8 +185,8 @@ impl FakeSwift {
             Some(name) if name.is_empty() => self.listing(query),
             Some(name) => self.object(method, &name, &header, body, fault)?,
         };
-        let stream = reader.get_mut();
-        stream.write_all(b"HTTP/1.1 ").and_then(|()| stream.write_all(&answer)).ok()
+        // In one piece: a second would wait for the client's delayed acknowledgement of the first.
+        reader.get_mut().write_all(&[b"HTTP/1.1 ", &*answer].concat()).ok()
     }
 
     fn object(
