@@ -275,7 +275,7 @@ fn a_repair_that_fails_at_any_step_leaves_old_or_new() {
             progress: &|_, _| {},
             hook: Some(Arc::new(hook)),
         };
-        let result = repair(folder.path().into(), &id, &options);
+        let result = repair(folder.path(), &id, &options);
         let mut after = files(folder.path());
         after.retain(|path, _| !path.to_string_lossy().contains("/.cinderfs-"));
         if after != before {

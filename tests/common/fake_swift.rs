@@ -11,7 +11,7 @@ use cinderfs::store::Store;
 use md5::{Digest, Md5};
 
 use super::http_server::{self, Head};
-use super::swift_store::swift_store;
+use super::swift_store::{store_in, swift_store};
 
 /// What the server does with a PUT, beside taking it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -92,6 +92,11 @@ impl FakeSwift {
     /// What another process opens.
     pub(crate) fn client(&self, deadline: Duration) -> Arc<dyn Store> {
         swift_store(self.base.get().unwrap(), deadline, 16)
+    }
+
+    /// The whole account, which has the container of a [`client`](Self::client) only.
+    pub(crate) fn account(&self, deadline: Duration) -> Arc<dyn Store> {
+        store_in(None, self.base.get().unwrap(), deadline, 16)
     }
 
     /// The next PUT of a name that ends so meets this.

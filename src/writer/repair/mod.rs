@@ -102,7 +102,12 @@ impl Outcome {
 ///
 /// [`ErrorKind::BackupNotFound`]; the backup's own problem when it cannot be opened; [`ErrorKind::Usage`] when another run writes it;
 /// as the store does when that fails, after which some files may be replaced, each whole.
-pub fn repair(target: Target<'_>, id: &BackupId, options: &RepairOptions<'_>) -> Result<Vec<Finding>> {
+pub fn repair<'t>(
+    target: impl Into<Target<'t>>,
+    id: &BackupId,
+    options: &RepairOptions<'_>,
+) -> Result<Vec<Finding>> {
+    let target = target.into();
     // Its own: others' may hold objects open that were replaced since.
     let store: Arc<dyn Store> = match target {
         Target::Folder(root) => Arc::new(PosixStore::open(root)?),

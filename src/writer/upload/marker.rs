@@ -78,9 +78,10 @@ impl Marker {
         Ok(Self { name, content: Content::of(claim.to_string()) })
     }
 
-    /// The marker of this run, which repairs the backup `id`. What it names no run ever removes.
-    pub(super) fn of_repair(folder: &str, prefix: &str, id: &BackupId) -> Result<Self> {
-        Self::of_deletion(folder, prefix, id, &[METADATA_SUFFIX])
+    /// The marker of this run, which repairs the backup `id`. What it names no run ever removes. The prefix is one that Cinder would give:
+    /// the backup's own need not hold the id, and such a claim nobody believes.
+    pub(super) fn of_repair(folder: &str, id: &BackupId) -> Result<Self> {
+        Self::of_deletion(folder, &format!("cinderfs_backup_{id}"), id, &[METADATA_SUFFIX])
     }
 
     pub(super) fn name(&self) -> &ObjectName {
@@ -327,6 +328,13 @@ mod tests {
         }
         let telling = claim(r#"{"cinderfs": 1, "prefix": "x_backup_b-1", "names": ["-00001"]}"#);
         assert!(telling.has("-00001") && !telling.has("-00002"));
+        let repair = Marker::of_repair("", &id).unwrap();
+        let mut bytes = vec![0; repair.content.len_bytes() as usize];
+        repair.content.read_exact_at(&mut bytes, 0).unwrap();
+        let repair = Claim::parse(&bytes).unwrap();
+        assert!(
+            repair.is_of(&id) && !["-00001", "_sha256file", "_metadata"].iter().any(|name| repair.has(name))
+        );
         for wrong in ["", "[]", "{}", r#"{"cinderfs": 2, "prefix": "x"}"#, r#"{"cinderfs": 1, "prefix": 1}"#]
         {
             assert!(Claim::parse(wrong.as_bytes()).is_none(), "{wrong}");

@@ -43,10 +43,8 @@ impl<'a> ObjectReplacing<'a> {
         metadata_name: &ObjectName,
         stop: Stop<'a>,
     ) -> Result<Self> {
-        let name = metadata_name.as_str();
-        let whole = name.strip_suffix(METADATA_SUFFIX).unwrap_or(name);
-        let (container, prefix) = marker::parted(&**store, whole);
-        let marker = Marker::of_repair(container, prefix, id)?;
+        let (container, _) = marker::parted(&**store, metadata_name.as_str());
+        let marker = Marker::of_repair(container, id)?;
         if !marker::is_free(store, container, marker.name())? {
             let message = format!("backup {id} is being written, repaired or deleted by another run");
             return Err(Error::new(ErrorKind::Usage, message));
