@@ -21,25 +21,26 @@ use std::sync::atomic::AtomicBool;
 use cinderfs::ErrorKind;
 use cinderfs::catalog::{Catalog, CatalogOptions};
 use cinderfs::writer::delete::{self, DeleteOptions};
-use cinderfs::writer::repair::Outcome;
+use cinderfs::writer::repair::{Outcome, RepairOptions};
 
 use fake_swift::Object;
-use repair_kit::{DEADLINE, Damaged, FUTURE, bytes, is_all_repaired};
+use repair_kit::{Damaged, FUTURE, bytes, is_all_repaired, options};
 
-// > What is no longer what was found damaged, or came back meanwhile, stays and is told as `refused`; where the document is another one, or gone,
-// > `repair` ends, and puts nothing more in.
+// > What is no longer the object that was found damaged stays and is told as `refused`; where the metadata is another one, or gone,
+// > `repair` ends and puts nothing more in.
 #[test]
 fn what_somebody_replaced_meanwhile_stays() {
     // It came back while others were looked at.
-    let damaged = Damaged::new(DEADLINE);
+    let damaged = Damaged::new();
     let back = format!("{}-00004", damaged.prefix);
+    let never = AtomicBool::new(false);
     let bring_back = |done, total| {
         if done == total {
             let object = Object { bytes: damaged.right[&back].clone(), modified: FUTURE.into() };
             damaged.server.objects.lock().unwrap().insert(back.clone(), object);
         }
     };
-    let findings = damaged.repair_with(false, &AtomicBool::new(false), &bring_back).unwrap();
+    let findings = damaged.repair_with(RepairOptions { progress: &bring_back, ..options(&never) }).unwrap();
     assert!(matches!(findings[0].outcome, Outcome::Repaired), "{findings:?}");
     assert!(
         matches!(&findings[1].outcome, Outcome::Refused(error) if error.to_string().contains("replaced"))
@@ -47,7 +48,7 @@ fn what_somebody_replaced_meanwhile_stays() {
     assert!(!damaged.changes().iter().any(|change| change.ends_with("-00004")), "{:?}", damaged.changes());
 
     // It is put in between two requests of the repair.
-    let damaged = Damaged::new(DEADLINE);
+    let damaged = Damaged::new();
     let others = format!("{}-00004", damaged.prefix);
     let name = others.clone();
     *damaged.server.on_put.lock().unwrap() = Some(Box::new(move |put, objects| {
@@ -61,12 +62,12 @@ fn what_somebody_replaced_meanwhile_stays() {
     assert_eq!(bytes(&damaged.server)[&others], b"another");
 }
 
-// > What is no longer what was found damaged, or came back meanwhile, stays and is told as `refused`; where the document is another one, or gone,
-// > `repair` ends, and puts nothing more in.
+// > What is no longer the object that was found damaged stays and is told as `refused`; where the metadata is another one, or gone,
+// > `repair` ends and puts nothing more in.
 #[test]
 fn a_backup_that_somebody_deletes_or_writes_gets_no_object() {
     for (when, is_gone) in [(".cinderfs-", false), ("-00002", true), ("-00002", false)] {
-        let damaged = Damaged::new(DEADLINE);
+        let damaged = Damaged::new();
         let document = format!("{}_metadata", damaged.prefix);
         *damaged.server.on_put.lock().unwrap() = Some(Box::new(move |put, objects| {
             // Once the document was read behind the marker, any PUT is one of what is ready.
@@ -90,13 +91,14 @@ fn a_backup_that_somebody_deletes_or_writes_gets_no_object() {
     }
 }
 
-// > `repair` refuses a backup in an object store that a living run writes, repairs or deletes, and ends when another run takes over its marker,
-// > which then stays.
+// > `repair` refuses a backup in an object store that a living run writes, repairs or deletes, as `delete` refuses one that is repaired,
+// > and ends when another run takes over its marker, which then stays.
 #[test]
 fn two_runs_do_not_repair_one_backup() {
     // Two that live.
-    let damaged = Damaged::new(DEADLINE);
+    let damaged = Damaged::new();
     let others = Mutex::new(Vec::new());
+    let never = AtomicBool::new(false);
     let meanwhile = |done, total| {
         if done == total && others.lock().unwrap().is_empty() {
             // The server's clock is late.
@@ -110,14 +112,17 @@ fn two_runs_do_not_repair_one_backup() {
             others.lock().unwrap().push(deleted.map(drop));
         }
     };
-    let findings = damaged.repair_with(false, &AtomicBool::new(false), &meanwhile).unwrap();
+    let findings = damaged.repair_with(RepairOptions { progress: &meanwhile, ..options(&never) }).unwrap();
     assert!(is_all_repaired(&findings), "{findings:?}");
     damaged.check_whole("repaired by the first");
     let others: Vec<_> = others.into_inner().unwrap().into_iter().map(Result::unwrap_err).collect();
     assert_eq!(others.len(), 2, "{others:?}");
-    assert!(others.iter().all(|error| error.to_string().contains("by another run")), "{others:?}");
+    assert!(
+        others.iter().all(|error| error.to_string().contains("another run writes, repairs")),
+        "{others:?}"
+    );
 
-    let damaged = Damaged::new(DEADLINE);
+    let damaged = Damaged::new();
     let prefix = &damaged.prefix;
     let claim =
         serde_json::json!({"cinderfs": 1, "prefix": prefix, "run": "elsewhere", "names": ["_metadata"]});
@@ -128,7 +133,7 @@ fn two_runs_do_not_repair_one_backup() {
     assert!(error.to_string().contains("another run"), "{error}");
     assert_eq!(damaged.changes(), [""; 0]);
     // A dry run needs no place.
-    assert_eq!(damaged.repair_with(true, &AtomicBool::new(false), &|_, _| {}).unwrap().len(), 2);
+    assert_eq!(damaged.dry_run().unwrap().len(), 2);
 
     damaged.server.objects.lock().unwrap().remove(&damaged.marker());
     damaged.server.take_over_with("-00002");

@@ -142,8 +142,8 @@ fn damaged_backups_in_googles_storage_are_mended() {
     damaged_backups_are_mended(Kind::Gcs);
 }
 
-// > `repair` puts one plain object in the place of what Swift or S3 has in pieces; the pieces that another name has (of an SLO, a DLO) stay,
-// > and of headers, tags and the like of the old object the new one has none.
+// > `repair` puts one plain object in the place of what an object store has in pieces; pieces with names of their own, as those of an SLO
+// > or a DLO, stay, and headers, tags and storage class of the old object are not kept.
 #[test]
 #[ignore = "needs servers; scripts/services/test.sh"]
 fn damaged_large_objects_of_swift_become_plain_ones() {
@@ -175,8 +175,8 @@ fn damaged_large_objects_of_swift_become_plain_ones() {
     }
 }
 
-// > `repair` puts one plain object in the place of what Swift or S3 has in pieces; the pieces that another name has (of an SLO, a DLO) stay,
-// > and of headers, tags and the like of the old object the new one has none.
+// > `repair` puts one plain object in the place of what an object store has in pieces; pieces with names of their own, as those of an SLO
+// > or a DLO, stay, and headers, tags and storage class of the old object are not kept.
 #[test]
 #[ignore = "needs servers; scripts/services/test.sh"]
 fn a_damaged_upload_in_parts_becomes_a_plain_object_of_s3() {

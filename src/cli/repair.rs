@@ -34,6 +34,10 @@ takes the place of the damaged one when it is whole and proven; a run that is
 killed leaves one or the other. A digest file is made anew out of objects whose
 md5 is right. Make sure first that the disk is sound, or work on a copy.
 
+In an object store, new objects wait in TMPDIR until all are ready; each then
+replaces by one request what still is as it was found. What was in pieces there
+becomes one object; segments of Swift's stay.
+
 Exit codes: 0 repaired, or nothing was wrong; 1 failed; 2 wrong usage; 3 some
 damage stays, of which the report tells the ranges; 10 store not found; 12 the
 store may not be changed; 130, 143 interrupted.";

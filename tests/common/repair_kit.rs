@@ -19,8 +19,8 @@ use super::new_backup::{MemorySource, volume};
 /// With some restart points in each.
 pub(crate) const OBJECT_BYTES: usize = 512 << 10;
 
-/// Long enough for a busy machine, short enough to wait for.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(4);
+/// For what is answered in the end; long enough for a busy machine.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Noted by the server as later than any clock.
 pub(crate) const FUTURE: &str = "2999-01-01T00:00:00.000000";
@@ -61,8 +61,6 @@ pub(crate) fn read(store: &Arc<dyn Store>, id: &str) -> cinderfs::Result<Vec<u8>
 /// its metadata tells restart points of the second as another encoder would have made them.
 pub(crate) struct Damaged {
     pub(crate) server: Arc<FakeSwift>,
-    /// Of each client.
-    pub(crate) deadline: Duration,
     pub(crate) id: String,
     pub(crate) prefix: String,
     /// As all of it was before.
@@ -72,8 +70,8 @@ pub(crate) struct Damaged {
 }
 
 impl Damaged {
-    pub(crate) fn new(deadline: Duration) -> Self {
-        let (server, store) = FakeSwift::start(deadline);
+    pub(crate) fn new() -> Self {
+        let (server, store) = FakeSwift::start(DEADLINE);
         let (id, _) = (make(&store), make(&store));
         let document = server.names().into_iter().find(|name| name.ends_with(&format!("{id}_metadata")));
         let prefix = document.unwrap().strip_suffix("_metadata").unwrap().to_owned();
@@ -93,12 +91,12 @@ impl Damaged {
         }
         server.requests.lock().unwrap().clear();
         let found = bytes(&server);
-        Self { server, deadline, id, prefix, right, found }
+        Self { server, id, prefix, right, found }
     }
 
     /// As another process opens it, which knows nothing of what failed.
     pub(crate) fn store(&self) -> Arc<dyn Store> {
-        self.server.client(self.deadline)
+        self.server.client(DEADLINE)
     }
 
     pub(crate) fn objects(&self) -> Arc<dyn ObjectStore> {
@@ -109,18 +107,28 @@ impl Damaged {
         BackupId::parse(&self.id).unwrap()
     }
 
-    pub(crate) fn repair_with(
+    /// Repairs through a client with this deadline.
+    pub(crate) fn repair_within(
         &self,
-        dry_run: bool,
+        deadline: Duration,
         cancel: &AtomicBool,
-        progress: &(dyn Fn(u64, u64) + Sync),
     ) -> cinderfs::Result<Vec<Finding>> {
-        let options = RepairOptions { dry_run, threads: 1, cancel, progress, hook: None };
+        let objects = self.server.client(deadline).into_objects().unwrap();
+        repair(&objects, &self.backup_id(), &options(cancel))
+    }
+
+    pub(crate) fn repair_with(&self, options: RepairOptions<'_>) -> cinderfs::Result<Vec<Finding>> {
         repair(&self.objects(), &self.backup_id(), &options)
     }
 
     pub(crate) fn repair(&self) -> cinderfs::Result<Vec<Finding>> {
-        self.repair_with(false, &AtomicBool::new(false), &|_, _| {})
+        self.repair_within(DEADLINE, &AtomicBool::new(false))
+    }
+
+    /// Without changing anything.
+    pub(crate) fn dry_run(&self) -> cinderfs::Result<Vec<Finding>> {
+        let never = AtomicBool::new(false);
+        self.repair_with(RepairOptions { dry_run: true, ..options(&never) })
     }
 
     /// What of the store was put in or taken out, without the prefix.
@@ -152,6 +160,11 @@ impl Damaged {
         assert!(missing.is_empty(), "{what}: {missing:?} were removed");
         assert!(read(&self.store(), &self.id).unwrap() == content(), "{what}");
     }
+}
+
+/// One object after the other.
+pub(crate) fn options(cancel: &AtomicBool) -> RepairOptions<'_> {
+    RepairOptions { dry_run: false, threads: 1, cancel, progress: &|_, _| {}, hook: None }
 }
 
 pub(crate) fn bytes(server: &FakeSwift) -> BTreeMap<String, Vec<u8>> {

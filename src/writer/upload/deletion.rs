@@ -103,8 +103,7 @@ impl Deletion<'_> {
         let names = suffixes.iter().map(|suffix| name_of(suffix)).collect::<Result<Vec<_>>>()?;
         let marker = Marker::of_deletion(container, prefix, &self.id, &suffixes)?;
         if !marker::is_free(store, container, marker.name())? {
-            let message = format!("backup {} is being written, repaired or deleted by another run", self.id);
-            return Err(Error::new(ErrorKind::Target, message));
+            return Err(Error::new(ErrorKind::Target, marker.taken(&self.id)));
         }
         marker.put(&**store, &never)?;
         marker::remove_dead(store, container, Some(&marker), &never)?;

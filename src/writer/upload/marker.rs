@@ -11,7 +11,7 @@
 //! minutes. [`RESTARTED_AFTER`] is enough where this machine was started since; but cloned machines have one name. Cinder neither lists nor deletes a name that begins with a dot: it looks for prefixes only.
 //!
 //! What is done for a dead run is the same whether it wrote, repaired or deleted: with its metadata a backup is whole, and only the marker goes;
-//! without, there is no backup, and its objects go. Who does it first puts a claim of his own in the marker's place, so that a run which lives
+//! without, there is no backup, and its objects go; the marker of a repair tells of none. Who does it first puts a claim of his own in the marker's place, so that a run which lives
 //! after all sees it before it publishes, or behind that.
 //!
 //! Invariants: what a marker says is a claim; names are removed only that begin with a prefix which nobody but the backup of the marker's own
@@ -86,6 +86,14 @@ impl Marker {
 
     pub(super) fn name(&self) -> &ObjectName {
         &self.name
+    }
+
+    /// What to say where [`is_free`] says that it is not.
+    pub(super) fn taken(&self, id: &BackupId) -> String {
+        let (name, minutes) = (&self.name, DEAD_AFTER.as_secs() / 60);
+        format!(
+            "another run writes, repairs or deletes backup {id}, or died elsewhere less than {minutes} minutes ago: its marker is {name:?}"
+        )
     }
 
     /// Takes it out, or leaves that to the next run.

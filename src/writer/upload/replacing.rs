@@ -46,8 +46,7 @@ impl<'a> ObjectReplacing<'a> {
         let (container, _) = marker::parted(&**store, metadata_name.as_str());
         let marker = Marker::of_repair(container, id)?;
         if !marker::is_free(store, container, marker.name())? {
-            let message = format!("backup {id} is being written, repaired or deleted by another run");
-            return Err(Error::new(ErrorKind::Usage, message));
+            return Err(Error::new(ErrorKind::Usage, marker.taken(id)));
         }
         marker.put(&**store, stop)?;
         let (again, beating) = (marker.clone(), store.clone());
