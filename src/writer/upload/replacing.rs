@@ -96,7 +96,7 @@ impl Drop for ObjectReplacing<'_> {
             Ok(true) => self.marker.remove(&*self.store),
             Ok(false) => {} // another run's by now
             Err(error) => {
-                tracing::warn!("the marker {:?} stays until the next run: {error}", self.marker.name())
+                tracing::warn!("the marker {:?} stays until the next run: {error}", self.marker.name());
             }
         }
     }
