@@ -54,15 +54,21 @@ fn run(bucket: &Bucket, code: i32, words: &[&str]) -> String {
     text(&output.stdout)
 }
 
-/// Two backups of one volume; the id of the first, and what its names begin with.
-fn backups(bucket: &Bucket, words: &[&str]) -> (String, String) {
+/// The id of a new backup.
+fn create(bucket: &Bucket, plain: &[u8], words: &[&str]) -> String {
     let folder = tempfile::tempdir().unwrap();
     let source = folder.path().join("volume");
-    std::fs::write(&source, content()).unwrap();
+    std::fs::write(&source, plain).unwrap();
     let (word, _) = bucket.word();
-    let all = [&["create", "-q", &word, source.to_str().unwrap()], words].concat();
-    let id = run(bucket, 0, &all).trim().to_owned();
-    run(bucket, 0, &all);
+    let volume = ["--volume-id", "6f5e1c0e-2f0c-4b5e-8f3c-0d8f4f1f7a11"];
+    let all = [&["create", "-q", &word, source.to_str().unwrap()], &volume[..], words].concat();
+    run(bucket, 0, &all).trim().to_owned()
+}
+
+/// Two backups of one volume; the id of the first, and what its names begin with.
+fn backups(bucket: &Bucket, words: &[&str]) -> (String, String) {
+    let id = create(bucket, &content(), words);
+    create(bucket, &content(), words);
     let prefix = listed(&*bucket.store(), &format!("{id}_metadata")).remove(0);
     (id, prefix.strip_suffix("_metadata").unwrap().to_owned())
 }
@@ -106,9 +112,22 @@ fn damaged_backups_are_mended(kind: Kind) {
     assert_eq!(told, "_sha256file repaired\n", "{kind:?}");
     check_same(&bytes(&bucket), &right, "digests repaired");
 
-    // Without help from the other backup.
+    // What the backup builds on comes first, and is read for it then.
     let all = run(&bucket, 0, &["list", &word, "-f", "value", "-c", "ID"]);
     let other = all.lines().find(|other| *other != id).unwrap();
+    let mut changed = content();
+    changed[OBJECT_BYTES + 5] ^= 1;
+    let child = create(&bucket, &changed, &["--object-size", "1M", "--parent", other]);
+    let right = bytes(&bucket);
+    let of_other = listed(&*bucket.store(), &format!("{other}-00003")).remove(0);
+    bucket.put(&of_other, &rotten);
+    bucket.remove(&listed(&*bucket.store(), &format!("{child}_sha256file")).remove(0));
+    let told = run(&bucket, 0, &[&["repair", "-q", &word, &child], &outcomes[..]].concat());
+    assert_eq!(told, "-00003 repaired\n_sha256file repaired\n", "{kind:?}");
+    check_same(&bytes(&bucket), &right, "a chain");
+    run(&bucket, 0, &["delete", "-q", &word, &child]);
+
+    // Without help from the other backup.
     run(&bucket, 0, &["delete", "-q", &word, other]);
     run(&bucket, 0, &["verify", "-q", &word]);
     let mount = Setup::default().environment(&bucket.word().1).mount(word.as_ref());
