@@ -263,16 +263,6 @@ impl StoreArg {
         }
     }
 
-    /// The directory that the word names, which exists, for a verb that changes files where they lie.
-    pub(crate) fn directory_to_write(&self) -> Result<PathBuf, Failure> {
-        self.directory()?.ok_or_else(|| {
-            let message = format!("{}: objects cannot be mended in place", self.word.location.display());
-            Failure::new(ErrorKind::Usage, message).hint(
-                "`restore`, `mount` and `verify` read it, and take lost blocks from other backups as well",
-            )
-        })
-    }
-
     /// The directory that the word names, which exists; `None` for a store that is in none.
     pub(crate) fn directory(&self) -> Result<Option<PathBuf>, Failure> {
         Ok(self.place()?.directory().map(Path::to_owned))
