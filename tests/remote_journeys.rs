@@ -36,15 +36,20 @@ use cinderfs::store::deadline::DeadlineStore;
 
 use fake_swift::{FakeSwift, Object};
 use restart_kit::{Kit, ZLIB, options};
-use volume::{MIB, full, mixed};
+use store_kit::{BackupSpec, ObjectSpec, digests_of};
+use volume::{BLOCK, MIB, full, mixed};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
 /// The kit's backup in a server.
 fn served(kit: &Kit) -> (Arc<FakeSwift>, Catalog) {
+    serving(full("a", &kit.plain, ZLIB).files_with(&ZLIB.pack(&kit.plain)))
+}
+
+/// Files of a store in a server.
+fn serving(files: Vec<(String, Vec<u8>)>) -> (Arc<FakeSwift>, Catalog) {
     let (server, store) = FakeSwift::start(DEADLINE);
-    let spec = full("a", &kit.plain, ZLIB);
-    for (name, bytes) in spec.files_with(&ZLIB.pack(&kit.plain)) {
+    for (name, bytes) in files {
         let modified = "2026-02-03T04:05:06.000000".to_owned();
         server.objects.lock().unwrap().insert(name, Object { bytes, modified });
     }
@@ -111,4 +116,42 @@ fn what_will_be_restored_is_sent_before_its_image_is_opened() {
     }
     assert!(asked(&server, "_sha256file").is_empty(), "nobody has opened the image");
     assert_eq!(opened(&server, &kit), 1);
+}
+
+/// What was asked of the objects of one backup, each by its number.
+fn asked_of(server: &FakeSwift, spec: &BackupSpec) -> Vec<usize> {
+    let requests = server.requests.lock().unwrap();
+    let of = |index| requests.iter().filter(|request| request.ends_with(&spec.object_path(index))).count();
+    (0..spec.objects.len()).map(of).collect()
+}
+
+#[test]
+fn objects_that_hold_only_zeros_are_not_asked_for() {
+    let holds_data = [true, false, false, true, false, true, true, false, false, false];
+    let (mut plain, each) = (mixed(9, holds_data.len() * 4 * MIB), 4 * MIB);
+    let mut spec = full("a", &plain, ZLIB);
+    spec.objects.clear();
+    for (n, holds_data) in holds_data.iter().enumerate() {
+        let part = &mut plain[n * each..(n + 1) * each];
+        if !holds_data {
+            part.fill(0);
+        }
+        spec.objects.push(ObjectSpec { offset: n * each, plain: part.to_vec(), packing: ZLIB });
+    }
+    spec.digests = Some((BLOCK, digests_of(&plain, BLOCK)));
+    let (server, catalog) = serving(spec.files());
+    let image = catalog.image(catalog.snapshot().get(&spec.id).unwrap()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let target = folder.path().join("image");
+    let options = RestoreOptions {
+        force: false,
+        on_damage: OnDamage::Stop,
+        threads: 2,
+        cancel: &AtomicBool::new(false),
+    };
+    restore(&image, Target::Path(target.clone()), &options, &|_| ()).unwrap();
+    assert!(std::fs::read(target).unwrap() == plain, "wrong bytes");
+    let asked = asked_of(&server, &spec);
+    let fitting = asked.iter().zip(holds_data).all(|(&asked, holds_data)| (asked > 0) == holds_data);
+    assert!(fitting, "requests of each object: {asked:?}");
 }
