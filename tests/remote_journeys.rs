@@ -1,4 +1,4 @@
-//! How often an object store is asked by who restores: each object is opened once, digests come a hundred kilobytes at a time, and
+//! How often an object store is asked by who restores or hydrates: each object is opened once, digests come a hundred kilobytes at a time, and
 //! the first object before anybody waits for it.
 
 #![cfg(feature = "remote")]
@@ -29,7 +29,10 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
+use cinderfs::cache_dir::CacheDir;
+use cinderfs::cache_dir::images::Images;
 use cinderfs::catalog::{Catalog, CatalogOptions};
+use cinderfs::frontend::hydrate::{HydrateOptions, Hydrated, hydrate};
 use cinderfs::frontend::restore::{OnDamage, RestoreOptions, Target, restore};
 use cinderfs::store::Store;
 use cinderfs::store::deadline::DeadlineStore;
@@ -154,4 +157,30 @@ fn objects_that_hold_only_zeros_are_not_asked_for() {
     let asked = asked_of(&server, &spec);
     let fitting = asked.iter().zip(holds_data).all(|(&asked, holds_data)| (asked > 0) == holds_data);
     assert!(fitting, "requests of each object: {asked:?}");
+}
+
+#[test]
+fn who_hydrates_asks_for_each_digest_once_and_not_again_for_what_is_there() {
+    let kit = Kit::new("a", mixed(10, 96 * MIB), ZLIB);
+    let (server, catalog) = served(&kit);
+    let folder = tempfile::tempdir().unwrap();
+    let images = Images::of(&CacheDir::open(folder.path()).unwrap());
+    let options = HydrateOptions {
+        threads: 4,
+        cancel: &AtomicBool::new(false),
+        waiting: &|| (),
+        observer: &|_| (),
+        origin: None,
+    };
+    let image = catalog.image(catalog.snapshot().get(&kit.id).unwrap()).unwrap();
+    let hydrated = hydrate(&image, None, &images, &options).unwrap();
+    assert!(matches!(hydrated, Hydrated::Written(_)), "{hydrated:?}");
+    assert!(std::fs::read(images.path(&image.key())).unwrap() == kit.plain, "wrong bytes");
+    let digests = asked(&server, "_sha256file");
+    let fetched: u64 = digests.iter().map(|(from, to)| to + 1 - from).sum();
+    // Beside each of them, what opening the image reads at both ends.
+    let len = kit.plain.len().div_ceil(BLOCK) as u64 * 72;
+    assert!(fetched <= len + (32 << 10), "{digests:?} for {len} bytes");
+    let again = hydrate(&image, None, &images, &options).unwrap();
+    assert_eq!((again, asked(&server, "_sha256file")), (Hydrated::There, digests));
 }
