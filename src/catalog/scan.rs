@@ -15,6 +15,7 @@ use crate::chain::resolve::{Link, resolve_all};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::names::{METADATA_SUFFIX, Place, SHA256FILE_SUFFIX};
 use crate::in_order::in_order;
+use crate::store::reports::REASONS_MAX;
 use crate::store::{ListedObject, ObjectSource, ObjectStat, Part, Store};
 use crate::types::{BackupId, ObjectName};
 
@@ -68,9 +69,14 @@ impl Scan {
         let digests = digests.into_iter().map(|listed| (listed.name, listed.stat)).collect();
         let unreadable: HashSet<String> =
             listing.unreadable.iter().map(|(folder, _)| folder.clone()).collect();
-        for (folder, error) in &listing.unreadable {
-            if !self.unreadable.contains(folder) {
-                tracing::warn!("cannot look into {folder:?}: {error}");
+        let mut news = listing.unreadable.iter().filter(|(folder, _)| !self.unreadable.contains(folder));
+        for (folder, error) in news.by_ref().take(REASONS_MAX) {
+            tracing::warn!("cannot look into {folder:?}: {error}");
+        }
+        match news.count() {
+            0 => {}
+            more => {
+                tracing::warn!("cannot look into {more} more folders or objects of {:?}", store.location())
             }
         }
         let mut documents = HashMap::with_capacity(listing.objects.len());

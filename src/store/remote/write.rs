@@ -289,7 +289,7 @@ impl ObjectStore for RemoteStore {
                 }
             }
         };
-        let listed = self.unless(stop, list).map_err(|error| match error.kind() {
+        let mut objects = self.unless(stop, list).map_err(|error| match error.kind() {
             ErrorKind::Interrupted => error,
             ErrorKind::ObjectNotFound => Error::caused_by(
                 ErrorKind::StoreNotFound,
@@ -298,10 +298,9 @@ impl ObjectStore for RemoteStore {
             ),
             _ => error.context(format!("cannot list what begins with {prefix:?}")),
         })?;
-        if let Some((name, error)) = listed.unreadable.into_iter().next() {
+        if let Some((name, error)) = bounds.into_reports(&self.location).into_iter().next() {
             return Err(error.context(format!("cannot tell what {name:?} is")));
         }
-        let mut objects = listed.objects;
         objects.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         Ok(objects)
     }
