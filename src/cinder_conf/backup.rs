@@ -34,6 +34,8 @@ pub struct BackupConf {
     pub container: Option<String>,
     /// Options that are set, that belong to backups, and that we do not follow, sorted.
     pub ignored: Vec<String>,
+    /// What cinder-backup starts with and warns of, a line each.
+    pub warnings: Vec<String>,
 }
 
 /// A place for backups, as one driver sees it.
@@ -218,6 +220,7 @@ impl BackupConf {
         Ok(Self {
             compression: read.compression()?,
             ignored: ignored(conf, &driver),
+            warnings: read.half_a_pair(&driver)?.into_iter().collect(),
             driver,
             object_bytes,
             block_bytes,
@@ -397,9 +400,21 @@ impl Reader<'_> {
             verifies_tls: self.conf.flag(DEFAULT, "backup_s3_verify_ssl", true)?,
             ca_file: self.optional("backup_s3_ca_cert_file")?.map(PathBuf::from),
             connections: self.conf.number(DEFAULT, "backup_s3_max_pool_connections")?.unwrap_or(10).max(1),
-            // Cinder writes unencrypted unless it has both.
+            // Cinder writes unencrypted unless it has both, and warns of half a pair.
             customer_key: algorithm.zip(key),
         })
+    }
+
+    /// What is to be said of one half of a pair of options that the driver takes together or not at all.
+    fn half_a_pair(&self, driver: &Driver) -> Result<Option<String>> {
+        let Driver::S3(_) = driver else { return Ok(None) };
+        let [key, algorithm] = ["backup_s3_sse_customer_key", "backup_s3_sse_customer_algorithm"];
+        let (there, missing) = match (self.optional(key)?, self.optional(algorithm)?) {
+            (Some(_), None) => (key, algorithm),
+            (None, Some(_)) => (algorithm, key),
+            _ => return Ok(None),
+        };
+        Ok(Some(format!("{there} is set and {missing} is not; without both, nothing is encrypted (SSE-C)")))
     }
 
     fn gcs(&self) -> Result<Gcs> {
@@ -579,9 +594,15 @@ mod tests {
         let half = backup(&text).unwrap();
         let Driver::S3(s3) = &half.driver else { panic!("{:?}", half.driver) };
         assert!(s3.customer_key.is_none());
+        let said = "backup_s3_sse_customer_algorithm is set and backup_s3_sse_customer_key is not";
+        assert!(half.warnings.len() == 1 && half.warnings[0].starts_with(said), "{:?}", half.warnings);
         let both = backup(&format!("{text}backup_s3_sse_customer_key = k\n")).unwrap();
         let Driver::S3(s3) = &both.driver else { panic!("{:?}", both.driver) };
         assert_eq!(s3.customer_key.as_ref().unwrap().0, "AES256");
+        assert!(both.warnings.is_empty(), "{:?}", both.warnings);
+        let other = text.replace("customer_algorithm = AES256", "customer_key = s3cret");
+        let half = backup(&other).unwrap().warnings.join("");
+        assert!(half.starts_with("backup_s3_sse_customer_key is set") && !half.contains("s3cret"), "{half}");
     }
 
     #[test]

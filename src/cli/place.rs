@@ -269,6 +269,9 @@ impl Place {
                 render::visible(&names)
             ));
         }
+        for warning in &conf.warnings {
+            note(&format!("cinderfs: {}: {warning}\n", word.display()));
+        }
         let share = |kind, share: &cinder_conf::backup::Share| -> Result<Share, Failure> {
             let found = Share::new(kind, &share.source)?;
             Ok(found.with_options(share.options.as_deref()).with_attempts(share.attempts))
