@@ -5,7 +5,7 @@
 //!
 //! - [`words`]: `swift:…`, `s3://…`, `gs://…`.
 //! - [`settings`]: credentials and servers, from the environment, a `clouds.yaml` ([`clouds`]), AWS's own file ([`aws_config`]) or a cinder.conf.
-//! - [`http`], [`failure`]: one transport beneath OpenDAL, and what errors mean.
+//! - [`http`], [`failure`], [`said`]: one transport beneath OpenDAL, what errors mean, and what servers say of them.
 //! - [`names`]: addresses of servers, remembered.
 //! - [`token`], [`mod@swift`]: what Swift needs beyond OpenDAL.
 //! - [`engine`], [`pulse`], [`lost`]: threads, retries, deadlines, whether anything comes, and what did not.
@@ -31,6 +31,7 @@ mod names;
 mod object;
 mod pages;
 mod pulse;
+mod said;
 pub mod settings;
 mod swift;
 mod token;
