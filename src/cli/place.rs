@@ -240,7 +240,7 @@ impl Place {
             #[cfg(feature = "remote")]
             At::Remote(Settings::S3(settings)) => settings.bucket.is_empty(),
             #[cfg(feature = "remote")]
-            At::Remote(Settings::Gcs(_)) => false,
+            At::Remote(Settings::Gcs(settings)) => settings.bucket.is_empty(),
         }
     }
 

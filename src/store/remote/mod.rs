@@ -78,7 +78,7 @@ pub fn s3(settings: S3Settings) -> Result<Arc<dyn Store>> {
     bucket_store(Buckets::s3(settings, engine.tries().clone())?, &bucket, engine)
 }
 
-/// A bucket of Google Cloud Storage.
+/// A bucket of Google Cloud Storage, or all of a project's, which are folders then.
 pub fn gcs(settings: GcsSettings) -> Result<Arc<dyn Store>> {
     let (engine, bucket) = (Engine::new(settings.limits), settings.bucket.clone());
     bucket_store(Buckets::gcs(settings, engine.tries().clone())?, &bucket, engine)
