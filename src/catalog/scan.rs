@@ -103,10 +103,8 @@ impl Scan {
             documents.entry(document.listed.name.clone()).or_insert_with(|| document.clone());
         }
         if changed || documents.len() != self.documents.len() {
-            self.snapshot = Arc::new(Snapshot {
-                unreadable: listing.unreadable,
-                ..snapshot_of(&documents, store.part())
-            });
+            let snapshot = snapshot_of(&documents, store.part());
+            self.snapshot = Arc::new(snapshot.with_unreadable(listing.unreadable));
         }
         self.documents = documents;
         Ok(self.snapshot.clone())
@@ -266,7 +264,7 @@ fn snapshot_of(documents: &HashMap<ObjectName, Document>, part: Option<Part<'_>>
         let problem = problem.or_else(|| chains.get(&id).and_then(|chain| chain.clone().err()));
         Arc::new(entry_of(id, document, problem))
     });
-    Snapshot { shadowed, ..Snapshot::new(entries.collect()) }
+    Snapshot::new(entries.collect()).with_shadowed(shadowed)
 }
 
 fn id_of(document: &Document) -> Option<BackupId> {
