@@ -19,12 +19,12 @@ use reqsign_google as google;
 use reqwest::Url;
 use serde::Deserialize;
 
-use super::Naming;
 use super::engine::Tries;
 use super::failure::Failed;
 use super::http::{Clients, Pages, Transport, body_of, clients, send};
 use super::listing::{CONTAINERS_MAX, too_many};
 use super::settings::{GcsSettings, S3Settings, check_plain};
+use super::told::Naming;
 use crate::error::{Error, ErrorKind, Result};
 
 /// What stands in each list of S3's buckets.
