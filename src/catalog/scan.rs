@@ -73,11 +73,9 @@ impl Scan {
         for (folder, error) in news.by_ref().take(REASONS_MAX) {
             tracing::warn!("cannot look into {folder:?}: {error}");
         }
-        match news.count() {
-            0 => {}
-            more => {
-                tracing::warn!("cannot look into {more} more folders or objects of {:?}", store.location())
-            }
+        let more = news.count();
+        if more > 0 {
+            tracing::warn!("cannot look into {more} more folders or objects of {:?}", store.location());
         }
         let mut documents = HashMap::with_capacity(listing.objects.len());
         let mut changed = unreadable != self.unreadable;

@@ -41,15 +41,12 @@ impl Reports {
             }
             return;
         }
-        let error = match self.unseen {
-            ..REASONS_MAX => error,
-            ..UNSEEN_MAX => self.shared(error.kind()),
-            _ => {
-                self.more += 1;
-                self.more_unseen = Some(error.kind());
-                return;
-            }
-        };
+        if self.unseen >= UNSEEN_MAX {
+            self.more += 1;
+            self.more_unseen = Some(error.kind());
+            return;
+        }
+        let error = if self.unseen < REASONS_MAX { error } else { self.shared(error.kind()) };
         self.unseen += 1;
         self.kept.push((place, error));
     }
