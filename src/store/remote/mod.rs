@@ -12,7 +12,7 @@
 //! - [`mod@buckets`], [`beside`]: which buckets a server has, and what lies in those beside the one that is the store.
 //! - [`listing`], [`mod@pages`], [`told`]: what there is, page by page, and what is told of each object.
 //! - [`object`], [`window`]: ranged reads, a little ahead of who reads on.
-//! - [`mod@write`], [`upload`]: whole objects, as the server confirms them.
+//! - [`mod@write`], [`body`], [`upload`]: whole objects, as the server confirms them.
 //!
 //! Invariants: an object's bytes are of the one that was opened, or the read fails; nothing is asked of a server before the first call; no
 //! credential is in a message or a location.
@@ -20,6 +20,7 @@
 mod ahead;
 mod aws_config;
 mod beside;
+mod body;
 mod buckets;
 mod clouds;
 mod engine;
