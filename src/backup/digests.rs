@@ -28,6 +28,9 @@ const HEAD_BYTES_FIRST: usize = 8 << 10;
 /// Digests read at once by a scan: a quarter MiB of the file.
 const SCAN_BLOCKS: u64 = 3640;
 
+/// How often all digests are read where one of them is none.
+const TRIES: usize = 2;
+
 /// The digest of every block of a volume.
 pub struct BlockHashTable {
     header: Header,
@@ -272,24 +275,40 @@ impl BlockHashTable {
     }
 
     /// Reads all digests once, where they are far away, and answers from this machine from then on: 32 bytes each, in memory or a temporary file.
-    /// Without effect where one of them is damaged or there is no room. Fails when the store does.
+    /// Without effect where one of them stays damaged or there is no room. Fails when the store does.
     pub fn gather(&self) -> Result<()> {
         let Digests::Stride { source, gathered, .. } = &self.digests else { return Ok(()) };
         if !source.is_far() || gathered.is_done() {
             return Ok(());
         }
-        let (mut packer, mut outcome) = (Packer::new(), Ok(true));
-        self.scan(BlockIndex(0), &mut |_, digest| {
-            outcome = digest.map_or(Ok(false), |digest| packer.push(digest).map(|()| true));
-            if let Ok(true) = outcome { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-        })?;
-        let packed = outcome.and_then(|is_whole| is_whole.then(|| packer.finish()).transpose());
-        match packed {
-            Ok(Some(hashes)) => gathered.set(hashes),
-            Ok(None) => {}
-            Err(error) => tracing::debug!("the digests are fetched again: {error}"),
+        for _ in 0..TRIES {
+            match self.packed()? {
+                Packed::All(hashes) => {
+                    gathered.set(hashes);
+                    break;
+                }
+                // The store may have given it wrong for once.
+                Packed::Damaged(block) => self.doubt(block),
+                Packed::NoRoom(error) => {
+                    tracing::debug!("the digests are fetched again: {error}");
+                    break;
+                }
+            }
         }
         Ok(())
+    }
+
+    fn packed(&self) -> Result<Packed> {
+        let (mut packer, mut stopped) = (Packer::new(), None);
+        self.scan(BlockIndex(0), &mut |block, digest| {
+            stopped = match digest.map(|digest| packer.push(digest)) {
+                Some(Ok(())) => return ControlFlow::Continue(()),
+                Some(Err(error)) => Some(Packed::NoRoom(error)),
+                None => Some(Packed::Damaged(block)),
+            };
+            ControlFlow::Break(())
+        })?;
+        Ok(stopped.unwrap_or_else(|| packer.finish().map_or_else(Packed::NoRoom, Packed::All)))
     }
 
     /// Visits the digests from block `from` to the last, in large reads, until `visit` breaks. An entry that is not a
@@ -319,6 +338,14 @@ impl BlockHashTable {
         }
         Ok(())
     }
+}
+
+/// What came of gathering all digests.
+enum Packed {
+    All(PackedHashes),
+    /// The first entry that is no digest.
+    Damaged(BlockIndex),
+    NoRoom(Error),
 }
 
 /// What digests are looked up for.

@@ -35,6 +35,25 @@ impl Gathered {
 
     /// A block is not what its digest says.
     pub(super) fn doubt(&self) {
-        self.is_doubted.store(true, Ordering::Relaxed);
+        if self.is_done() {
+            self.is_doubted.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::BlockHash;
+
+    #[test]
+    fn what_is_doubted_is_not_told_any_more() {
+        let gathered = Gathered::default();
+        assert!(gathered.get().is_none() && !gathered.is_done());
+        gathered.doubt();
+        gathered.set(PackedHashes::Memory(vec![BlockHash([7; 32])]));
+        assert_eq!(gathered.get().and_then(|hashes| hashes.get(0)), Some(BlockHash([7; 32])));
+        gathered.doubt();
+        assert!(gathered.get().is_none() && gathered.is_done(), "nor gathered again");
     }
 }
