@@ -154,7 +154,10 @@ fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// Writes a file of so many bytes, or as many as there is room for; how many.
+/// The most that a file system of these tests has room for.
+const ENDLESS: u64 = 64 << 20;
+
+/// Writes a file of so many bytes, or as many as there is room for, to the last; how many.
 fn fill(filler: &Path, bytes: u64) -> u64 {
     // Some file systems give room back only when they have time.
     let started = Instant::now();
@@ -165,11 +168,21 @@ fn fill(filler: &Path, bytes: u64) -> u64 {
         }
         sync(filler);
     };
-    let block = [7; 4096];
-    let written = (0..bytes / 4096).take_while(|at| file.write_all_at(&block, at * 4096).is_ok()).count();
-    // Some file systems find out only when they write.
-    let _ = file.sync_all();
-    written as u64 * 4096
+    // They also refuse what there would be room for, as long as they do not know where it will lie.
+    let mut size = 0;
+    for block in [&[7; 4096][..], &[7; 512][..]] {
+        loop {
+            let before = size;
+            while size < bytes && file.write_all_at(block, size).is_ok() {
+                size += block.len() as u64;
+            }
+            let _ = file.sync_all();
+            if size == before {
+                break;
+            }
+        }
+    }
+    size
 }
 
 fn give_back(filler: &Path) {
@@ -185,12 +198,14 @@ fn sync(filler: &Path) {
 /// Runs a case while ever more room is left, until there is enough; how often it was refused, each time with these words.
 fn fill_up(world: &mut World, case: &Case, words: &str) -> u32 {
     let filler = world.store().join("filler");
-    let room = fill(&filler, 64 << 20);
-    assert!(room < 64 << 20, "there is no end to it");
-    give_back(&filler);
+    let mut room = ENDLESS;
     for refused in 0..100 {
         let left = u64::from(refused) * (16 << 10);
-        fill(&filler, room - left);
+        let filled = fill(&filler, room - left);
+        assert!(filled < ENDLESS, "there is no end to it");
+        if refused == 0 {
+            room = filled;
+        }
         world.before.insert("filler".to_owned(), tree(&world.store())["filler"].clone());
         let output = world.run_of(case).output().unwrap();
         let when = format!("{}, {left} bytes left: {}", case.name, stderr(&output));

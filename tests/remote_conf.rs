@@ -249,7 +249,7 @@ fn swift_with_whoever_asks() {
     bucket.upload(&genuine::root().join("ext4"), "");
     let nobody = World::new();
     let ended = nobody.run(&["list", &nobody.conf(&swift_conf(&bucket, "backup_swift_auth = per_user\n"))]);
-    assert_eq!(ended.code, 2, "{}", ended.stderr);
+    assert_eq!(ended.code, 12, "{}", ended.stderr);
     assert!(ended.stderr.contains("per_user") && ended.stderr.contains("OS_CLOUD"), "{}", ended.stderr);
     let mut world = World::new();
     for name in ["OS_AUTH_URL", "OS_USERNAME", "OS_PASSWORD", "OS_IDENTITY_API_VERSION"] {
@@ -263,6 +263,48 @@ fn swift_with_whoever_asks() {
     other.upload(&genuine::root().join("none-chain"), "");
     let listed = world.ok(&["list", &conf, "-f", "value", "-c", "ID"]);
     assert!(genuine::backups_of("none-chain").iter().all(|backup| !listed.contains(&backup.id)), "{listed}");
+}
+
+// > Where Swift is written to as the user that asks (`per_user`, the default), each project's backups lie in its own account, and a store is that of
+// > the project that asks; who may read all accounts names another one by `OS_STORAGE_URL`.
+#[test]
+#[ignore = "needs servers; scripts/services/test.sh"]
+fn each_project_has_its_account_and_an_operator_names_it() {
+    let bucket = Bucket::new(Kind::Keystone);
+    bucket.upload(&genuine::root().join("ext4"), "");
+    let who = |user: &str, password: &str, project: &str| {
+        let mut world = World::new();
+        for name in ["OS_AUTH_URL", "OS_USER_DOMAIN_NAME", "OS_PROJECT_DOMAIN_NAME"] {
+            world = world.with(name, &told(Kind::Keystone, name));
+        }
+        world
+            .with("OS_USERNAME", &told(Kind::Keystone, user))
+            .with("OS_PASSWORD", &told(Kind::Keystone, password))
+            .with("OS_PROJECT_NAME", project)
+    };
+    let ids = |world: &World, store: &str| world.ok(&["list", store, "-f", "value", "-c", "ID"]);
+    let in_test = who("OS_USERNAME", "OS_PASSWORD", "test");
+    let in_other = who("OS_USERNAME", "OS_PASSWORD", "other");
+    let conf = in_other.conf(&swift_conf(&bucket, ""));
+    let plain = vec![5; 100_000];
+    let source = in_other.path("volume");
+    std::fs::write(&source, &plain).unwrap();
+    let made = in_other.ok(&["create", "-q", &conf, &source]);
+    assert_eq!(ids(&in_other, &conf), made);
+    let conf = in_test.conf(&swift_conf(&bucket, ""));
+    in_test.genuine_are_restored(&conf);
+    assert!(!ids(&in_test, &conf).contains(made.trim()));
+
+    // No project that owns a container, but the role.
+    let other = told(Kind::Keystone, "OTHER_STORAGE_URL");
+    let operator = who("OPERATOR_NAME", "OPERATOR_PASSWORD", "service").with("OS_STORAGE_URL", &other);
+    let container = format!("swift:{}", bucket.name);
+    assert_eq!(ids(&operator, &container), made);
+    assert!(operator.restored(&container, made.trim()) == plain);
+    let conf = operator.conf(&swift_conf(&bucket, ""));
+    assert_eq!(ids(&operator, &conf), made);
+    let neighbour = in_test.with("OS_STORAGE_URL", &other).run(&["list", &container]);
+    assert_eq!(neighbour.code, 12, "{}", neighbour.stderr);
 }
 
 #[test]

@@ -39,6 +39,8 @@ enum Moment {
     After(Duration),
     /// When so many objects have come or gone.
     Changed(usize),
+    /// When an object is being sent in parts.
+    InParts,
 }
 
 impl Moment {
@@ -98,6 +100,10 @@ impl World {
                 while self.objects().len().abs_diff(before) < objects && child.try_wait().unwrap().is_none() {
                 }
             }
+            Moment::InParts => {
+                let before = self.uploads();
+                while self.uploads() <= before && child.try_wait().unwrap().is_none() {}
+            }
         }
         child.kill().unwrap();
         child.wait().unwrap();
@@ -116,6 +122,12 @@ impl World {
     fn objects(&self) -> Vec<String> {
         let objects = self.bucket.store().into_objects().unwrap().list_below("", &|| false).unwrap();
         objects.into_iter().map(|object| object.name.to_string()).collect()
+    }
+
+    /// Objects that are being sent in parts, or were.
+    fn uploads(&self) -> usize {
+        let uploads = format!("{}?uploads=", self.bucket.url("").trim_end_matches('/'));
+        self.bucket.curl(&[&uploads], None).matches("<UploadId>").count()
     }
 
     /// Objects that are of none of these backups, markers among them.
@@ -234,18 +246,13 @@ fn parts_of_a_killed_upload_are_no_object_and_disturb_nobody() {
     let mut random = Random::new(7);
     let world = World::new(Kind::S3, &mut random, 240);
     let words = ["create", "-q", "--object-size", "80M", "--compression", "none", "STORE", "SOURCE"];
-    let begun = Instant::now();
     let mut known = BTreeSet::from([world.ok(&words).trim().to_owned()]);
-    let whole_run = begun.elapsed();
-    let mut parts = 0;
     for _ in 0..KILLS / 4 {
-        world.killed(&words, Moment::After(whole_run.mul_f64(0.3 + random.below(500) as f64 / 1000.0)));
+        world.killed(&words, Moment::InParts);
         known.extend(world.listed());
-        let uploads = format!("{}?uploads=", world.bucket.url("").trim_end_matches('/'));
-        parts += world.bucket.curl(&[&uploads], None).matches("<UploadId>").count();
         world.ok(&["delete", "-q", "STORE", "--leftovers"]);
         assert_eq!(world.strays(&known), [""; 0]);
     }
-    assert!(parts > 0, "no kill met an upload in parts");
+    assert!(world.uploads() > 0, "no kill met an upload in parts");
     known.iter().for_each(|id| world.check_whole(id));
 }

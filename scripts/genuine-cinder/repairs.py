@@ -80,7 +80,7 @@ def with_codec(cinderfs, work, rng, codec, damages, tally):
         shutil.copytree(store, pristine)
         for serial, name in enumerate(damages, 3):
             shutil.rmtree(store)
-            shutil.copytree(pristine, store)
+            shutil.copytree(pristine, store, dirs_exist_ok=True)  # Cinder makes the folder when it comes up
             (metadata,) = store.rglob(f'*_backup_{full.id}_metadata')
             DAMAGES[name](metadata.with_name(metadata.name.removesuffix('_metadata')))
             full.story = f'{codec} with {name}; copies in {other.id}'

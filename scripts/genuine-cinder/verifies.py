@@ -169,7 +169,7 @@ def run(cinderfs, work, rng, everything, tally):
             for _, place, damage in [(name, 0, 'nothing')] + [case for case in of_store if case[2] != 'nothing']:
                 damaged = ordered[place]
                 shutil.rmtree(store, ignore_errors=True)
-                shutil.copytree(STORES / name, store)
+                shutil.copytree(STORES / name, store, dirs_exist_ok=True)  # Cinder makes the folder when it comes up
                 DAMAGES[damage](store / backups[damaged]['container'] / backups[damaged]['prefix'])
                 answers = said(cinderfs, store, work / 'cache')
                 for id in ordered:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes in a new Keystone what Swift's tests need: a service, a project with two users, an application credential.
+"""Makes in a new Keystone what Swift's tests need: a service, two projects of one user, somebody who may read all accounts, an application credential.
 
 usage: keystone_users.py KEYSTONE_URL STORAGE_URL ENV_FILE
 """
@@ -69,7 +69,12 @@ def grant(project, user, role):
 service = make("project", name="service", domain_id="default")
 test = make("project", name="test", domain_id="default")
 grant(service, make("user", name="swift", password="swiftpass", domain_id="default"), "admin")
-grant(test, make("user", name="tester", password="testing", domain_id="default"), "member")
+other = make("project", name="other", domain_id="default")
+member = make("user", name="tester", password="testing", domain_id="default")
+grant(test, member, "member")
+grant(other, member, "member")
+roles["ResellerAdmin"] = make("role", name="ResellerAdmin")
+grant(service, make("user", name="operator", password="operating", domain_id="default"), "ResellerAdmin")
 store = make("service", name="swift", type="object-store")
 for interface in ("public", "internal", "admin"):
     make("endpoint", service_id=store, interface=interface, region="RegionOne", url=storage)
@@ -82,5 +87,6 @@ with open(env_file, "w", encoding="ascii") as env:
     env.write(
         f"OS_AUTH_URL={api}\nOS_USERNAME=tester\nOS_PASSWORD=testing\nOS_PROJECT_NAME=test\n"
         "OS_USER_DOMAIN_NAME=Default\nOS_PROJECT_DOMAIN_NAME=Default\nOS_REGION_NAME=RegionOne\n"
+        f"OTHER_STORAGE_URL={storage.replace('%(tenant_id)s', other)}\nOPERATOR_NAME=operator\nOPERATOR_PASSWORD=operating\n"
         f"APPLICATION_CREDENTIAL_ID={made['id']}\nAPPLICATION_CREDENTIAL_SECRET={made['secret']}\n"
     )

@@ -59,7 +59,7 @@ say() { echo "services: $1 after $((SECONDS - began)) s"; }
 only=
 remote=(remote_servers remote_mounts remote_layouts remote_bad_ways remote_commands remote_create remote_conf)
 gluster=(share_gluster share_gluster_store)
-patient=(remote_killed remote_tokens)
+patient=(cinder_conf_genuine remote_killed remote_tokens)
 if [ "${1:-}" = --gluster ]; then
     only=gluster
     shift

@@ -7,6 +7,9 @@
 use super::CinderConf;
 use crate::error::{Error, ErrorKind, Result};
 
+/// The section of options that are in no group.
+const NO_GROUP: &str = "DEFAULT";
+
 /// How deep options may refer to each other. Cinder's own go two deep.
 const DEPTH_MAX: u32 = 16;
 
@@ -41,13 +44,15 @@ impl CinderConf {
         Ok(self.text(section, option)?.filter(|text| !text.is_empty()))
     }
 
-    /// The option as a whole number that is not negative.
+    /// The option as a whole number that is not negative; `None` also where it is empty.
     pub(super) fn number(&self, section: &str, option: &str) -> Result<Option<u64>> {
         let Some(text) = self.text(section, option)? else { return Ok(None) };
-        text.trim()
-            .parse()
-            .map(Some)
-            .map_err(|_| Error::new(ErrorKind::Usage, format!("{option} = {text:?} is no number")))
+        match text.trim() {
+            "" => Ok(None),
+            digits => whole_number(digits)
+                .map(Some)
+                .ok_or_else(|| Error::new(ErrorKind::Usage, format!("{option} = {text:?} is no number"))),
+        }
     }
 
     /// The option as yes or no.
@@ -74,17 +79,12 @@ impl CinderConf {
     }
 
     fn fill_in(&self, section: &str, raw: &str, budget: &mut Budget) -> Result<String> {
+        // As oslo.config does first of all: it counts what a dollar sign before it means.
+        let raw = raw.replace("\\$", "$$");
         let mut out = String::new();
-        let mut rest = raw;
+        let mut rest = &*raw;
         while let Some(at) = rest.find('$') {
             let (before, behind) = (&rest[..at], &rest[at + 1..]);
-            // `\$` is `$$`, which is a dollar sign.
-            if let Some(before) = before.strip_suffix('\\') {
-                out.push_str(before);
-                out.push('$');
-                rest = behind;
-                continue;
-            }
             out.push_str(before);
             let (piece, left) = match reference(behind) {
                 Reference::Escaped => ("$".to_owned(), &behind[1..]),
@@ -106,7 +106,9 @@ impl CinderConf {
 
     /// The value of another option, given by `option` or `section.option`.
     fn referred(&self, section: &str, name: &str, budget: &mut Budget) -> Result<String> {
-        let (group, option) = name.split_once('.').unwrap_or((section, name));
+        // `[DEFAULT]` is no group of oslo.config's, and `$DEFAULT.name` nothing it knows.
+        let (group, option) =
+            name.split_once('.').filter(|(group, _)| *group != NO_GROUP).unwrap_or((section, name));
         for (group, option) in [(group, option), (section, name)] {
             if let Some(raw) = self.raw(group, option) {
                 budget.enter()?;
@@ -123,6 +125,14 @@ impl CinderConf {
             )),
         }
     }
+}
+
+/// A number as Python writes it: single underscores may stand between digits.
+fn whole_number(text: &str) -> Option<u64> {
+    let digits = text.strip_prefix('+').unwrap_or(text);
+    let is_well_formed =
+        digits.split('_').all(|group| group.bytes().next().is_some_and(|b| b.is_ascii_digit()));
+    is_well_formed.then(|| digits.replace('_', "").parse().ok()).flatten()
 }
 
 /// How deep references are followed now, and how many were.
@@ -212,9 +222,13 @@ mod tests {
 
     #[test]
     fn numbers_and_flags() {
-        let conf = conf("n = 42\nm = -1\nyes = On\nno = 0\nwhat = maybe\n");
+        let conf =
+            conf("n = 42\nlong = +1_000\nempty = \nodd = 1__0\nm = -1\nyes = On\nno = 0\nwhat = maybe\n");
         assert_eq!(conf.number("DEFAULT", "n").unwrap(), Some(42));
         assert_eq!(conf.number("DEFAULT", "none").unwrap(), None);
+        assert_eq!(conf.number("DEFAULT", "empty").unwrap(), None);
+        assert_eq!(conf.number("DEFAULT", "long").unwrap(), Some(1000));
+        assert_eq!(conf.number("DEFAULT", "odd").unwrap_err().kind(), ErrorKind::Usage);
         assert_eq!(conf.number("DEFAULT", "m").unwrap_err().kind(), ErrorKind::Usage);
         assert!(conf.flag("DEFAULT", "yes", false).unwrap());
         assert!(!conf.flag("DEFAULT", "no", true).unwrap());
