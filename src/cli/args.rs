@@ -189,8 +189,8 @@ pub(crate) fn column(known: &[&str], word: &str) -> Result<usize, Failure> {
 #[group(skip)]
 pub(crate) struct StoreWord {
     /// Where the backups are: a directory (Cinder's `backup_posix_path`, a mounted share, a copy), its file:// URL, an NFS share as
-    /// HOST:/PATH, a GlusterFS volume as glusterfs://HOST/VOLUME, a bucket as s3://BUCKET?endpoint=URL or swift:CONTAINER (without
-    /// its name for all of them) or gs://BUCKET, or the cinder.conf that says all this
+    /// HOST:/PATH, a GlusterFS volume as glusterfs://HOST/VOLUME, a bucket as s3://BUCKET?endpoint=URL, swift:CONTAINER or
+    /// gs://BUCKET (without its name for all of them), or the cinder.conf that says all this
     #[arg(value_name = "STORE")]
     pub(crate) location: OsString,
 }
