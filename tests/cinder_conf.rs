@@ -87,6 +87,27 @@ fn the_store_that_a_cinder_conf_names_is_listed() {
     assert!(stderr.contains("/nonexistent/ext4") && stderr.contains("backup_posix_path"), "{stderr}");
 }
 
+#[test]
+fn variables_that_cinder_backup_would_take_options_from_win_over_files() {
+    let world = World::new();
+    let conf = world.conf("cinder.conf", &format!("{POSIX}backup_posix_path = /nonexistent\nplace = ext4\n"));
+    let list = |path: &str| {
+        Command::new(env!("CARGO_BIN_EXE_cinderfs"))
+            .args(["list", &conf, "-f", "json"])
+            .env("OS_DEFAULT__BACKUP_POSIX_PATH", path)
+            .output()
+            .unwrap()
+    };
+    let path = fixture("$place");
+    let output = list(path.to_str().unwrap());
+    let expected = ends(&["list", fixture("ext4").to_str().unwrap(), "-f", "json"], 0).0;
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), expected);
+    let output = list("/$nothing");
+    assert_eq!(output.status.code(), Some(2));
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(stderr.contains("OS_DEFAULT__… of the environment: backup_posix_path"), "{stderr}");
+}
+
 // > Of a cinder.conf and files beside it that are told with it later ones win, and behind all of them come, in the same order, the
 // > `*.conf` files of their `.d` folders; a `cinder-backup.conf` that is not told is not read, and named on stderr.
 #[test]
@@ -178,6 +199,14 @@ fn what_is_not_followed_is_told_and_what_cannot_be_is_refused() {
     );
     let (_, stderr) = ends(&["list", &told], 0);
     assert!(stderr.contains("told.conf sets what cinderfs does not follow: backup_tape_robot"), "{stderr}");
+    let half = world.conf(
+        "half.conf",
+        "backup_driver = cinder.backup.drivers.s3\nbackup_s3_endpoint_url = http://127.0.0.1:1\n\
+         backup_s3_store_access_key = a\nbackup_s3_store_secret_key = b\nbackup_s3_sse_customer_key = s3cret\n",
+    );
+    let (_, stderr) = ends(&["list", "--store-timeout", "1", &half], 1);
+    let warning = "half.conf: backup_s3_sse_customer_key is set and backup_s3_sse_customer_algorithm is not";
+    assert!(stderr.contains(warning) && !stderr.contains("s3cret"), "{stderr}");
     for (text, expected) in [
         ("backup_driver = cinder.backup.drivers.ceph.CephBackupDriver\n", "Ceph RBD are not supported yet"),
         ("backup_driver = cinder.backup.drivers.tsm\n", "dsmc"),

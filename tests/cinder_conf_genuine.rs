@@ -2,7 +2,12 @@
 //!
 //! Run by `scripts/services/test.sh`, which installs Cinder.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests; a panic is the report")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "helpers of tests; a panic is the report"
+)]
 
 use std::io::{BufRead, BufReader, Lines, Write};
 use std::path::{Path, PathBuf};

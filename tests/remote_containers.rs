@@ -193,6 +193,22 @@ fn what_is_in_a_container_that_fails_stays_known() {
 }
 
 #[test]
+fn of_containers_that_fail_by_the_thousand_each_is_known() {
+    let (server, store) = Server::start(30);
+    server.fill(1200);
+    let catalog = Catalog::open(store, CatalogOptions { workers: 0, ..CatalogOptions::default() }).unwrap();
+    let documents = || catalog.snapshot().shadowed().len() + catalog.snapshot().entries().count();
+    assert_eq!(documents(), 1200);
+    for at in 0..1100 {
+        server.set(&format!("c{at:02}"), Way::Status(404));
+    }
+    let snapshot = catalog.rescan().unwrap();
+    assert_eq!(documents(), 1200, "what is in a container that fails stays known");
+    let names: BTreeSet<_> = snapshot.unreadable().iter().map(|(name, _)| name.as_str()).collect();
+    assert!(names.len() == 1100 && names.contains("c1099"), "{}", names.len());
+}
+
+#[test]
 fn a_container_that_the_account_goes_on_to_list_is_not_believed_to_be_gone() {
     let (server, store) = Server::start(2);
     server.fill(3);

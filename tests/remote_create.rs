@@ -18,6 +18,8 @@ mod cinder;
 #[path = "common/conformance.rs"]
 #[allow(unused_macros, unused_imports, reason = "this test uses a part of the kit")]
 mod conformance;
+#[path = "common/driver.rs"]
+mod driver;
 #[path = "common/genuine.rs"]
 mod genuine;
 #[path = "common/new_backup.rs"]
@@ -37,7 +39,6 @@ use cinderfs::writer::Target;
 use cinderfs::writer::create::{Base, Created, NewBackup, create};
 use cinderfs::writer::delete::{self, DeleteOptions};
 
-use cinder::Cinder;
 use conformance::listed;
 use new_backup::{MemorySource, VOLUME, volume};
 use serde_json::json;
@@ -196,20 +197,10 @@ fn deleted_backups_leave_nothing_and_parents_stay() {
     }
 }
 
-/// Genuine Cinder's driver for this kind of server.
-fn cinder(bucket: &Bucket) -> Cinder {
-    let (word, names): (_, &[&str]) = match bucket.kind {
-        Kind::S3 => ("s3", &["S3_ENDPOINT", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"]),
-        _ => ("swift", &["OS_AUTH_URL", "OS_USERNAME", "OS_PASSWORD"]),
-    };
-    let told = |name: &&str| ((*name).to_owned(), servers::told(bucket.kind, name));
-    Cinder::new(&format!("{word}:{}", bucket.name), &names.iter().map(told).collect::<Vec<_>>())
-}
-
 fn genuine_cinder_restores_them_and_goes_on_with_them(kind: Kind) {
     let bucket = Bucket::new(kind);
     let store = bucket.store();
-    let mut cinder = cinder(&bucket);
+    let mut cinder = driver::of(&bucket);
     let folder = tempfile::tempdir().unwrap();
     let image = folder.path().join("image");
     let mut bytes = content(5 * MIB + 4321);

@@ -1,4 +1,4 @@
-//! How often an object store is asked by who restores: each object is opened once, digests come a hundred kilobytes at a time, and
+//! How often an object store is asked by who restores or hydrates: each object is opened once, digests come a hundred kilobytes at a time, and
 //! the first object before anybody waits for it.
 
 #![cfg(feature = "remote")]
@@ -29,22 +29,30 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
+use cinderfs::cache_dir::CacheDir;
+use cinderfs::cache_dir::images::Images;
 use cinderfs::catalog::{Catalog, CatalogOptions};
+use cinderfs::frontend::hydrate::{HydrateOptions, Hydrated, hydrate};
 use cinderfs::frontend::restore::{OnDamage, RestoreOptions, Target, restore};
 use cinderfs::store::Store;
 use cinderfs::store::deadline::DeadlineStore;
 
 use fake_swift::{FakeSwift, Object};
 use restart_kit::{Kit, ZLIB, options};
-use volume::{MIB, full, mixed};
+use store_kit::{BackupSpec, ObjectSpec, digests_of};
+use volume::{BLOCK, MIB, full, mixed};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
 /// The kit's backup in a server.
 fn served(kit: &Kit) -> (Arc<FakeSwift>, Catalog) {
+    serving(full("a", &kit.plain, ZLIB).files_with(&ZLIB.pack(&kit.plain)))
+}
+
+/// Files of a store in a server.
+fn serving(files: Vec<(String, Vec<u8>)>) -> (Arc<FakeSwift>, Catalog) {
     let (server, store) = FakeSwift::start(DEADLINE);
-    let spec = full("a", &kit.plain, ZLIB);
-    for (name, bytes) in spec.files_with(&ZLIB.pack(&kit.plain)) {
+    for (name, bytes) in files {
         let modified = "2026-02-03T04:05:06.000000".to_owned();
         server.objects.lock().unwrap().insert(name, Object { bytes, modified });
     }
@@ -111,4 +119,68 @@ fn what_will_be_restored_is_sent_before_its_image_is_opened() {
     }
     assert!(asked(&server, "_sha256file").is_empty(), "nobody has opened the image");
     assert_eq!(opened(&server, &kit), 1);
+}
+
+/// What was asked of the objects of one backup, each by its number.
+fn asked_of(server: &FakeSwift, spec: &BackupSpec) -> Vec<usize> {
+    let requests = server.requests.lock().unwrap();
+    let of = |index| requests.iter().filter(|request| request.ends_with(&spec.object_path(index))).count();
+    (0..spec.objects.len()).map(of).collect()
+}
+
+#[test]
+fn objects_that_hold_only_zeros_are_not_asked_for() {
+    let holds_data = [true, false, false, true, false, true, true, false, false, false];
+    let (mut plain, each) = (mixed(9, holds_data.len() * 4 * MIB), 4 * MIB);
+    let mut spec = full("a", &plain, ZLIB);
+    spec.objects.clear();
+    for (n, holds_data) in holds_data.iter().enumerate() {
+        let part = &mut plain[n * each..(n + 1) * each];
+        if !holds_data {
+            part.fill(0);
+        }
+        spec.objects.push(ObjectSpec { offset: n * each, plain: part.to_vec(), packing: ZLIB });
+    }
+    spec.digests = Some((BLOCK, digests_of(&plain, BLOCK)));
+    let (server, catalog) = serving(spec.files());
+    let image = catalog.image(catalog.snapshot().get(&spec.id).unwrap()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let target = folder.path().join("image");
+    let options = RestoreOptions {
+        force: false,
+        on_damage: OnDamage::Stop,
+        threads: 2,
+        cancel: &AtomicBool::new(false),
+    };
+    restore(&image, Target::Path(target.clone()), &options, &|_| ()).unwrap();
+    assert!(std::fs::read(target).unwrap() == plain, "wrong bytes");
+    let asked = asked_of(&server, &spec);
+    let fitting = asked.iter().zip(holds_data).all(|(&asked, holds_data)| (asked > 0) == holds_data);
+    assert!(fitting, "requests of each object: {asked:?}");
+}
+
+#[test]
+fn who_hydrates_asks_for_each_digest_once_and_not_again_for_what_is_there() {
+    let kit = Kit::new("a", mixed(10, 96 * MIB), ZLIB);
+    let (server, catalog) = served(&kit);
+    let folder = tempfile::tempdir().unwrap();
+    let images = Images::of(&CacheDir::open(folder.path()).unwrap());
+    let options = HydrateOptions {
+        threads: 4,
+        cancel: &AtomicBool::new(false),
+        waiting: &|| (),
+        observer: &|_| (),
+        origin: None,
+    };
+    let image = catalog.image(catalog.snapshot().get(&kit.id).unwrap()).unwrap();
+    let hydrated = hydrate(&image, None, &images, &options).unwrap();
+    assert!(matches!(hydrated, Hydrated::Written(_)), "{hydrated:?}");
+    assert!(std::fs::read(images.path(&image.key())).unwrap() == kit.plain, "wrong bytes");
+    let digests = asked(&server, "_sha256file");
+    let fetched: u64 = digests.iter().map(|(from, to)| to + 1 - from).sum();
+    // Beside each of them, what opening the image reads at both ends.
+    let len = kit.plain.len().div_ceil(BLOCK) as u64 * 72;
+    assert!(fetched <= len + (32 << 10), "{digests:?} for {len} bytes");
+    let again = hydrate(&image, None, &images, &options).unwrap();
+    assert_eq!((again, asked(&server, "_sha256file")), (Hydrated::There, digests));
 }

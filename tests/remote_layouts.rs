@@ -91,31 +91,13 @@ fn static_and_dynamic_large_objects_of_swift() {
     check(&bucket, &backups, "dynamic large objects");
 }
 
-/// Sends an object as an upload of S3 in these parts, of which all but the last have 5 MiB at least.
-fn put_in_parts(bucket: &Bucket, name: &str, parts: &[&[u8]]) {
-    let url = bucket.url(name);
-    let begun = bucket.curl(&["-X", "POST", &format!("{url}?uploads=")], Some(b""));
-    let id = begun.split("<UploadId>").nth(1).unwrap().split('<').next().unwrap().to_owned();
-    let mut done = String::new();
-    for (number, part) in (1..).zip(parts) {
-        let way = format!("{url}?partNumber={number}&uploadId={id}");
-        let answer = bucket.curl(&["-i", "-X", "PUT", &way], Some(part)).to_lowercase();
-        let etag = answer.split("etag: ").nth(1).unwrap().split("\r\n").next().unwrap().to_owned();
-        done += &format!("<Part><PartNumber>{number}</PartNumber><ETag>{etag}</ETag></Part>");
-    }
-    let end = format!("<CompleteMultipartUpload>{done}</CompleteMultipartUpload>");
-    bucket.curl(&["-X", "POST", &format!("{url}?uploadId={id}")], Some(end.as_bytes()));
-    let told = bucket.curl(&["-I", &url], None).to_lowercase();
-    assert!(told.contains(&format!("-{}\"\r\n", parts.len())), "{told}");
-}
-
 #[test]
 #[ignore = "needs servers; scripts/services/test.sh"]
 fn objects_of_s3_that_came_in_parts() {
     let bucket = Bucket::new(Kind::S3);
     let backups = genuine::backups_of("texts");
     // A part that is not the last has 5 MiB, which no genuine object here has.
-    put_in_pieces(&backups, |name, pieces| put_in_parts(&bucket, name, &[&pieces.concat()]));
+    put_in_pieces(&backups, |name, pieces| bucket.put_in_parts(name, &[&pieces.concat()]));
     check(&bucket, &backups, "uploads of one part");
 
     let bucket = Bucket::new(Kind::S3);
@@ -127,7 +109,7 @@ fn objects_of_s3_that_came_in_parts() {
     let create = ["create", "-q", "--object-size", "13M", "--compression", "none", &word, &path("volume")];
     let id = run(&bucket, &create).trim().to_owned();
     let object = listed(&*bucket.store(), "-00001").remove(0);
-    put_in_parts(&bucket, &object, &plain.chunks(5 << 20).collect::<Vec<_>>());
+    bucket.put_in_parts(&object, &plain.chunks(5 << 20).collect::<Vec<_>>());
     let mount = mounted(&bucket, &word);
     assert!(fs::read(mount.image(&id)).unwrap() == plain);
     run(&bucket, &["verify", "-q", &word]);

@@ -25,10 +25,14 @@ mod volume;
 mod watched_store;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use cinderfs::ErrorKind;
+use cinderfs::cache_dir::CacheDir;
+use cinderfs::cache_dir::images::Images;
 use cinderfs::catalog::Catalog;
+use cinderfs::frontend::hydrate::{HydrateOptions, Hydrated, hydrate};
 use cinderfs::image::Image;
 
 use fake_swift::{FakeSwift, Object};
@@ -62,6 +66,33 @@ fn what_is_wrong_once_is_asked_for_again() {
         read_all(&image, &plain);
         assert_eq!(server.wrong.lock().unwrap().as_ref().unwrap().2, 0, "{packing:?}: nothing was wrong");
     }
+}
+
+#[test]
+fn a_digest_that_is_wrong_once_keeps_no_image_from_being_hydrated() {
+    let plain = mixed(9, 24 * MIB);
+    let packing = Packing::Plain("none");
+    let (server, _catalog, image) = served(&plain, packing);
+    let folder = tempfile::tempdir().unwrap();
+    let images = Images::of(&CacheDir::open(folder.path()).unwrap());
+    // A digit, which is none then; a letter would become a capital one, and stay what it says.
+    let digits = {
+        let objects = server.objects.lock().unwrap();
+        objects.iter().find(|(name, _)| name.ends_with("_sha256file")).unwrap().1.bytes.clone()
+    };
+    let at = (30_000..).find(|&at| digits[at].is_ascii_digit()).unwrap();
+    *server.wrong.lock().unwrap() = Some(("_sha256file".to_owned(), at, 1));
+    let options = HydrateOptions {
+        threads: 2,
+        cancel: &AtomicBool::new(false),
+        waiting: &|| (),
+        observer: &|_| (),
+        origin: None,
+    };
+    let hydrated = hydrate(&image, None, &images, &options).unwrap();
+    assert!(matches!(hydrated, Hydrated::Written(_)), "{hydrated:?}");
+    assert_eq!(server.wrong.lock().unwrap().as_ref().unwrap().2, 0, "nothing was wrong");
+    assert!(std::fs::read(images.path(&image.key())).unwrap() == plain, "wrong bytes");
 }
 
 #[test]

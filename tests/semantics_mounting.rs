@@ -252,6 +252,11 @@ fn signals_unmount_and_exit_0_also_while_files_are_open() {
             assert_eq!(mount.wait().code(), Some(0), "{signal:?}: {}", mount.log());
             assert_eq!(mount_line(mount.root()), None, "{signal:?}");
             assert!(names(mount.root()).is_empty(), "the mountpoint answers again");
+            let log = mount.log();
+            assert!(!log.contains(" WARN "), "{log}");
+            let told = log.lines().filter(|line| line.starts_with("cinderfs: "));
+            assert!(told.clone().all(|line| line.contains("it is detached")), "{log}");
+            assert_eq!(told.count(), usize::from(busy), "{log}");
             if let Some(open) = open {
                 assert!(open.read_at(&mut [0; 10], 0).is_err());
             }

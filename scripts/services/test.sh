@@ -57,7 +57,7 @@ began=$SECONDS
 say() { echo "services: $1 after $((SECONDS - began)) s"; }
 
 only=
-remote=(remote_servers remote_mounts remote_layouts remote_bad_ways remote_commands remote_create remote_conf)
+remote=(remote_servers remote_mounts remote_layouts remote_bad_ways remote_commands remote_create remote_repair_servers remote_conf)
 gluster=(share_gluster share_gluster_store)
 patient=(cinder_conf_genuine remote_killed remote_tokens)
 if [ "${1:-}" = --gluster ]; then

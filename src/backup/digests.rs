@@ -11,6 +11,7 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 use super::ahead::Ahead;
+use super::gathered::Gathered;
 use super::kept::KeptPages;
 use super::packed::{PackedHashes, Packer};
 use super::pages::{DigestPages, PAGE_BLOCKS, Page};
@@ -28,6 +29,9 @@ const HEAD_BYTES_FIRST: usize = 8 << 10;
 /// Digests read at once by a scan: a quarter MiB of the file.
 const SCAN_BLOCKS: u64 = 3640;
 
+/// How often all digests are read where one of them is none.
+const TRIES: usize = 2;
+
 /// The digest of every block of a volume.
 pub struct BlockHashTable {
     header: Header,
@@ -44,6 +48,7 @@ enum Digests {
         ahead: Ahead,
         /// Where pages are held in memory, and this file's number there.
         held: Option<(Arc<DigestPages>, u64)>,
+        gathered: Gathered,
     },
     Packed(PackedHashes),
 }
@@ -70,7 +75,9 @@ impl BlockHashTable {
                 let (header, layout) = found?;
                 let ends = BlockHash(Sha256::new().chain_update(&head).chain_update(&tail).finalize().into());
                 let ahead = Ahead::new(stored);
-                let digests = Digests::Stride { source, layout, ends, kept: None, ahead, held: None };
+                let gathered = Gathered::default();
+                let digests =
+                    Digests::Stride { source, layout, ends, kept: None, ahead, held: None, gathered };
                 return Ok(Self { header, digests });
             }
         }
@@ -167,8 +174,9 @@ impl BlockHashTable {
 
     /// Tells the store that whoever reads on will come to `blocks`. Ranges that follow each other leave none out.
     pub fn announce(&self, blocks: &Range<u64>) {
-        if let Digests::Stride { source, layout, ahead, kept, .. } = &self.digests
+        if let Digests::Stride { source, layout, ahead, kept, gathered, .. } = &self.digests
             && !source.is_local()
+            && gathered.get().is_none()
             && !blocks.is_empty()
             && !kept.as_ref().is_some_and(|kept| !kept.is_doubted() && kept.holds(blocks))
         {
@@ -178,9 +186,12 @@ impl BlockHashTable {
 
     /// The digests of `blocks` where they can be told without asking the store.
     pub fn held(&self, blocks: &Range<u64>) -> Option<Vec<Result<BlockHash>>> {
-        let Digests::Stride { held, .. } = &self.digests else {
+        let Digests::Stride { held, gathered, .. } = &self.digests else {
             return Some(self.look_up(blocks.clone(), LookUp::Scan { keep: false }));
         };
+        if let Some(hashes) = gathered.get() {
+            return Some(of_packed(hashes, blocks));
+        }
         let (pages, file) = held.as_ref()?;
         let mut digests = Vec::with_capacity((blocks.end - blocks.start) as usize);
         for page in pages_of(blocks) {
@@ -193,7 +204,8 @@ impl BlockHashTable {
 
     /// Forgets what is held in memory around a block that is not what its digest says.
     pub fn doubt(&self, block: BlockIndex) {
-        if let Digests::Stride { source, kept, held, .. } = &self.digests {
+        if let Digests::Stride { source, kept, held, gathered, .. } = &self.digests {
+            gathered.doubt();
             if let Some((pages, file)) = held {
                 pages.forget(*file, block.0 / PAGE_BLOCKS);
             }
@@ -237,6 +249,9 @@ impl BlockHashTable {
         digests.clear();
         match &self.digests {
             Digests::Packed(hashes) => digests.extend(blocks.map(|block| hashes.get(block))),
+            Digests::Stride { gathered, .. } if let Some(hashes) = gathered.get() => {
+                digests.extend(blocks.map(|block| hashes.get(block)));
+            }
             Digests::Stride { source, layout, kept, .. } => {
                 let how = LookUp::Scan { keep: false };
                 let lines = lines(&**source, layout, kept.as_deref(), &blocks, how, &|| ())
@@ -249,8 +264,11 @@ impl BlockHashTable {
 
     fn look_up(&self, blocks: Range<u64>, how: LookUp) -> Vec<Result<BlockHash>> {
         match &self.digests {
-            Digests::Packed(hashes) => blocks.map(|i| hashes.get(i).ok_or_else(|| bad_entry(i))).collect(),
-            Digests::Stride { source, layout, kept, ahead, .. } => {
+            Digests::Packed(hashes) => of_packed(hashes, &blocks),
+            Digests::Stride { source, layout, kept, ahead, gathered, .. } => {
+                if let Some(hashes) = gathered.get() {
+                    return of_packed(hashes, &blocks);
+                }
                 let kept = kept.as_deref();
                 let announce = || ahead.touch(&**source, layout.bytes_of(blocks.clone()).start);
                 let lines = match lines(&**source, layout, kept, &blocks, how, &announce) {
@@ -263,6 +281,43 @@ impl BlockHashTable {
                 decoded(layout, &blocks, &lines)
             }
         }
+    }
+
+    /// Reads all digests once, where they are far away, and answers from this machine from then on: 32 bytes each, in memory or a temporary file.
+    /// Without effect where one of them stays damaged or there is no room. Fails when the store does.
+    pub fn gather(&self) -> Result<()> {
+        let Digests::Stride { source, gathered, .. } = &self.digests else { return Ok(()) };
+        if !source.is_far() || gathered.is_done() {
+            return Ok(());
+        }
+        for _ in 0..TRIES {
+            match self.packed()? {
+                Packed::All(hashes) => {
+                    gathered.set(hashes);
+                    break;
+                }
+                // The store may have given it wrong for once.
+                Packed::Damaged(block) => self.doubt(block),
+                Packed::NoRoom(error) => {
+                    tracing::debug!("the digests are fetched again: {error}");
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn packed(&self) -> Result<Packed> {
+        let (mut packer, mut stopped) = (Packer::new(), None);
+        self.scan(BlockIndex(0), &mut |block, digest| {
+            stopped = match digest.map(|digest| packer.push(digest)) {
+                Some(Ok(())) => return ControlFlow::Continue(()),
+                Some(Err(error)) => Some(Packed::NoRoom(error)),
+                None => Some(Packed::Damaged(block)),
+            };
+            ControlFlow::Break(())
+        })?;
+        Ok(stopped.unwrap_or_else(|| packer.finish().map_or_else(Packed::NoRoom, Packed::All)))
     }
 
     /// Visits the digests from block `from` to the last, in large reads, until `visit` breaks. An entry that is not a
@@ -294,6 +349,14 @@ impl BlockHashTable {
     }
 }
 
+/// What came of gathering all digests.
+enum Packed {
+    All(PackedHashes),
+    /// The first entry that is no digest.
+    Damaged(BlockIndex),
+    NoRoom(Error),
+}
+
 /// What digests are looked up for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum LookUp {
@@ -301,6 +364,10 @@ enum LookUp {
     Blocks,
     /// To look at them only, at many.
     Scan { keep: bool },
+}
+
+fn of_packed(hashes: &PackedHashes, blocks: &Range<u64>) -> Vec<Result<BlockHash>> {
+    blocks.clone().map(|block| hashes.get(block).ok_or_else(|| bad_entry(block))).collect()
 }
 
 fn decoded(layout: &StrideLayout, blocks: &Range<u64>, lines: &[u8]) -> Vec<Result<BlockHash>> {

@@ -8,6 +8,7 @@
 
 mod ahead;
 mod digests;
+mod gathered;
 mod kept;
 mod packed;
 mod pages;

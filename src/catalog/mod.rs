@@ -10,40 +10,32 @@
 //! progress has no such document and is not there; what was known stays known when the store cannot be listed.
 
 mod closing;
+mod current;
+mod entries;
 mod scan;
 
-use std::collections::HashMap;
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, mpsc};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use self::current::{Current, SCAN_INTERVAL};
+pub use self::entries::{Entry, Snapshot};
 use self::scan::Scan;
 use crate::backup::Backup;
 use crate::block::VerifiedBlock;
 use crate::byte_lru::ByteLru;
 use crate::cache_dir::blocks::BlockRing;
 use crate::cache_dir::seek_indexes::SeekIndexStore;
-use crate::chain::resolve::CHAIN_MAX;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::names::SHA256FILE_SUFFIX;
 use crate::image::{self, Copies, Engine, Image, LostBlock};
 use crate::object::indexing::Indexing;
 use crate::open_files;
-use crate::store::{ListedObject, ObjectStat, ObjectVersion, Store};
-use crate::types::{BackupId, ObjectName, VolumeId};
+use crate::store::{ListedObject, ObjectVersion, Store};
+use crate::types::{BackupId, ObjectName};
 use crate::workers::Workers;
-
-/// A snapshot younger than this is current: whoever lists a directory asks several times.
-const SCAN_INTERVAL: Duration = Duration::from_secs(1);
-
-/// A store that takes long to scan is scanned less often, so that scanning takes at most a tenth of the time.
-const SCAN_SHARE: u32 = 10;
-
-/// And a store is scanned at least this often while somebody looks.
-const SCAN_INTERVAL_MAX: Duration = Duration::from_secs(30);
 
 /// For how long a document is believed to be damaged that the store says is unchanged: a disk or a server may have given wrong bytes for once, and a mount
 /// should not have to be made anew for that. Reading it again takes its share of the scanning's time.
@@ -88,9 +80,6 @@ pub struct CatalogOptions {
     pub disk_cache: Option<Arc<BlockRing>>,
 }
 
-/// Who asks for the current state waits no longer than this for a scan, and then gets the last one.
-const SCAN_WAIT_MAX: Duration = Duration::from_secs(1);
-
 impl Default for CatalogOptions {
     fn default() -> Self {
         Self {
@@ -102,96 +91,6 @@ impl Default for CatalogOptions {
             workers: thread::available_parallelism().map_or(1, Into::into).min(WORKERS_MAX),
             disk_cache: None,
         }
-    }
-}
-
-/// A backup of the store as its metadata tells it, usable or not.
-#[derive(Clone, Debug)]
-pub struct Entry {
-    /// Unique in a [`Snapshot`]. Taken from the path when the metadata cannot be read.
-    pub id: BackupId,
-    /// `None` when the metadata could not be read.
-    pub volume_id: Option<VolumeId>,
-    /// `None` for a full backup.
-    pub parent_id: Option<BackupId>,
-    /// When the backup was made; `None` when the metadata says `None` or nothing.
-    pub created_at: Option<jiff::Timestamp>,
-    /// `backup_name`.
-    pub name: Option<String>,
-    /// `backup_description`.
-    pub description: Option<String>,
-    /// The volume's display name, from `volume_meta`.
-    pub volume_name: Option<String>,
-    /// The volume's size in GiB, from `volume_meta`.
-    pub volume_size_gib: Option<u64>,
-    /// The container, relative to the store's root; empty for the root itself.
-    pub container: String,
-    /// Begins every object's name, relative to the container.
-    pub prefix: String,
-    /// How many data objects it has.
-    pub object_count: u64,
-    /// The `_metadata` object.
-    pub metadata_name: ObjectName,
-    /// What the store says about the `_metadata` object.
-    pub metadata_stat: ObjectStat,
-    /// Why it cannot be used, found without opening its objects: torn JSON, unknown version, missing parent, cycle, ….
-    pub problem: Option<Error>,
-}
-
-/// The backups of a store at one moment.
-#[derive(Debug, Default)]
-pub struct Snapshot {
-    entries: Vec<Arc<Entry>>,
-    by_id: HashMap<BackupId, usize>,
-    shadowed: Vec<(ObjectName, Option<BackupId>)>,
-    unreadable: Vec<(String, Error)>,
-}
-
-impl Snapshot {
-    /// All backups, ordered by creation time, then id.
-    pub fn entries(&self) -> impl DoubleEndedIterator<Item = &Arc<Entry>> {
-        self.entries.iter()
-    }
-
-    /// The backup of this id.
-    pub fn get(&self, id: &str) -> Option<&Arc<Entry>> {
-        self.by_id.get(id).map(|&index| &self.entries[index])
-    }
-
-    /// Folders of the store that could not be read, with the reason: what they hold is not in this snapshot.
-    pub fn unreadable(&self) -> &[(String, Error)] {
-        &self.unreadable
-    }
-
-    /// Documents that are behind no entry: another one stands for their id, or they tell none and neither does their name.
-    pub fn shadowed(&self) -> &[(ObjectName, Option<BackupId>)] {
-        &self.shadowed
-    }
-
-    /// A snapshot of these backups.
-    pub fn new(mut entries: Vec<Arc<Entry>>) -> Self {
-        entries.sort_by(|a, b| (a.created_at, &a.id).cmp(&(b.created_at, &b.id)));
-        let by_id = entries.iter().enumerate().map(|(index, entry)| (entry.id.clone(), index)).collect();
-        Self { entries, by_id, ..Self::default() }
-    }
-
-    /// The chain of a backup that has no problem, the full one first.
-    fn chain(&self, id: &BackupId) -> Result<Vec<&Arc<Entry>>> {
-        let mut chain = Vec::new();
-        let mut next = Some(id);
-        while let Some(id) = next {
-            if chain.len() > CHAIN_MAX as usize {
-                return Err(Error::new(ErrorKind::ChainBroken, "the chain has no end"));
-            }
-            let entry = self.get(id.as_str()).ok_or_else(|| gone(id))?;
-            if let Some(problem) = &entry.problem {
-                return Err(problem.clone());
-            }
-            chain.push(entry);
-            next = entry.parent_id.as_ref();
-        }
-        chain.reverse();
-        Ok(chain)
     }
 }
 
@@ -218,14 +117,6 @@ struct Shared {
 
 /// Opened backups, by document and version.
 type Backups = ByteLru<(ObjectName, ObjectVersion), Arc<Backup>>;
-
-struct Current {
-    snapshot: Arc<Snapshot>,
-    /// Why the last scan failed, if it did.
-    failure: Option<Error>,
-    scanned: Instant,
-    interval: Duration,
-}
 
 /// An image, or why there is none, and of which versions of which documents.
 #[derive(Clone)]
@@ -339,65 +230,6 @@ impl Shared {
         self.engine.store()
     }
 
-    fn refresh(self: &Arc<Self>) -> Result<Arc<Snapshot>> {
-        let (snapshot, failure, is_current) = {
-            let current = lock(&self.current);
-            let is_current = current.scanned.elapsed() < current.interval;
-            (current.snapshot.clone(), current.failure.clone(), is_current)
-        };
-        // A store that fails may have lost what was known; one that does not answer says nothing.
-        let believed =
-            |failure: Error| if self.store().is_answering() { Err(failure) } else { Ok(snapshot.clone()) };
-        let known = || failure.clone().map_or_else(|| Ok(snapshot.clone()), believed);
-        if is_current || self.is_scanning.swap(true, Ordering::AcqRel) {
-            return known();
-        }
-        // On a thread of its own, so that nobody waits for a store that takes its time.
-        let (shared, (sender, scanned)) = (self.clone(), mpsc::sync_channel(1));
-        let scan = move || {
-            let outcome = catch_unwind(AssertUnwindSafe(|| shared.scan(lock(&shared.scanning))));
-            shared.is_scanning.store(false, Ordering::Release);
-            // Nobody listens when it took too long, or a bug stopped it.
-            let _ = outcome.map(|outcome| sender.send(outcome));
-        };
-        if thread::Builder::new().name("scan".to_owned()).spawn(scan).is_err() {
-            self.is_scanning.store(false, Ordering::Release);
-            return known();
-        }
-        match scanned.recv_timeout(SCAN_WAIT_MAX) {
-            Ok(outcome) => outcome.or_else(believed),
-            Err(_) => known(),
-        }
-    }
-
-    /// Scans now, however short ago the last scan was.
-    fn scan(&self, mut scan: MutexGuard<'_, Scan>) -> Result<Arc<Snapshot>> {
-        let started = Instant::now();
-        let scanned = scan.run(&**self.store(), &|name, backup| keep_unasked(&self.backups, name, backup));
-        let mut current = lock(&self.current);
-        match &scanned {
-            Ok(snapshot) => {
-                let before = std::mem::replace(&mut *current, Current::new(snapshot.clone(), started));
-                drop(current);
-                if !Arc::ptr_eq(&before.snapshot, snapshot) {
-                    self.forget_gone(&before.snapshot, snapshot);
-                }
-            }
-            Err(error) => {
-                if current.failure.is_none() {
-                    tracing::warn!("cannot list the store: {error}");
-                }
-                let snapshot = current.snapshot.clone();
-                *current = Current { failure: Some(error.clone()), ..Current::new(snapshot, started) };
-            }
-        }
-        scanned
-    }
-
-    fn snapshot(&self) -> Arc<Snapshot> {
-        lock(&self.current).snapshot.clone()
-    }
-
     fn image(&self, entry: &Entry) -> Result<Arc<Image>> {
         let snapshot = self.snapshot();
         let chain = snapshot.chain(&entry.id)?;
@@ -491,13 +323,6 @@ impl Shared {
     }
 }
 
-impl Current {
-    fn new(snapshot: Arc<Snapshot>, started: Instant) -> Self {
-        let interval = (started.elapsed() * SCAN_SHARE).clamp(SCAN_INTERVAL, SCAN_INTERVAL_MAX);
-        Self { snapshot, failure: None, scanned: Instant::now(), interval }
-    }
-}
-
 fn key_of(entry: &Entry) -> (ObjectName, ObjectVersion) {
     (entry.metadata_name.clone(), entry.metadata_stat.version.clone())
 }
@@ -514,8 +339,4 @@ fn keep_unasked(backups: &Mutex<Backups>, name: &ObjectName, backup: Backup) {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // What these protect is replaced whole, so a panic elsewhere leaves it usable.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn gone(id: &BackupId) -> Error {
-    Error::new(ErrorKind::BackupNotFound, format!("the backup {id} is no longer in the store"))
 }

@@ -15,6 +15,7 @@ use crate::chain::resolve::{Link, resolve_all};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::names::{METADATA_SUFFIX, Place, SHA256FILE_SUFFIX};
 use crate::in_order::in_order;
+use crate::store::reports::REASONS_MAX;
 use crate::store::{ListedObject, ObjectSource, ObjectStat, Part, Store};
 use crate::types::{BackupId, ObjectName};
 
@@ -68,10 +69,13 @@ impl Scan {
         let digests = digests.into_iter().map(|listed| (listed.name, listed.stat)).collect();
         let unreadable: HashSet<String> =
             listing.unreadable.iter().map(|(folder, _)| folder.clone()).collect();
-        for (folder, error) in &listing.unreadable {
-            if !self.unreadable.contains(folder) {
-                tracing::warn!("cannot look into {folder:?}: {error}");
-            }
+        let mut news = listing.unreadable.iter().filter(|(folder, _)| !self.unreadable.contains(folder));
+        for (folder, error) in news.by_ref().take(REASONS_MAX) {
+            tracing::warn!("cannot look into {folder:?}: {error}");
+        }
+        let more = news.count();
+        if more > 0 {
+            tracing::warn!("cannot look into {more} more folders or objects of {:?}", store.location());
         }
         let mut documents = HashMap::with_capacity(listing.objects.len());
         let mut changed = unreadable != self.unreadable;
@@ -97,10 +101,8 @@ impl Scan {
             documents.entry(document.listed.name.clone()).or_insert_with(|| document.clone());
         }
         if changed || documents.len() != self.documents.len() {
-            self.snapshot = Arc::new(Snapshot {
-                unreadable: listing.unreadable,
-                ..snapshot_of(&documents, store.part())
-            });
+            let snapshot = snapshot_of(&documents, store.part());
+            self.snapshot = Arc::new(snapshot.with_unreadable(listing.unreadable));
         }
         self.documents = documents;
         Ok(self.snapshot.clone())
@@ -260,7 +262,7 @@ fn snapshot_of(documents: &HashMap<ObjectName, Document>, part: Option<Part<'_>>
         let problem = problem.or_else(|| chains.get(&id).and_then(|chain| chain.clone().err()));
         Arc::new(entry_of(id, document, problem))
     });
-    Snapshot { shadowed, ..Snapshot::new(entries.collect()) }
+    Snapshot::new(entries.collect()).with_shadowed(shadowed)
 }
 
 fn id_of(document: &Document) -> Option<BackupId> {

@@ -4,6 +4,9 @@
 //! it down again for us. Idea: read these files as oslo.config does, and turn the backup section into one [`BackupConf`]: which
 //! driver, which place, and what that driver would write with.
 //!
+//! The variables of the environment that oslo.config takes options from count as well, where they are set for us: in a container, say, whose
+//! cinder-backup is told that way.
+//!
 //! - [`syntax`]: the lines of one file.
 //! - [`values`]: what an option is in the end: the last file wins, `$other` is filled in.
 //! - [`backup`]: what the options of each backup driver mean.
@@ -15,6 +18,8 @@ pub mod backup;
 mod syntax;
 mod values;
 
+use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -31,6 +36,9 @@ const FILE_BYTES_MAX: u64 = 4 << 20;
 /// Most files that are read. Deployment tools make one for each back end, some dozens.
 const FILES_MAX: usize = 1024;
 
+/// Begins the names of variables that set options of `[DEFAULT]`; the option's name follows, in capital letters.
+const VARIABLE: &str = "OS_DEFAULT__";
+
 /// The files of one service, as oslo.config reads them together.
 #[derive(Debug, Default)]
 pub struct CinderConf {
@@ -41,7 +49,7 @@ pub struct CinderConf {
 impl CinderConf {
     /// Reads `files` in this order, and behind all of them, in the same order, the `*.conf` files of the folder beside each that is
     /// named like it with `.d` added, sorted: as cinder-backup does with what lies in `/etc/cinder` when it is started without
-    /// `--config-file`. [`ErrorKind::StoreNotFound`] when a file is not there, [`ErrorKind::AccessDenied`] when it may not be read,
+    /// `--config-file`. Variables of the environment win over all files. [`ErrorKind::StoreNotFound`] when a file is not there, [`ErrorKind::AccessDenied`] when it may not be read,
     /// [`ErrorKind::Usage`] when oslo.config would not take it.
     pub fn read(files: &[PathBuf]) -> Result<Self> {
         let mut all = files.to_vec();
@@ -61,7 +69,22 @@ impl CinderConf {
                 .map_err(|error| Error::new(ErrorKind::Usage, format!("{file:?} {error}")))?;
             conf.files.push((file, sections));
         }
+        conf.add_variables(std::env::vars_os());
         Ok(conf)
+    }
+
+    /// Adds what variables say of options in `[DEFAULT]`, as they stand there: oslo.config takes neither quotes nor blanks off.
+    fn add_variables(&mut self, variables: impl Iterator<Item = (OsString, OsString)>) {
+        let options: BTreeMap<_, _> = variables
+            .filter_map(|(name, value)| {
+                let option = name.to_str()?.strip_prefix(VARIABLE)?.to_lowercase();
+                Some((option, vec![value.into_string().ok()?]))
+            })
+            .collect();
+        if !options.is_empty() {
+            let sections = Sections::from([("DEFAULT".to_owned(), options)]);
+            self.files.push((PathBuf::from(format!("{VARIABLE}… of the environment")), sections));
+        }
     }
 
     /// What they say about backups.

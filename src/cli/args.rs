@@ -189,8 +189,8 @@ pub(crate) fn column(known: &[&str], word: &str) -> Result<usize, Failure> {
 #[group(skip)]
 pub(crate) struct StoreWord {
     /// Where the backups are: a directory (Cinder's `backup_posix_path`, a mounted share, a copy), its file:// URL, an NFS share as
-    /// HOST:/PATH, a GlusterFS volume as glusterfs://HOST/VOLUME, a bucket as s3://BUCKET?endpoint=URL or swift:CONTAINER (without
-    /// its name for all of them) or gs://BUCKET, or the cinder.conf that says all this
+    /// HOST:/PATH, a GlusterFS volume as glusterfs://HOST/VOLUME, a bucket as s3://BUCKET?endpoint=URL, swift:CONTAINER or
+    /// gs://BUCKET (without its name for all of them), or the cinder.conf that says all this
     #[arg(value_name = "STORE")]
     pub(crate) location: OsString,
 }
@@ -261,16 +261,6 @@ impl StoreArg {
             Some(store) => Ok(Writable::Objects(store)),
             None => Err(Failure::new(ErrorKind::Usage, format!("{location} can only be read"))),
         }
-    }
-
-    /// The directory that the word names, which exists, for a verb that changes files where they lie.
-    pub(crate) fn directory_to_write(&self) -> Result<PathBuf, Failure> {
-        self.directory()?.ok_or_else(|| {
-            let message = format!("{}: objects cannot be mended in place", self.word.location.display());
-            Failure::new(ErrorKind::Usage, message).hint(
-                "`restore`, `mount` and `verify` read it, and take lost blocks from other backups as well",
-            )
-        })
     }
 
     /// The directory that the word names, which exists; `None` for a store that is in none.

@@ -20,7 +20,7 @@ use crate::frontend::fuse::daemon::{self, Child};
 use crate::frontend::fuse::fs::CinderFs;
 use crate::frontend::fuse::hydrated::{self, Hydrated};
 use crate::frontend::fuse::keeper::Keeper;
-use crate::frontend::fuse::mount::mount;
+use crate::frontend::fuse::mount::{Ended, mount};
 use crate::frontend::fuse::mountpoint;
 use crate::frontend::fuse::options::MountOptions;
 use crate::frontend::fuse::tree::Tree;
@@ -211,6 +211,7 @@ fn serve(args: &MountArgs, options: &MountOptions, child: Option<Child>) -> Resu
     }
     let fs = CinderFs::new(tree, options.threads()).passthrough(stack_depth);
     let mounted = mount(fs, &location, &mountpoint, options, needs, timed)?;
+    let is_background = child.is_some();
     if let Some(child) = child
         && let Err(error) = child.ready()
     {
@@ -225,7 +226,15 @@ fn serve(args: &MountArgs, options: &MountOptions, child: Option<Child>) -> Resu
     }
     let ended = mounted.serve();
     catalog.keep_indexes();
-    Ok(ended?)
+    match ended? {
+        Ended::Unmounted => {}
+        // Nobody but the log listens to a background process.
+        Ended::Detached(why) if is_background => {
+            tracing::warn!("{why}; it is detached, and what is open fails");
+        }
+        Ended::Detached(why) => note(&format!("cinderfs: {why}; it is detached, and what is open fails\n")),
+    }
+    Ok(())
 }
 
 /// What reading a store takes: its files, and to read what belongs to others; or a network, and the files that renew credentials.

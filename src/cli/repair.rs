@@ -34,6 +34,10 @@ takes the place of the damaged one when it is whole and proven; a run that is
 killed leaves one or the other. A digest file is made anew out of objects whose
 md5 is right. Make sure first that the disk is sound, or work on a copy.
 
+In an object store, new objects wait in TMPDIR until all are ready; each then
+replaces by one request what still is as it was found. What was in pieces there
+becomes one object; segments of Swift's stay.
+
 Exit codes: 0 repaired, or nothing was wrong; 1 failed; 2 wrong usage; 3 some
 damage stays, of which the report tells the ranges; 10 store not found; 12 the
 store may not be changed; 130, 143 interrupted.";
@@ -74,9 +78,9 @@ const COLUMNS: [&str; 6] = ["Backup", "File", "Outcome", "Copied Blocks", "Lost 
 /// Runs `repair`. `quiet` takes away the summary.
 pub(crate) fn run(args: &RepairArgs, quiet: bool) -> Result<Outcome, Failure> {
     let chosen = args.output.choose(&COLUMNS)?;
-    let path = args.store.directory_to_write()?;
+    let store = args.store.writable()?;
     let catalog = args.store.catalog_to_write()?;
-    let _watch = Watch::start(&path, args.store.timeout());
+    let _watch = Watch::start(store.location(), args.store.timeout());
     let snapshot = catalog.snapshot();
     let entries = select::newest_first(&snapshot);
     let usable = |entry: &Arc<Entry>| select::is_usable(&catalog.image(entry));
@@ -101,7 +105,7 @@ pub(crate) fn run(args: &RepairArgs, quiet: bool) -> Result<Outcome, Failure> {
     };
     let mut found: Vec<(BackupId, Finding)> = Vec::new();
     for id in chain {
-        let findings = engine::repair(&path, &id, &options).context(|| format!("backup {id}"));
+        let findings = engine::repair(store.target(), &id, &options).context(|| format!("backup {id}"));
         let findings = findings.map_err(|error| signals.blame(error.into()))?;
         found.extend(findings.into_iter().map(|finding| (id.clone(), finding)));
     }

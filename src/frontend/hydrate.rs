@@ -125,9 +125,15 @@ pub fn hydrate(
     images: &Images,
     options: &HydrateOptions<'_>,
 ) -> Result<Hydrated> {
+    let key = image.key();
+    // One document has one content: its digests need not be read for it again.
+    if let State::Ready(known, _) = images.state(&key)
+        && is_of_this_document(&known, image)
+    {
+        return Ok(Hydrated::There);
+    }
     // Before anything is written: damaged digests prove nothing.
     let record = record_of(image, volume_id)?;
-    let key = image.key();
     let claim = claim(images, &key, options)?;
     match images.state(&key) {
         State::Ready(known, _) if known.content == record.content => {
@@ -226,8 +232,7 @@ pub fn find(image: &Image, images: &Images) -> std::result::Result<Option<File>,
     if record.image_bytes != image.len_bytes() {
         return Err(format!("it has {} bytes, the image {}", record.image_bytes, image.len_bytes()));
     }
-    // One document has one content: the digests need not be read for it again.
-    if record.digests_version.is_some() && record.digests_version.as_deref() == image.digests_version() {
+    if is_of_this_document(&record, image) {
         return Ok(Some(file));
     }
     if image.len_bytes() / image.block_bytes() > COMPARED_AT_ONCE_MAX {
@@ -240,6 +245,12 @@ pub fn find(image: &Image, images: &Images) -> std::result::Result<Option<File>,
         Ok(_) => Err("the backup's digests are others now".to_owned()),
         Err(error) => Err(format!("the backup's digests cannot be compared: {error}")),
     }
+}
+
+/// Whether a recorded image was made by the very document of digests that `image` has now.
+fn is_of_this_document(record: &Record, image: &Image) -> bool {
+    let version = record.digests_version.as_deref();
+    record.image_bytes == image.len_bytes() && version.is_some() && version == image.digests_version()
 }
 
 fn note_origin(options: &HydrateOptions<'_>, path: &Path) {
@@ -255,6 +266,8 @@ fn without_path(why: String, images: &Images, key: &str) -> String {
 }
 
 fn record_of(image: &Image, volume_id: Option<&VolumeId>) -> Result<Record> {
+    // They name the content, tell how much room is needed, and prove each block.
+    image.gather_digests()?;
     let content = image.content()?.to_string();
     let record =
         Record::new(image.id().as_str(), volume_id.map(VolumeId::as_str), image.len_bytes(), &content);

@@ -89,6 +89,14 @@ impl Image {
         }
     }
 
+    /// Has the digests on this machine, if they are far away, for whoever will go through all of them more than once. Fails when the store does.
+    pub fn gather_digests(&self) -> Result<()> {
+        match &self.content {
+            Content::Proven(view) => view.table().gather(),
+            Content::Unproven(_) => Ok(()),
+        }
+    }
+
     /// Names the content: the length and the digest of every block. Reads all digests on the first call, 2.25 GiB for a
     /// TiB of volume. An error when one of them is damaged or cannot be read.
     pub fn content(&self) -> Result<BlockHash> {

@@ -16,6 +16,7 @@ pub mod deadline;
 pub(crate) mod anew;
 pub mod share;
 pub mod objects;
+pub(crate) mod reports;
 #[cfg(feature = "remote")]
 pub mod remote;
 
@@ -114,7 +115,8 @@ pub struct Part<'a> {
 pub struct Listing {
     /// The objects, sorted by name.
     pub objects: Vec<ListedObject>,
-    /// Folders that could not be read, with the reason; what they hold is unknown.
+    /// Folders and objects that could not be read, with the reason; what they hold is unknown. Where they are many, not each has a reason of
+    /// its own, and the last one tells how many more there are.
     pub unreadable: Vec<(String, Error)>,
 }
 

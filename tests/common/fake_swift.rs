@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 use std::io::{BufReader, Read, Write};
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::Duration;
 
 use cinderfs::store::Store;
 use md5::{Digest, Md5};
 
 use super::http_server::{self, Head};
-use super::swift_store::swift_store;
+use super::swift_store::{store_in, swift_store};
 
 /// What the server does with a PUT, beside taking it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -40,9 +40,13 @@ pub(crate) struct Object {
     pub(crate) modified: String,
 }
 
+/// What happens beside a PUT.
+pub(crate) type OnPut = Box<dyn FnMut(&str, &mut BTreeMap<String, Object>) + Send>;
+
 /// What a server holds and how it fails.
 #[derive(Default)]
 pub(crate) struct FakeSwift {
+    base: OnceLock<String>,
     pub(crate) objects: Mutex<BTreeMap<String, Object>>,
     /// The next PUTs of a name that ends so.
     faults: Mutex<Vec<(String, Fault)>>,
@@ -53,6 +57,8 @@ pub(crate) struct FakeSwift {
     pub(crate) is_endless: AtomicBool,
     /// It goes down when a name that ends so is deleted.
     down_after: Mutex<Option<String>>,
+    /// Is told each name that is put in, and what there is before.
+    pub(crate) on_put: Mutex<Option<OnPut>>,
     /// All markers become another run's when a name that ends so is put in.
     taken_over_with: Mutex<Option<String>>,
     /// The byte there of a name that ends so is wrong in so many answers.
@@ -78,7 +84,19 @@ impl FakeSwift {
         let server = Arc::new(Self::default());
         let shared = server.clone();
         let base = http_server::listen(move |head, reader, base| shared.serve(head, reader, base));
-        (server, swift_store(&base, deadline, 16))
+        server.base.set(base).unwrap();
+        let store = server.client(deadline);
+        (server, store)
+    }
+
+    /// What another process opens.
+    pub(crate) fn client(&self, deadline: Duration) -> Arc<dyn Store> {
+        swift_store(self.base.get().unwrap(), deadline, 16)
+    }
+
+    /// The whole account, which has the container of a [`client`](Self::client) only.
+    pub(crate) fn account(&self, deadline: Duration) -> Arc<dyn Store> {
+        store_in(None, self.base.get().unwrap(), deadline, 16)
     }
 
     /// The next PUT of a name that ends so meets this.
@@ -172,8 +190,8 @@ impl FakeSwift {
             Some(name) if name.is_empty() => self.listing(query),
             Some(name) => self.object(method, &name, &header, body, fault)?,
         };
-        let stream = reader.get_mut();
-        stream.write_all(b"HTTP/1.1 ").and_then(|()| stream.write_all(&answer)).ok()
+        // In one piece: a second would wait for the client's delayed acknowledgement of the first.
+        reader.get_mut().write_all(&[b"HTTP/1.1 ", &*answer].concat()).ok()
     }
 
     fn object(
@@ -217,6 +235,9 @@ impl FakeSwift {
                 if self.taken_over_with.lock().unwrap().as_deref().is_some_and(|end| name.ends_with(end)) {
                     let markers = objects.iter_mut().filter(|(name, _)| name.starts_with(".cinderfs-"));
                     markers.for_each(|(_, marker)| marker.bytes = b"{}".to_vec());
+                }
+                if let Some(on_put) = &mut *self.on_put.lock().unwrap() {
+                    on_put(name, &mut objects);
                 }
                 objects.insert(name.to_owned(), Object { bytes: body, modified: MODIFIED.to_owned() });
                 if fault == Some(Fault::NoAnswer) {

@@ -160,10 +160,19 @@ fn start(
     Ok(events)
 }
 
+/// How a mount has ended.
+#[derive(Debug)]
+pub enum Ended {
+    /// It is gone.
+    Unmounted,
+    /// It was in use, as the error says, and is out of the tree; what is open fails.
+    Detached(Error),
+}
+
 impl Mounted {
     /// Serves until a signal or an unmount ends it; an error only when the session itself failed or the mount could not be
     /// taken away.
-    pub fn serve(mut self) -> Result<()> {
+    pub fn serve(mut self) -> Result<Ended> {
         if let Some(report) = &self.report {
             report.log();
         }
@@ -183,12 +192,12 @@ impl Mounted {
             }
             Ok(Event::Ended(Ok(()))) => {
                 tracing::info!(mountpoint = %self.mountpoint.display(), "unmounted by somebody else");
-                Ok(())
+                Ok(Ended::Unmounted)
             }
             // A thread that was taking a request when the kernel took the connection away: the mount is gone, or dead.
             Ok(Event::Ended(Err(error))) if error.kind() == io::ErrorKind::ConnectionAborted => {
                 tracing::info!(mountpoint = %self.mountpoint.display(), "unmounted by somebody else");
-                self.detach(true)
+                self.detach(true).map(|()| Ended::Unmounted)
             }
             Ok(Event::Ended(Err(error))) => {
                 // What is left answers nobody.
@@ -200,7 +209,7 @@ impl Mounted {
     }
 
     /// Unmounts: at once where nothing is open, else by taking the mount out of the tree.
-    pub fn end(mut self) -> Result<()> {
+    pub fn end(mut self) -> Result<Ended> {
         match self.detach(false) {
             Ok(()) => {
                 while let Ok(event) = self.events.recv_timeout(END_WAIT_MAX) {
@@ -208,12 +217,9 @@ impl Mounted {
                         break;
                     }
                 }
-                Ok(())
+                Ok(Ended::Unmounted)
             }
-            Err(error) => {
-                tracing::warn!("{error}; detaching it, open files will fail");
-                self.detach(true)
-            }
+            Err(error) => self.detach(true).map(|()| Ended::Detached(error)),
         }
     }
 

@@ -114,7 +114,7 @@ impl Kind {
                 "backup_unusable: put the document or the parent back from a copy of the store, or fix what the message names",
             ),
             Self::ParentElsewhere => Some(
-                "parent_elsewhere: verify all containers at once: STORE swift: is an account, s3://?endpoint=URL a server",
+                "parent_elsewhere: verify all containers at once: STORE swift: is an account, gs:// a project, s3://?endpoint=URL a server",
             ),
             Self::ObjectMissing
             | Self::ObjectDamaged

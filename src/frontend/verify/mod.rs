@@ -117,9 +117,7 @@ pub fn verify(
     let listing = catalog.store().list("")?;
     let mut report = Report::new(chosen.is_none());
     let layers = Layers::of(catalog, &snapshot, &entries);
-    for (place, error) in &listing.unreadable {
-        report.add_unreadable(place, error);
-    }
+    report.add_all_unreadable(&listing.unreadable, catalog.store().location());
     if chosen.is_none() {
         report.findings.extend(stock::orphans(&listing.objects, SystemTime::now()));
         report.findings.extend(copies(&snapshot, &listing.objects));

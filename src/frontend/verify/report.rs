@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::findings::{BackupReport, Cinder, Finding, Kind, Severity, Verdict};
 use super::plan::Item;
 use crate::error::Error;
+use crate::store::reports::REASONS_MAX;
 
 /// What a run found.
 #[derive(Clone, Debug, Default)]
@@ -51,7 +52,19 @@ impl Report {
         self.failure.get_or_insert_with(|| error.clone());
     }
 
-    pub(super) fn add_unreadable(&mut self, place: &str, error: &Error) {
+    /// What of the store at `location` could not be looked into. Of many, the rest is one finding.
+    pub(super) fn add_all_unreadable(&mut self, unreadable: &[(String, Error)], location: &str) {
+        let (first, rest) = unreadable.split_at(unreadable.len().min(REASONS_MAX));
+        for (place, error) in first {
+            self.add_unreadable(place, error);
+        }
+        if let Some((_, error)) = rest.first() {
+            let message = format!("{} more folders or objects cannot be read", rest.len());
+            self.add_unreadable(location, &Error::new(error.kind(), message));
+        }
+    }
+
+    fn add_unreadable(&mut self, place: &str, error: &Error) {
         let reason = "what lies there was not looked at";
         self.add(Finding::new(Kind::Unreadable, error.to_string(), Cinder::Unknown, reason).object(place));
         if !error.kind().is_damage() {

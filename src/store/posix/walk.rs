@@ -22,8 +22,8 @@
 //!
 //! Invariants:
 //! - no symbolic link to a folder is followed, so no folder is seen twice and there are no circles;
-//! - a walk holds at most [`DEPTH_MAX`] + 2 descriptors, and keeps at most [`NAMES_MAX`] names and
-//!   [`REPORTS_MAX`] reports, however large the store;
+//! - a walk holds at most [`DEPTH_MAX`] + 2 descriptors, and keeps at most [`NAMES_MAX`] names, and
+//!   bounded [`Reports`], however large the store;
 //! - what the walk did not visit is forgotten after it, so that vanished folders do not pile up.
 
 use std::collections::HashMap;
@@ -39,6 +39,7 @@ use rustix::io::Errno;
 use super::beneath::{Beneath, PATH_ONLY, open_folder};
 use super::{errno_kind, object_error, object_stat, require_regular};
 use crate::error::{Error, ErrorKind, Result};
+use crate::store::reports::Reports;
 use crate::store::{ListedObject, Listing};
 use crate::types::ObjectName;
 
@@ -48,9 +49,6 @@ const DEPTH_MAX: usize = 32;
 /// Matching names and sub-folders kept in one walk. A store of 250,000 backups, each in a folder of its own, has about
 /// a million; each costs some 200 bytes.
 const NAMES_MAX: usize = 2_000_000;
-
-/// Reports kept in one listing; nobody reads more, and each holds a message.
-const REPORTS_MAX: usize = 1000;
 
 /// Begins the name of a folder that a backup is being written in; the backup's id follows.
 pub const HIDDEN_FOLDER_PREFIX: &str = ".cinderfs-";
@@ -143,15 +141,16 @@ impl FolderCache {
             remembered: self.take(suffix),
             visited: Folders::new(),
             names_left: NAMES_MAX,
-            listing: Listing::default(),
+            objects: Vec::new(),
+            reports: Reports::default(),
             cache: self,
         };
         let walked = root.read_root().and_then(|fd| walk.folder(fd, "", 0));
-        let Walk { visited, mut listing, .. } = walk;
+        let Walk { visited, mut objects, reports, .. } = walk;
         walked.map_err(failed).and_then(|()| hello())?;
         self.put(suffix, visited);
-        listing.objects.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-        Ok(listing)
+        objects.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        Ok(Listing { objects, unreadable: reports.finish(location) })
     }
 
     fn take(&self, suffix: &str) -> Folders {
@@ -178,7 +177,8 @@ struct Walk<'a> {
     remembered: Folders,
     visited: Folders,
     names_left: usize,
-    listing: Listing,
+    objects: Vec<ListedObject>,
+    reports: Reports,
     cache: &'a FolderCache,
 }
 
@@ -287,7 +287,7 @@ impl Walk<'_> {
     fn entry(&mut self, folder: BorrowedFd<'_>, path: &str, name: &str) {
         let full = join(path, name);
         match self.look_at(folder, &full, name) {
-            Ok(Some(object)) => self.listing.objects.push(object),
+            Ok(Some(object)) => self.objects.push(object),
             Ok(None) => {}
             Err(error) => self.report(full, error),
         }
@@ -310,14 +310,7 @@ impl Walk<'_> {
     }
 
     fn report(&mut self, what: String, error: Error) {
-        let reports = &mut self.listing.unreadable;
-        if reports.len() < REPORTS_MAX {
-            reports.push((what, error));
-        } else if reports.len() == REPORTS_MAX {
-            let message =
-                format!("over {REPORTS_MAX} folders or objects cannot be read; the rest is not reported");
-            reports.push((what, Error::new(ErrorKind::LimitExceeded, message)));
-        }
+        self.reports.add(what, error);
     }
 }
 

@@ -55,16 +55,14 @@ impl RemoteStore {
                 return Err(Error::new(ErrorKind::LimitExceeded, message));
             }
             let containers = names.len();
-            let (bounds, mut all) = (Bounds::new(LISTED_MAX), Listing::default());
+            let (bounds, mut objects) = (Bounds::new(LISTED_MAX), Vec::new());
             for prefix in prefixes {
                 let wanted = Wanted { prefix, suffix, also: None };
-                let listing = whole.of_each(names.clone(), wanted, &bounds).await?;
-                all.objects.extend(listing.objects);
-                all.unreadable.extend(listing.unreadable);
+                objects.extend(whole.of_each(names.clone(), wanted, &bounds).await?);
             }
-            all.objects.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-            all.objects.dedup_by(|a, b| a.name == b.name);
-            Ok((containers, all))
+            objects.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+            objects.dedup_by(|a, b| a.name == b.name);
+            Ok((containers, Listing { objects, unreadable: bounds.into_reports(whole.location()) }))
         };
         let (containers, listing) = self.unless(stop, look)?;
         Ok(Some(Beside { store: whole.clone(), containers, listing }))

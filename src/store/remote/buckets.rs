@@ -20,13 +20,13 @@ use reqsign_google as google;
 use reqwest::Url;
 use serde::Deserialize;
 
-use super::Naming;
 use super::engine::Tries;
 use super::failure::Failed;
 use super::google::{GoogleTokens, SCOPE};
 use super::http::{Clients, Pages, Renewed, Transport, body_of, clients, send};
 use super::listing::{CONTAINERS_MAX, too_many};
 use super::settings::{GcsSettings, S3Settings, check_plain};
+use super::told::Naming;
 use crate::error::{Error, ErrorKind, Result};
 
 /// What stands in each list of S3's buckets.
@@ -75,10 +75,15 @@ impl Buckets {
                 File::open(&path).and_then(|opened| opened.take(CREDENTIAL_BYTES_MAX).read_to_end(&mut text));
             read.map_err(failed)?;
             // Of what is in it only the place is told.
-            serde_json::from_slice::<serde::de::IgnoredAny>(&text).map_err(|error| {
+            let keys: serde_json::Value = serde_json::from_slice(&text).map_err(|error| {
                 let at = format!("line {}, column {}", error.line(), error.column());
                 Error::new(ErrorKind::AccessDenied, format!("the credential file {file:?} is not JSON: {at}"))
             })?;
+            if let Some(host) = keys.get("token_uri").and_then(|uri| others_host(uri.as_str()?)) {
+                let what = format!("the credential file {file:?} names {host:?} in token_uri");
+                let message = format!("{what}, and tokens are asked for at oauth2.googleapis.com only");
+                return Err(Error::new(ErrorKind::AccessDenied, message));
+            }
             *file = path.to_string_lossy().into_owned();
         }
         let clients = clients(&settings.access, settings.limits)?;
@@ -250,6 +255,13 @@ impl Buckets {
 fn context_of(clients: &Clients) -> Context {
     let transport = HttpTransporter::new(Transport::new(clients.clone(), None, None));
     Context::new().with_file_read(TokioFileRead).with_http_send(transport).with_env(OsEnv)
+}
+
+/// The host of a URL for tokens that is none of Google's: what signs for us knows no other, and would fail there without saying why.
+fn others_host(uri: &str) -> Option<String> {
+    let host = Url::parse(uri).ok()?.host_str()?.to_owned();
+    let is_googles = [".googleapis.com", ".google.com"].iter().any(|end| host.ends_with(end));
+    (!is_googles).then_some(host)
 }
 
 /// Signs with the keys that were told, or those that AWS's own tools would find, as OpenDAL does.

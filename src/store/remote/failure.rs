@@ -11,10 +11,8 @@ use http::StatusCode;
 use reqwest::Url;
 use rustls::{CertificateError, InvalidMessage};
 
+use super::said::{clipped, words_of};
 use crate::error::{Error, ErrorKind};
-
-/// Characters of a server's own words that are told.
-const WORDS_MAX: usize = 200;
 
 /// A failed request.
 #[derive(Debug)]
@@ -222,7 +220,7 @@ pub(super) fn is_skewed(error: &Error) -> bool {
 /// What an answer that is no success says.
 pub(super) fn of_status(url: &Url, status: StatusCode, text: &[u8]) -> Failed {
     let host = shown(url);
-    let words = words_of(text);
+    let words = words_of(status, text);
     let said = if words.is_empty() { String::new() } else { format!(": {words:?}") };
     let make = |kind, why: &str| Error::new(kind, format!("{host} answered {}{why}{said}", status.as_u16()));
     let is_code = |code: &str| words.split(',').next() == Some(code);
@@ -305,51 +303,10 @@ pub(super) fn of_token_status(url: &Url, status: StatusCode, text: &[u8]) -> Fai
         }
         _ => return failed,
     };
-    let words = words_of(text);
+    let words = words_of(status, text);
     let said = if words.is_empty() { String::new() } else { format!(": {words:?}") };
     let message = format!("{why}: {} answered {}{said}", shown(url), status.as_u16());
     Failed { error: Error::new(ErrorKind::Usage, message), is_passing: false, ..failed }
-}
-
-/// The words in an error's text: S3's code and message, Keystone's message, or the text without tags.
-fn words_of(text: &[u8]) -> String {
-    let text = String::from_utf8_lossy(text);
-    let between = |from: &str, to: &str| {
-        let rest = &text[text.find(from)? + from.len()..];
-        rest.find(to).map(|end| rest[..end].trim().to_owned()).filter(|words| !words.is_empty())
-    };
-    let code = between("<Code>", "</Code>");
-    let message = between("<Message>", "</Message>")
-        .or_else(|| between("\"message\": \"", "\""))
-        .or_else(|| between("\"message\":\"", "\""));
-    match (code, message) {
-        (Some(code), Some(message)) => clipped(&format!("{code}, {message}")),
-        (Some(words), None) | (None, Some(words)) => clipped(&words),
-        (None, None) => clipped(&without_tags(&text)),
-    }
-}
-
-fn without_tags(text: &str) -> String {
-    let mut plain = String::new();
-    let mut is_tag = false;
-    for c in text.chars() {
-        match c {
-            '<' => is_tag = true,
-            '>' => {
-                is_tag = false;
-                plain.push(' ');
-            }
-            c if !is_tag => plain.push(c),
-            _ => {}
-        }
-    }
-    plain
-}
-
-/// One line of bounded length.
-fn clipped(text: &str) -> String {
-    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    line.chars().take(WORDS_MAX).collect::<String>().trim_end_matches('.').to_owned()
 }
 
 #[cfg(test)]
@@ -407,8 +364,6 @@ mod tests {
         assert!(!status(400, "<Error><Code>InvalidRequest</Code></Error>").is_passing);
         let upload = status(404, "<Error><Code>NoSuchUpload</Code><Message>none</Message></Error>");
         assert_eq!((upload.error.kind(), upload.is_passing), (ErrorKind::StoreIo, false));
-        let html = "<html><h1>Forbidden</h1><p>Access was denied.</p></html>";
-        assert!(status(403, html).error.to_string().ends_with(": \"Forbidden Access was denied\""));
         assert!(status(500, &"x".repeat(5000)).error.to_string().len() < 400);
     }
 

@@ -6,7 +6,7 @@
 //!
 //! Invariant: what is wanted is told, or told to be unknown, or the listing fails.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
 use std::future::Future;
 use std::sync::Arc;
@@ -20,8 +20,10 @@ use super::engine::{FIRST_PATIENCE, Tries};
 use super::failure::{self, Failed};
 use super::pages::{Watch, Watched};
 use super::swift::{Account, Listed};
-use super::{Backend, RemoteStore, Trying, stat_of, stat_of_swift};
+use super::told::{stat_of, stat_of_swift};
+use super::{Backend, RemoteStore, Trying};
 use crate::error::{Error, ErrorKind, Result};
+use crate::store::reports::Reports;
 use crate::store::{ListedObject, Listing};
 use crate::types::ObjectName;
 
@@ -39,9 +41,6 @@ pub(super) const LISTED_MAX: u64 = 1 << 30;
 
 /// Objects that a listing keeps, at most: they take some 160 bytes each. A scan keeps two of each backup, `verify` all.
 const KEPT_MAX: u64 = 10_000_000;
-
-/// What is told to be unreadable one by one, at most.
-const REPORTS_MAX: usize = 1000;
 
 /// Parts of a listing that may be given up while others are answered for.
 const GIVEN_UP_MAX: u32 = 4;
@@ -75,12 +74,29 @@ pub(super) struct Bounds {
     /// Answers so far.
     answers: Cell<u64>,
     given_up: Cell<u32>,
+    reports: RefCell<Reports>,
 }
 
 impl Bounds {
     /// Goes through `listed_max` objects in each bucket or container.
     pub(super) fn new(listed_max: u64) -> Self {
-        Self { listed_max, room: Cell::new(KEPT_MAX), answers: Cell::default(), given_up: Cell::default() }
+        Self {
+            listed_max,
+            room: Cell::new(KEPT_MAX),
+            answers: Cell::default(),
+            given_up: Cell::default(),
+            reports: RefCell::default(),
+        }
+    }
+
+    /// What lies at `place` cannot be told.
+    fn report(&self, place: String, error: Error) {
+        self.reports.borrow_mut().add(place, error);
+    }
+
+    /// What could not be told, of the store at `location`.
+    pub(super) fn into_reports(self, location: &str) -> Vec<(String, Error)> {
+        self.reports.into_inner().finish(location)
     }
 
     /// Something is kept.
@@ -118,15 +134,15 @@ impl Bounds {
 }
 
 impl RemoteStore {
-    /// All objects of a bucket that are wanted by their names there; `folder` goes before these.
+    /// All objects of a bucket that are wanted by their names there; `folder` goes before these. What cannot be told is reported to `bounds`.
     pub(super) async fn bucket(
         &self,
         operator: &Operator,
         folder: &str,
         wanted: Wanted<'_>,
         bounds: &Bounds,
-    ) -> Result<Listing> {
-        let mut listing = Listing::default();
+    ) -> Result<Vec<ListedObject>> {
+        let mut objects = Vec::new();
         let watch = Arc::new(Watch::default());
         let transport = Watched::new(operator.context().http_transport().clone(), watch.clone());
         let context = operator.context().with_http_transport(HttpTransporter::new(transport));
@@ -143,7 +159,7 @@ impl RemoteStore {
             loop {
                 let entry = match lister.try_next().await.map_err(failed) {
                     Ok(Some(entry)) => entry,
-                    Ok(None) => return Ok(listing),
+                    Ok(None) => return Ok(objects),
                     Err(error) if failure::is_skewed(&error) && watch.may_begin_anew() => break,
                     Err(error) => return Err(error),
                 };
@@ -169,9 +185,9 @@ impl RemoteStore {
                 match told {
                     Ok(object) => {
                         bounds.keep()?;
-                        listing.objects.push(object);
+                        objects.push(object);
                     }
-                    Err(error) if wanted.is_missed(&text) => report(&mut listing, text, error),
+                    Err(error) if wanted.is_missed(&text) => bounds.report(text, error),
                     Err(_) => {}
                 }
             }
@@ -186,8 +202,8 @@ impl RemoteStore {
         folder: &str,
         wanted: Wanted<'_>,
         bounds: &Bounds,
-    ) -> Result<Listing> {
-        let mut listing = Listing::default();
+    ) -> Result<Vec<ListedObject>> {
+        let mut objects = Vec::new();
         let mut manifests = Vec::new();
         let take = |listed: Listed| {
             bounds.note_answer();
@@ -202,10 +218,10 @@ impl RemoteStore {
                     if listed.bytes == 0 {
                         manifests.push(name);
                     } else {
-                        listing.objects.push(ListedObject { name, stat: stat_of_swift(&listed) });
+                        objects.push(ListedObject { name, stat: stat_of_swift(&listed) });
                     }
                 }
-                Err(error) if wanted.is_missed(&text) => report(&mut listing, text, error),
+                Err(error) if wanted.is_missed(&text) => bounds.report(text, error),
                 Err(_) => {}
             }
             Ok(())
@@ -216,16 +232,16 @@ impl RemoteStore {
             .buffer_unordered(STATS_AT_ONCE);
         while let Some((outcome, name)) = stats.next().await {
             match outcome? {
-                Ok((stat, _)) => listing.objects.push(ListedObject { name, stat }),
+                Ok((stat, _)) => objects.push(ListedObject { name, stat }),
                 // Deleted since.
                 Err(error) if error.kind() == ErrorKind::ObjectNotFound => {}
                 Err(error) if wanted.is_missed(name.as_str()) => {
-                    report(&mut listing, name.to_string(), error);
+                    bounds.report(name.to_string(), error);
                 }
                 Err(_) => {}
             }
         }
-        Ok(listing)
+        Ok(objects)
     }
 
     /// The names of all containers or buckets.
@@ -243,7 +259,7 @@ impl RemoteStore {
         folder: &str,
         wanted: Wanted<'_>,
         bounds: &Bounds,
-    ) -> Result<Listing> {
+    ) -> Result<Vec<ListedObject>> {
         match &self.backend {
             Backend::Swift { account, .. } => {
                 self.container(account, container, folder, wanted, bounds).await
@@ -263,7 +279,7 @@ impl RemoteStore {
         names: Vec<String>,
         wanted: Wanted<'_>,
         bounds: &Bounds,
-    ) -> Result<Listing> {
+    ) -> Result<Vec<ListedObject>> {
         let mut listings = futures_util::stream::iter(names)
             .map(|container| async move {
                 let folder = format!("{container}/");
@@ -271,23 +287,18 @@ impl RemoteStore {
                 (bounds.part(self.tries(), part).await, container)
             })
             .buffer_unordered(CONTAINERS_AT_ONCE);
-        let mut all = Listing::default();
+        let mut all = Vec::new();
         let mut missing = Vec::new();
         while let Some((outcome, container)) = listings.next().await {
             let outcome = outcome.map_err(|error| error.context(format!("container {container:?}")))?;
             match outcome {
-                Ok(listing) => {
-                    all.objects.extend(listing.objects);
-                    for (what, error) in listing.unreadable {
-                        report(&mut all, what, error);
-                    }
-                }
+                Ok(objects) => all.extend(objects),
                 Err(error)
                     if matches!(error.kind(), ErrorKind::ObjectNotFound | ErrorKind::StoreNotFound) =>
                 {
                     missing.push((container, error));
                 }
-                Err(error) => report(&mut all, container, error),
+                Err(error) => bounds.report(container, error),
             }
         }
         drop(listings);
@@ -298,7 +309,7 @@ impl RemoteStore {
         let names: HashSet<String> = self.containers().await?.into_iter().collect();
         for (container, error) in missing.into_iter().filter(|(container, _)| names.contains(container)) {
             let message = "the account lists this container, and the server says there is none";
-            report(&mut all, container, Error::caused_by(ErrorKind::StoreIo, message, error));
+            bounds.report(container, Error::caused_by(ErrorKind::StoreIo, message, error));
         }
         Ok(all)
     }
@@ -316,7 +327,7 @@ impl RemoteStore {
                 }
             }
         });
-        let mut listing = listed.map_err(|error| match error.kind() {
+        let mut objects = listed.map_err(|error| match error.kind() {
             ErrorKind::ObjectNotFound | ErrorKind::StoreNotFound => Error::caused_by(
                 ErrorKind::StoreNotFound,
                 format!("there is no store {:?}", self.location),
@@ -324,25 +335,14 @@ impl RemoteStore {
             ),
             _ => error.context(format!("cannot list the store {:?}", self.location)),
         })?;
-        listing.objects.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-        listing.objects.dedup_by(|a, b| a.name == b.name);
-        Ok(listing)
+        objects.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        objects.dedup_by(|a, b| a.name == b.name);
+        Ok(Listing { objects, unreadable: bounds.into_reports(&self.location) })
     }
 }
 
 pub(super) fn too_many(listed_max: u64) -> Error {
     Error::new(ErrorKind::LimitExceeded, format!("the store lists more than {listed_max} objects"))
-}
-
-fn report(listing: &mut Listing, what: String, error: Error) {
-    let reports = &mut listing.unreadable;
-    if reports.len() < REPORTS_MAX {
-        reports.push((what, error));
-    } else if reports.len() == REPORTS_MAX {
-        let message =
-            format!("over {REPORTS_MAX} containers or objects cannot be read; the rest is not told");
-        reports.push((what, Error::new(ErrorKind::LimitExceeded, message)));
-    }
 }
 
 #[cfg(test)]
@@ -355,10 +355,5 @@ mod tests {
         bounds.keep().unwrap();
         bounds.keep().unwrap();
         assert_eq!(bounds.keep().unwrap_err().kind(), ErrorKind::LimitExceeded);
-        let mut listing = Listing::default();
-        for at in 0..2 * REPORTS_MAX {
-            report(&mut listing, at.to_string(), too_many(1));
-        }
-        assert_eq!(listing.unreadable.len(), REPORTS_MAX + 1);
     }
 }

@@ -5,14 +5,14 @@
 //!
 //! - [`words`]: `swift:…`, `s3://…`, `gs://…`.
 //! - [`settings`]: credentials and servers, from the environment, a `clouds.yaml` ([`clouds`]), AWS's own file ([`aws_config`]) or a cinder.conf.
-//! - [`http`], [`failure`]: one transport beneath OpenDAL, and what errors mean.
+//! - [`http`], [`failure`], [`said`]: one transport beneath OpenDAL, what errors mean, and what servers say of them.
 //! - [`names`]: addresses of servers, remembered.
 //! - [`token`], [`mod@swift`]: what Swift needs beyond OpenDAL; [`google`]: what Google's needs.
 //! - [`engine`], [`pulse`], [`lost`]: threads, retries, deadlines, whether anything comes, and what did not.
 //! - [`mod@buckets`], [`beside`]: which buckets a server has, and what lies in those beside the one that is the store.
-//! - [`listing`], [`mod@pages`]: what there is, page by page.
+//! - [`listing`], [`mod@pages`], [`told`]: what there is, page by page, and what is told of each object.
 //! - [`object`], [`window`]: ranged reads, a little ahead of who reads on.
-//! - [`mod@write`], [`upload`]: whole objects, as the server confirms them.
+//! - [`mod@write`], [`body`], [`upload`]: whole objects, as the server confirms them.
 //!
 //! Invariants: an object's bytes are of the one that was opened, or the read fails; nothing is asked of a server before the first call; no
 //! credential is in a message or a location.
@@ -20,6 +20,7 @@
 mod ahead;
 mod aws_config;
 mod beside;
+mod body;
 mod buckets;
 mod clouds;
 mod engine;
@@ -32,9 +33,11 @@ mod names;
 mod object;
 mod pages;
 mod pulse;
+mod said;
 pub mod settings;
 mod swift;
 mod token;
+mod told;
 mod upload;
 mod window;
 pub mod words;
@@ -42,32 +45,29 @@ mod write;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use opendal::options::ReaderOptions;
 use opendal::services::Swift;
-use opendal::{Metadata, OperationContext, Operator};
+use opendal::{OperationContext, Operator};
 
 use self::buckets::Buckets;
 pub use self::engine::Limits;
 use self::engine::{Engine, Tries};
 use self::failure::Failed;
 pub use self::http::Access;
-use self::http::{Renewed, Transport, bare_etag, clients};
+use self::http::{Renewed, Transport, clients};
 use self::listing::Wanted;
 use self::lost::WHOLE;
 use self::object::{RemoteObject, Source};
 use self::settings::{GcsSettings, S3Settings, SwiftSettings};
-use self::swift::{Account, Listed, check_container, encoded};
+use self::swift::{Account, check_container, encoded};
 use self::token::Tokens;
+use self::told::{Naming, stat_of, word_of};
 use self::window::Shelf;
 use super::objects::ObjectStore;
-use super::{ListedObject, Listing, ObjectSource, ObjectStat, ObjectVersion, Ownership, Part, Store};
+use super::{ListedObject, Listing, ObjectSource, ObjectStat, Part, Store};
 use crate::error::{Error, ErrorKind, Result};
 use crate::types::ObjectName;
-
-/// Who may read an object: a server knows accounts and no users of this machine, so it is whoever has the credentials, which is us.
-const MODE: u32 = 0o400;
 
 /// What people call an account of Swift.
 const WHOLE_ACCOUNT: &str = "swift:";
@@ -78,7 +78,7 @@ pub fn s3(settings: S3Settings) -> Result<Arc<dyn Store>> {
     bucket_store(Buckets::s3(settings, engine.tries().clone())?, &bucket, engine)
 }
 
-/// A bucket of Google Cloud Storage.
+/// A bucket of Google Cloud Storage, or all of a project's, which are folders then.
 pub fn gcs(settings: GcsSettings) -> Result<Arc<dyn Store>> {
     let (engine, bucket) = (Engine::new(settings.limits), settings.bucket.clone());
     bucket_store(Buckets::gcs(settings, engine.tries().clone())?, &bucket, engine)
@@ -154,26 +154,6 @@ enum Trying {
     Now,
     /// It is not.
     UnlessLost,
-}
-
-/// What distinguishes an object from another one of its name.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Naming {
-    Etag,
-    /// Google's number, which is the same in all its interfaces, as its ETags are not.
-    Generation,
-}
-
-impl Naming {
-    /// Reads the object that has this word and no other.
-    fn only(self, word: &str) -> ReaderOptions {
-        let mut options = ReaderOptions::default();
-        match self {
-            Self::Etag => options.if_match = Some(quoted(word)),
-            Self::Generation => options.if_version_match = Some(word.to_owned()),
-        }
-        options
-    }
 }
 
 impl RemoteStore {
@@ -332,75 +312,4 @@ fn check_ends(path: &str) -> Result<()> {
 
 fn missing(name: &ObjectName) -> Error {
     Error::new(ErrorKind::ObjectNotFound, format!("there is no object {name:?}"))
-}
-
-/// As `If-Match` wants it. Swift and GCS tell some ETags bare.
-fn quoted(etag: &str) -> String {
-    format!("\"{}\"", bare_etag(etag))
-}
-
-fn owner() -> Ownership {
-    let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-    Ownership { mode: MODE, uid, gid }
-}
-
-fn stat_of(meta: &Metadata, naming: Naming) -> Result<ObjectStat> {
-    let word = match naming {
-        Naming::Etag => meta.etag().map(bare_etag),
-        Naming::Generation => meta.version(),
-    };
-    let len_bytes = meta.content_length();
-    let word = word.ok_or_else(|| {
-        Error::new(ErrorKind::StoreIo, "the server tells no ETag, so what is read could be of two objects")
-    })?;
-    let modified = meta.last_modified().map(SystemTime::from).map(whole_seconds);
-    Ok(ObjectStat { len_bytes, version: version(word, len_bytes), modified, owner: owner() })
-}
-
-fn stat_of_swift(listed: &Listed) -> ObjectStat {
-    let etag = bare_etag(listed.slo_etag.as_deref().unwrap_or(&listed.hash));
-    let modified = format!("{}Z", listed.last_modified.trim_end_matches('Z')).parse::<jiff::Timestamp>();
-    // HEAD tells the next whole second.
-    let modified = modified.ok().map(|at| {
-        let seconds = at.as_second() + i64::from(at.subsec_nanosecond() > 0);
-        SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
-    });
-    ObjectStat { len_bytes: listed.bytes, version: version(etag, listed.bytes), modified, owner: owner() }
-}
-
-fn version(word: &str, len_bytes: u64) -> ObjectVersion {
-    ObjectVersion(format!("{word}:{len_bytes}").into())
-}
-
-/// What [`version`] was made of: the ETag or the generation.
-fn word_of(version: &ObjectVersion) -> &str {
-    version.0.rsplit_once(':').map_or(&*version.0, |(word, _)| word)
-}
-
-/// Listings tell fractions that HEAD does not.
-fn whole_seconds(time: SystemTime) -> SystemTime {
-    match time.duration_since(SystemTime::UNIX_EPOCH) {
-        Ok(since) => SystemTime::UNIX_EPOCH + Duration::from_secs(since.as_secs()),
-        Err(_) => SystemTime::UNIX_EPOCH,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn swifts_listing_tells_what_head_tells() {
-        let listed = |slo: Option<&str>| Listed {
-            name: "a".into(),
-            bytes: 5,
-            hash: "h".into(),
-            slo_etag: slo.map(str::to_owned),
-            last_modified: "1970-01-01T00:00:01.000001".into(),
-        };
-        let stat = stat_of_swift(&listed(None));
-        assert_eq!(&*stat.version.0, "h:5");
-        assert_eq!(stat.modified, Some(SystemTime::UNIX_EPOCH + Duration::from_secs(2)));
-        assert_eq!(&*stat_of_swift(&listed(Some("\"s\""))).version.0, "s:5");
-    }
 }

@@ -5,8 +5,8 @@
 //! a store together have a budget of memory.
 //!
 //! Invariants: a byte of a window never changes once it is there; a window that failed or gave way says so and hands out nothing made up; the
-//! bytes of all windows stay within [`BUDGET_BYTES`], but for those that somebody waits for; besides, [`SPARE_MAX`] of the largest windows'
-//! memory is kept for the next ones.
+//! bytes of all windows stay within [`BUDGET_BYTES`], but for those that somebody waits for; besides, [`SPARE_MIN`] of the largest windows'
+//! memory is kept for the next ones, and more only for those that are on their way and within the budget.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -22,8 +22,9 @@ const BUDGET_BYTES: u64 = 48 << 20;
 /// How much of it may be ahead of readers, in fifths.
 const AHEAD_FIFTHS: u64 = 4;
 
-/// Of how many windows of the largest size the memory is kept for the next ones: what goes back to the kernel comes back page by page, cleared.
-const SPARE_MAX: usize = 1;
+/// Of how many windows of the largest size the memory is kept though none is on its way: what goes back to the kernel comes back page by page,
+/// cleared, which takes a fifth of the time of receiving.
+const SPARE_MIN: usize = 1;
 
 /// The part of a window that may be left of one that was read.
 const UNREAD_SHARE: u64 = 512;
@@ -39,10 +40,43 @@ const GOERS_MAX: usize = 32;
 pub(super) struct Shelf {
     windows: Mutex<VecDeque<Weak<Window>>>,
     bytes: AtomicU64,
-    /// Memory of windows of the largest size that went.
-    spare: Mutex<Vec<Vec<u8>>>,
+    spare: Mutex<Spare>,
     /// Whom something was fetched ahead for lately, the latest last.
     goers: Mutex<VecDeque<usize>>,
+}
+
+/// Memory of windows of the largest size that went, for those that come.
+#[derive(Default)]
+struct Spare {
+    kept: Vec<Vec<u8>>,
+    /// Windows of that size of which no byte has come, so that they have no memory yet.
+    awaited: usize,
+}
+
+impl Spare {
+    /// Memory for one that was awaited.
+    fn take(&mut self) -> Option<Vec<u8>> {
+        self.awaited = self.awaited.saturating_sub(1);
+        self.kept.pop()
+    }
+
+    /// One that was awaited needs none; what is left over.
+    fn give_up(&mut self) -> Vec<Vec<u8>> {
+        self.awaited = self.awaited.saturating_sub(1);
+        self.trim()
+    }
+
+    /// Keeps `memory`, if it may be needed; what is left over.
+    fn put(&mut self, mut memory: Vec<u8>) -> Vec<Vec<u8>> {
+        memory.clear();
+        self.kept.push(memory);
+        self.trim()
+    }
+
+    fn trim(&mut self) -> Vec<Vec<u8>> {
+        let kept = self.kept.len().min(self.awaited.max(SPARE_MIN));
+        self.kept.split_off(kept)
+    }
 }
 
 /// A range of an object.
@@ -94,6 +128,9 @@ impl Shelf {
             return None;
         }
         self.bytes.fetch_add(len, Ordering::Relaxed);
+        if len == WINDOW_BYTES_MAX {
+            lock(&self.spare).awaited += 1;
+        }
         let window = Arc::new(Window {
             start,
             len,
@@ -164,21 +201,22 @@ impl Shelf {
         fits()
     }
 
-    /// Memory for `len` bytes.
+    /// Memory for a window of `len` bytes that has none.
     fn memory(&self, len: u64) -> Vec<u8> {
-        let spare = if len == WINDOW_BYTES_MAX { lock(&self.spare).pop() } else { None };
+        let spare = if len == WINDOW_BYTES_MAX { lock(&self.spare).take() } else { None };
         spare.unwrap_or_else(|| Vec::with_capacity(len as usize))
     }
 
-    /// Takes back the memory of a window.
-    fn take_back(&self, mut memory: Vec<u8>) {
-        if memory.capacity() as u64 == WINDOW_BYTES_MAX {
-            let mut spare = lock(&self.spare);
-            if spare.len() < SPARE_MAX {
-                memory.clear();
-                spare.push(memory);
-            }
+    /// Takes back the memory of a window of `len` bytes; it may have none.
+    fn take_back(&self, memory: Vec<u8>, len: u64) {
+        if len != WINDOW_BYTES_MAX {
+            return;
         }
+        let mut spare = lock(&self.spare);
+        let left_over = if memory.capacity() == 0 { spare.give_up() } else { spare.put(memory) };
+        // Giving memory back to the kernel takes its time.
+        drop(spare);
+        drop(left_over);
     }
 
     #[cfg(test)]
@@ -305,8 +343,8 @@ impl Window {
         }
         let had = matches!(state.end, Some(End::GaveWay));
         state.end = Some(End::GaveWay);
-        self.shelf.take_back(std::mem::take(&mut state.bytes));
         if !had {
+            self.shelf.take_back(std::mem::take(&mut state.bytes), self.len);
             self.shelf.bytes.fetch_sub(self.len, Ordering::Relaxed);
         }
         true
@@ -325,8 +363,8 @@ pub(super) enum WindowError {
 impl Drop for Window {
     fn drop(&mut self) {
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
-        self.shelf.take_back(std::mem::take(&mut state.bytes));
         if !matches!(state.end, Some(End::GaveWay)) {
+            self.shelf.take_back(std::mem::take(&mut state.bytes), self.len);
             self.shelf.bytes.fetch_sub(self.len, Ordering::Relaxed);
         }
     }
@@ -408,10 +446,24 @@ mod tests {
         drop(first);
         let again = push(2);
         assert_eq!(memory(&again), (place, vec![2]));
+        let spare = || {
+            let spare = lock(&shelf.spare);
+            (spare.kept.len(), spare.awaited)
+        };
         drop((0..4).map(push).collect::<Vec<_>>());
-        assert_eq!(lock(&shelf.spare).len(), SPARE_MAX);
+        assert_eq!(spare(), (SPARE_MIN, 0));
         drop((again, shelf.window(0, 10, true)));
-        assert_eq!((lock(&shelf.spare).len(), shelf.bytes()), (SPARE_MAX, 0));
+        assert_eq!((spare(), shelf.bytes()), ((SPARE_MIN, 0), 0));
+
+        // More only for what is on its way.
+        let filled: Vec<_> = (0..4).map(push).collect();
+        let coming: Vec<_> = (0..3).map(|at| shelf.window(at, WINDOW_BYTES_MAX, true).unwrap()).collect();
+        drop(filled);
+        assert_eq!(spare(), (3, 3));
+        coming[0].push(b"0");
+        coming[1].fail(Error::new(ErrorKind::StoreIo, "torn"));
+        drop(coming);
+        assert_eq!(spare(), (SPARE_MIN, 0));
     }
 
     #[test]

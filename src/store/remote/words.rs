@@ -1,5 +1,5 @@
-//! The words for stores behind HTTP: `swift:CONTAINER`, `s3://BUCKET?endpoint=URL`, `gs://BUCKET`; `swift:` and `s3://?endpoint=URL` for
-//! all containers of an account, all buckets of a server.
+//! The words for stores behind HTTP: `swift:CONTAINER`, `s3://BUCKET?endpoint=URL`, `gs://BUCKET`; `swift:`, `s3://?endpoint=URL` and
+//! `gs://` for all containers of an account, all buckets of a server or of a project.
 //!
 //! Invariant: a word with credentials in it is refused and not quoted; command lines are read by everybody on a machine.
 
@@ -28,9 +28,9 @@ pub enum Word {
         /// The region that signatures name.
         region: Option<String>,
     },
-    /// A bucket of Google Cloud Storage.
+    /// A bucket of Google Cloud Storage, or all of a project's.
     Gcs {
-        /// Its name.
+        /// Its name; empty for all.
         bucket: String,
         /// Where the server listens.
         endpoint: Option<String>,
@@ -59,7 +59,12 @@ impl Word {
                 Settings::S3(Box::new(S3Settings::from_env(bucket, endpoint.clone(), region.clone(), env)))
             }
             Self::Gcs { bucket, endpoint } => {
-                Settings::Gcs(Box::new(GcsSettings::from_env(bucket, endpoint.clone(), env)))
+                let settings = GcsSettings::from_env(bucket, endpoint.clone(), env);
+                if bucket.is_empty() && settings.project().is_none() {
+                    let message = "gs:// is all buckets of a project, and nothing names one: set GOOGLE_CLOUD_PROJECT to its id, or GOOGLE_APPLICATION_CREDENTIALS to a file with a project_id";
+                    return Err(usage(message.to_owned()));
+                }
+                Settings::Gcs(Box::new(settings))
             }
         })
     }
@@ -90,7 +95,7 @@ fn swift_of(rest: &str) -> Result<Word> {
 fn bucket_of(scheme: &str, word: &str) -> Result<Word> {
     let expected = match scheme {
         "s3" => "expected s3://BUCKET?endpoint=URL, or s3://?endpoint=URL for all buckets",
-        _ => "expected gs://BUCKET",
+        _ => "expected gs://BUCKET, or gs:// for all buckets of a project",
     };
     let url = Url::parse(word).map_err(|_| usage(format!("the {scheme}: URL cannot be read; {expected}")))?;
     if !url.username().is_empty() || url.password().is_some() {
@@ -112,8 +117,11 @@ fn bucket_of(scheme: &str, word: &str) -> Result<Word> {
             _ => return Err(usage(format!("the {scheme}: URL has an unknown setting {key:?}; {expected}"))),
         }
     }
-    // All buckets that Amazon has of somebody are in many places; those of a server are one.
-    let is_whole = scheme == "s3" && endpoint.is_some() && word.starts_with("s3://?");
+    // All buckets that Amazon has of somebody are in many places; those of a server are one, and Google's have one server.
+    let is_whole = match scheme {
+        "s3" => endpoint.is_some() && word.starts_with("s3://?"),
+        _ => word == "gs://" || word.starts_with("gs://?"),
+    };
     if bucket.is_empty() && !is_whole {
         return unnamed();
     }
@@ -162,6 +170,9 @@ mod tests {
         assert_eq!(right("s3://b?endpoint=https%3A%2F%2Fh%2Fs3"), s3("b", Some("https://h/s3"), None));
         assert_eq!(right("s3://?endpoint=http://h:1"), s3("", Some("http://h:1"), None));
         assert_eq!(right("gs://b"), Word::Gcs { bucket: "b".into(), endpoint: None });
+        assert_eq!(right("gs://"), Word::Gcs { bucket: String::new(), endpoint: None });
+        let endpoint = Some("http://h".to_owned());
+        assert_eq!(right("gs://?endpoint=http://h"), Word::Gcs { bucket: String::new(), endpoint });
         for other in ["/srv", "host:/x", "nfs://h/x", "swift", "file:///x"] {
             assert!(Word::parse(other).is_none(), "{other}");
         }
@@ -179,7 +190,9 @@ mod tests {
             "s3://?region=r",
             "s3:///?endpoint=http://h",
             "s3:?endpoint=http://h",
-            "gs://?endpoint=http://h",
+            "gs:",
+            "gs:///",
+            "gs:?endpoint=http://h",
             "s3://b/prefix",
             "s3://b:9",
             "s3://b?endpoint=h:1",

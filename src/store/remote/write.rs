@@ -8,23 +8,22 @@
 //! Invariant: whoever stops waiting leaves no request behind, and no parts.
 
 use std::future::Future;
-use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::future::{Either, select};
-use futures_util::stream;
 use http::Method;
 use http::header::{CONTENT_LENGTH, ETAG, HeaderValue};
-use opendal::{Buffer, Metadata, Operator};
+use opendal::{Metadata, Operator};
 
+use super::body::{body_of_content, bytes_of};
 use super::engine::Progress;
 use super::failure::{self, Failed};
 use super::http::{bare_etag, body_of};
 use super::listing::{Bounds, Wanted};
 use super::swift::{Account, encoded};
+use super::told::{Naming, stat_of, version};
 use super::upload::confirm;
-use super::{Backend, Naming, RemoteStore, check_ends, missing, stat_of, version};
+use super::{Backend, RemoteStore, check_ends, missing};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::metadata::OBJECTS_MAX;
 use crate::store::objects::{Beside, Content, ObjectStore, Stop};
@@ -45,9 +44,6 @@ const PARTS_BYTES_MAX: u64 = 10_000 * PART_BYTES;
 
 /// Longest object of Swift, in bytes, as it is set up unless told otherwise.
 const SWIFT_BYTES_MAX: u64 = 5 << 30;
-
-/// How much of a body is read at once, in bytes.
-const PIECE_BYTES: u64 = 256 << 10;
 
 /// Objects below one prefix, at most, since all of them are kept: a backup's, its two documents and a marker, and some to spare.
 const BELOW_MAX: u64 = OBJECTS_MAX + 16;
@@ -289,7 +285,7 @@ impl ObjectStore for RemoteStore {
                 }
             }
         };
-        let listed = self.unless(stop, list).map_err(|error| match error.kind() {
+        let mut objects = self.unless(stop, list).map_err(|error| match error.kind() {
             ErrorKind::Interrupted => error,
             ErrorKind::ObjectNotFound => Error::caused_by(
                 ErrorKind::StoreNotFound,
@@ -298,10 +294,9 @@ impl ObjectStore for RemoteStore {
             ),
             _ => error.context(format!("cannot list what begins with {prefix:?}")),
         })?;
-        if let Some((name, error)) = listed.unreadable.into_iter().next() {
+        if let Some((name, error)) = bounds.into_reports(&self.location).into_iter().next() {
             return Err(error.context(format!("cannot tell what {name:?} is")));
         }
-        let mut objects = listed.objects;
         objects.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         Ok(objects)
     }
@@ -364,41 +359,4 @@ fn not_there() -> Error {
 /// A path in a URL; `/` stays.
 fn encoded_path(path: &str) -> String {
     path.split('/').map(encoded).collect::<Vec<_>>().join("/")
-}
-
-/// A part of the content, shared where it is in memory.
-fn bytes_of(content: &Content, offset: u64, len_bytes: u64) -> Result<Buffer> {
-    let (from, len) = (offset as usize, len_bytes as usize);
-    Ok(Buffer::from(match content {
-        Content::Bytes(bytes) => Bytes::from_owner(Shared(bytes.clone())).slice(from..from + len),
-        Content::File(..) => {
-            let mut part = vec![0; len];
-            content.read_exact_at(&mut part, offset)?;
-            Bytes::from(part)
-        }
-    }))
-}
-
-struct Shared(Arc<Vec<u8>>);
-
-impl AsRef<[u8]> for Shared {
-    fn as_ref(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-/// The content as a body, of which every part that is taken is noted.
-fn body_of_content(content: Content, progress: Progress) -> reqwest::Body {
-    let pieces = stream::unfold(0, move |at| {
-        progress.note();
-        let len = PIECE_BYTES.min(content.len_bytes() - at);
-        let piece = match len {
-            0 => None,
-            _ => {
-                Some(bytes_of(&content, at, len).map(|piece| piece.to_bytes()).map_err(std::io::Error::other))
-            }
-        };
-        std::future::ready(piece.map(|piece| (piece, at + len)))
-    });
-    reqwest::Body::wrap_stream(pieces)
 }

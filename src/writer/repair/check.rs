@@ -14,7 +14,7 @@ use crate::backup::{Backup, BlockHashTable, DataObject};
 use crate::block::hash_of;
 use crate::codec::decoder;
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::Store;
+use crate::store::{ObjectVersion, Store};
 use crate::types::{BlockHash, Md5, count};
 
 /// Digests compared at once.
@@ -29,8 +29,8 @@ const STEP_BYTES: u64 = 256 << 10;
 /// What an object was found to be.
 pub(super) enum State {
     Good,
-    /// Its bytes are not those that they must be, or cannot be had.
-    Damaged(Error),
+    /// Its bytes are not those that they must be, or cannot be had; which version of it that was, if any.
+    Damaged(Error, Option<ObjectVersion>),
     /// It is right by its md5; these blocks have another digest than the digest file says.
     WrongDigests(Vec<(u64, BlockHash)>),
 }
@@ -44,15 +44,19 @@ pub(super) fn object(
     image_bytes: u64,
     passed: &dyn Fn(u64),
 ) -> Result<State> {
-    let damaged = |error: Error| match error.kind().is_damage() {
-        true => Ok(State::Damaged(error)),
+    let mut version = None;
+    let damaged = |error: Error, version: &Option<ObjectVersion>| match error.kind().is_damage() {
+        true => Ok(State::Damaged(error, version.clone())),
         false => Err(error),
     };
     let name = backup.object_name(object)?;
-    let read = store.open(&name).and_then(|source| decoder(object.codec, source));
+    let read = store.open(&name).and_then(|source| {
+        version = Some(source.stat().version.clone());
+        decoder(object.codec, source)
+    });
     let mut decoder = match read {
         Ok(decoder) => decoder,
-        Err(error) => return damaged(error),
+        Err(error) => return damaged(error, &version),
     };
     let mut blocks = Blocks::new(object, table, image_bytes);
     let mut md5 = Md5Hasher::new();
@@ -64,7 +68,7 @@ pub(super) fn object(
             match decoder.read(&mut buffer[filled..]) {
                 Ok(0) => break,
                 Ok(n) => filled += n,
-                Err(error) => return damaged(error),
+                Err(error) => return damaged(error, &version),
             }
         }
         total += filled as u64;
@@ -77,7 +81,7 @@ pub(super) fn object(
     }
     if total != object.len_bytes {
         let message = format!("it holds {total} plain bytes (or more), expected {}", object.len_bytes);
-        return Ok(State::Damaged(Error::new(ErrorKind::Truncated, message)));
+        return Ok(State::Damaged(Error::new(ErrorKind::Truncated, message), version));
     }
     let is_covered = blocks.finish()?;
     let actual = Md5(md5.finalize().into());
@@ -95,7 +99,7 @@ pub(super) fn object(
             let wrong = blocks.wrong_count;
             let message =
                 format!("its md5 is {actual}, and the sha256 of {} is wrong", count(wrong, "block"));
-            State::Damaged(Error::new(ErrorKind::HashMismatch, message))
+            State::Damaged(Error::new(ErrorKind::HashMismatch, message), version)
         }
     })
 }

@@ -4,10 +4,11 @@
 //! often stand in the store once more: in the full backup of last week, in a clone of the same template. Idea: each object is read
 //! and compared ([`check`]); what an image of this backup can still give is taken, healed as reads heal it, and the rest is looked for by
 //! digest in the whole store ([`copies`]); when every byte is there, the object is compressed anew beside the old one and takes
-//! its place ([`rewrite`]). The digest file is mended the other way round: out of objects whose md5 is right.
+//! its place ([`rewrite`], [`mod@put`]). The digest file is mended the other way round: out of objects whose md5 is right.
 //!
 //! What the metadata says of the object stays true: the plain bytes, so length and md5, and the codec are the same. Only restart points, which
-//! `create` writes there, may lie elsewhere in the new stream; they are told anew ([`metadata`]) before the object is replaced.
+//! `create` writes there, may lie elsewhere in the new stream; they are told anew ([`metadata`]) before the object is replaced. In a folder a
+//! file takes its place by a rename, in an object store by one request ([`place`]).
 //!
 //! Invariants: no byte is written that a sha256 of the backup, or an md5 of an object, has not proven; a file is replaced whole or not at all, and
 //! only when all of it is proven; a store that fails to answer is an error and never damage; nothing is removed.
@@ -15,31 +16,32 @@
 mod check;
 mod copies;
 mod metadata;
+mod place;
+mod put;
 mod rewrite;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use self::check::State;
 use self::copies::Wanted;
+use self::place::{Place, Ready};
+use self::put::{Waiting, version_of};
 use self::rewrite::{DigestWriter, Origin};
-use super::staging::replace::{Ready, Replacing};
+use super::Target;
 use super::staging::{FileName, Hook};
 use crate::backup::{Backup, BlockHashTable, DataObject, DigestFile};
 use crate::catalog::{Catalog, CatalogOptions};
-use crate::error::{Error, ErrorKind, Result, ResultExt};
-use crate::format::metadata::METADATA_BYTES_MAX;
+use crate::error::{Error, ErrorKind, Result};
 use crate::format::names::SHA256FILE_SUFFIX;
 use crate::format::write::{Sha256FileHead, created_at_text};
 use crate::image::Image;
 use crate::object::proof::PROOF_BLOCK_BYTES;
-use crate::store::Store;
 use crate::store::deadline::DeadlineStore;
 use crate::store::posix::PosixStore;
-use crate::store::read_exact_at;
+use crate::store::{ObjectVersion, Store};
 use crate::types::{BackupId, BlockHash, ObjectName, count};
 
 /// Bound on the verified blocks that are kept, in bytes: objects are read in order, and copies are few.
@@ -56,7 +58,7 @@ pub struct RepairOptions<'a> {
     pub cancel: &'a AtomicBool,
     /// Is told how many plain bytes of how many of the backup were looked at, from any thread; cheap, for it is called for each block.
     pub progress: &'a (dyn Fn(u64, u64) + Sync),
-    /// Is told each step that changes the store. For tests.
+    /// Is told each step that changes a folder. For tests.
     pub hook: Option<Hook>,
 }
 
@@ -96,15 +98,22 @@ impl Outcome {
 /// Repairs the files of one backup, not of those it builds on; what was wrong, in the order of the objects. Nothing is wrong where the
 /// list is empty.
 ///
+/// An object store's must have nothing open of objects that were replaced since it was opened.
+///
 /// [`ErrorKind::BackupNotFound`]; the backup's own problem when it cannot be opened; [`ErrorKind::Usage`] when another run writes it;
 /// as the store does when that fails, after which some files may be replaced, each whole.
-pub fn repair(store_root: &Path, id: &BackupId, options: &RepairOptions<'_>) -> Result<Vec<Finding>> {
-    let replacing = match options.dry_run {
-        true => None,
-        false => Some(Replacing::begin(store_root, id, options.hook.clone())?),
-    };
+pub fn repair<'t>(
+    target: impl Into<Target<'t>>,
+    id: &BackupId,
+    options: &RepairOptions<'_>,
+) -> Result<Vec<Finding>> {
+    let target = target.into();
     // Its own: others' may hold objects open that were replaced since.
-    let store = DeadlineStore::unlimited(Arc::new(PosixStore::open(store_root)?));
+    let store: Arc<dyn Store> = match target {
+        Target::Folder(root) => Arc::new(PosixStore::open(root)?),
+        Target::Objects { store, .. } => store.clone(),
+    };
+    let store = DeadlineStore::unlimited(store);
     let options_of_reads = CatalogOptions { cache_bytes_max: CACHE_BYTES_MAX, ..CatalogOptions::default() };
     let catalog = Catalog::open(Arc::new(store), options_of_reads)?;
     let gone = || Error::new(ErrorKind::BackupNotFound, format!("the backup {id} is not in the store"));
@@ -112,9 +121,16 @@ pub fn repair(store_root: &Path, id: &BackupId, options: &RepairOptions<'_>) -> 
     if let Some(problem) = &entry.problem {
         return Err(problem.clone());
     }
+    let is_cancelled = || options.cancel.load(Ordering::Relaxed);
+    // What is looked at from here on nobody of ours changes.
+    let place = match options.dry_run {
+        true => None,
+        false => Some(Place::begin(target, id, &entry.metadata_name, &is_cancelled, options.hook.clone())?),
+    };
     let store = catalog.store().clone();
     let backup = Backup::open(&*store, &entry.metadata_name)?;
     let image = catalog.image(&entry)?;
+    let digests_version = version_of(&*store, &backup.digest_name()?)?;
     let (table, digest_fault) = match backup.digests(&*store)? {
         DigestFile::Usable(table) => (Some(table), None),
         DigestFile::Missing => (None, Some(Error::new(ErrorKind::ObjectNotFound, "there is no such file"))),
@@ -122,7 +138,7 @@ pub fn repair(store_root: &Path, id: &BackupId, options: &RepairOptions<'_>) -> 
     };
     let run =
         Run { options, catalog: &catalog, store, backup: &backup, image: &image, table: table.as_ref() };
-    run.repair(replacing.as_ref(), digest_fault, &entry.metadata_name)
+    run.repair(place.as_ref(), digest_fault, digests_version, &entry.metadata_name)
 }
 
 struct Run<'a> {
@@ -134,46 +150,38 @@ struct Run<'a> {
     table: Option<&'a BlockHashTable>,
 }
 
-/// A file that waits to take its place.
-struct Waiting {
-    ready: Ready,
-    name: ObjectName,
-    /// Of the list of findings.
-    finding: usize,
-}
-
 impl Run<'_> {
     fn repair(
         &self,
-        replacing: Option<&Replacing>,
+        place: Option<&Place<'_>>,
         digest_fault: Option<Error>,
+        digests_version: Option<ObjectVersion>,
         metadata_name: &ObjectName,
     ) -> Result<Vec<Finding>> {
         let stop = || self.stop();
         let len_bytes = self.image.len_bytes();
         let states = check::all(&self.store, self.backup, self.table, len_bytes, self.options, &stop)?;
-        let mut damaged: Vec<(&DataObject, Error)> = Vec::new();
+        let mut damaged: Vec<(&DataObject, Error, Option<ObjectVersion>)> = Vec::new();
         let mut wrong_digests = BTreeMap::new();
         let has_overlaps = have_overlaps(&self.backup.objects);
         for (index, state) in states {
             match (state, self.backup.objects.get(index)) {
-                (State::Damaged(error), Some(object)) => damaged.push((object, error)),
+                (State::Damaged(error, version), Some(object)) => damaged.push((object, error, version)),
                 // Where objects hide each other, a digest may be of the one that is not looked at.
                 (State::WrongDigests(_), _) if has_overlaps => {}
                 (State::WrongDigests(blocks), _) => wrong_digests.extend(blocks),
-                (State::Damaged(_), None) | (State::Good, _) => {}
+                (State::Damaged(..), None) | (State::Good, _) => {}
             }
         }
-        let wanted = self.wanted(damaged.iter().map(|(object, _)| *object))?;
+        let wanted = self.wanted(damaged.iter().map(|(object, ..)| *object))?;
         let origin = Origin { catalog: self.catalog, image: self.image, table: self.table, wanted: &wanted };
         let (mut findings, mut waiting) = (Vec::new(), Vec::new());
-        let mut points = Vec::new();
-        for (number, (object, fault)) in (1..).zip(damaged) {
+        for (number, (object, fault, version)) in (1..).zip(damaged) {
             self.stop()?;
             let name = self.backup.object_name(object)?;
             let mut finding =
                 Finding { file: name.to_string(), fault, copied_blocks: 0, outcome: Outcome::Repairable };
-            match replacing {
+            match place {
                 None => {
                     let gathered = origin.read(object, &mut |_| Ok(()))?;
                     finding.copied_blocks = gathered.copied_blocks;
@@ -181,17 +189,24 @@ impl Run<'_> {
                         finding.outcome = Outcome::Lost(gathered.lost);
                     }
                 }
-                Some(replacing) => {
-                    let mut file = replacing.create_file(FileName::Object(number))?;
-                    match rewrite::object(&origin, object, &mut file) {
-                        Ok(rewritten) if rewritten.gathered.lost.is_empty() => {
+                Some(place) => {
+                    let file = place.create_file(FileName::Object(number))?;
+                    let rewritten = rewrite::object(&origin, object, file.bytes());
+                    let rewritten =
+                        rewritten.and_then(|rewritten| match rewritten.gathered.lost.is_empty() {
+                            true => Ok((Some(place.complete(file)?), rewritten)),
+                            false => Ok((None, rewritten)),
+                        });
+                    match rewritten {
+                        Ok((Some(ready), rewritten)) => {
                             finding.copied_blocks = rewritten.gathered.copied_blocks;
-                            let ready = replacing.complete(file)?;
-                            points.push((self.name_in_document(&name).to_owned(), rewritten.points));
-                            waiting.push(Waiting { ready, name, finding: findings.len() });
+                            let (points, finding) = (Some(rewritten.points), findings.len());
+                            waiting.push(Waiting { ready, name, version, points, finding });
                         }
-                        Ok(rewritten) => finding.outcome = Outcome::Lost(rewritten.gathered.lost),
-                        Err(error) if error.kind() == ErrorKind::HashMismatch => {
+                        Ok((None, rewritten)) => finding.outcome = Outcome::Lost(rewritten.gathered.lost),
+                        Err(error)
+                            if matches!(error.kind(), ErrorKind::HashMismatch | ErrorKind::Unsupported) =>
+                        {
                             finding.outcome = Outcome::Refused(error);
                         }
                         Err(error) => return Err(error.context(format!("while repairing {name:?}"))),
@@ -208,24 +223,16 @@ impl Run<'_> {
                 );
                 Error::new(ErrorKind::HashMismatch, message)
             });
-            let (finding, ready) = self.digests(replacing, fault, &wrong_digests)?;
+            let (finding, ready) = self.digests(place, fault, &wrong_digests)?;
             if let Some((ready, name)) = ready {
-                waiting.push(Waiting { ready, name, finding: findings.len() });
+                let (version, finding) = (digests_version, findings.len());
+                waiting.push(Waiting { ready, name, version, points: None, finding });
             }
             findings.push(finding);
         }
-        let Some(replacing) = replacing else { return Ok(findings) };
+        let Some(place) = place else { return Ok(findings) };
         self.stop()?;
-        // First: points that do not fit the old object cost it nothing, for what they lead to is compared, and they will fit.
-        if !waiting.is_empty() {
-            self.tell_points(replacing, metadata_name, &points)?;
-        }
-        for Waiting { ready, name, finding } in waiting {
-            replacing.replace(&ready, &name, metadata_name)?;
-            if let Some(finding) = findings.get_mut(finding) {
-                finding.outcome = Outcome::Repaired;
-            }
-        }
+        self.put(place, metadata_name, waiting, &mut findings)?;
         Ok(findings)
     }
 
@@ -263,7 +270,7 @@ impl Run<'_> {
     /// A right digest file: the old one with some digests replaced, or a new one of an image that objects' md5 prove.
     fn digests(
         &self,
-        replacing: Option<&Replacing>,
+        place: Option<&Place<'_>>,
         fault: Error,
         right: &BTreeMap<u64, BlockHash>,
     ) -> Result<(Finding, Option<(Ready, ObjectName)>)> {
@@ -275,9 +282,9 @@ impl Run<'_> {
             Some(table) => table.count(),
             None => self.image.len_bytes().div_ceil(block_bytes),
         };
-        let mut file = replacing.map(|replacing| replacing.create_file(FileName::Digests)).transpose()?;
-        let mut writer = match &mut file {
-            Some(file) => Some(DigestWriter::begin(&self.digest_head(block_bytes), count, file)?),
+        let file = place.map(|place| place.create_file(FileName::Digests)).transpose()?;
+        let mut writer = match &file {
+            Some(file) => Some(DigestWriter::begin(&self.digest_head(block_bytes), count, file.bytes())?),
             None => None,
         };
         let mut take = |digest| writer.as_mut().map_or(Ok(()), |writer| writer.push(digest));
@@ -303,8 +310,14 @@ impl Run<'_> {
         if let Some(writer) = writer {
             writer.finish()?;
         }
-        let ready = match (replacing, file) {
-            (Some(replacing), Some(file)) => Some((replacing.complete(file)?, name)),
+        let ready = match (place, file) {
+            (Some(place), Some(file)) => match place.complete(file) {
+                Err(error) if error.kind() == ErrorKind::Unsupported => {
+                    finding.outcome = Outcome::Refused(error);
+                    None
+                }
+                ready => Some((ready?, name)),
+            },
             _ => None,
         };
         Ok((finding, ready))
@@ -340,32 +353,6 @@ impl Run<'_> {
         let container = self.backup.summary.place.container();
         let name = name.as_str();
         name.strip_prefix(container).map_or(name, |rest| rest.strip_prefix('/').unwrap_or(rest))
-    }
-
-    /// Puts the restart points of new objects into the metadata, where it tells some.
-    fn tell_points(
-        &self,
-        replacing: &Replacing,
-        metadata_name: &ObjectName,
-        points: &[(String, Option<String>)],
-    ) -> Result<()> {
-        let source = self.store.open(metadata_name)?;
-        let len_bytes = source.stat().len_bytes;
-        if source.stat().version != self.backup.version || len_bytes > METADATA_BYTES_MAX {
-            return Err(Error::new(ErrorKind::StoreIo, "the metadata was replaced during the repair"));
-        }
-        let mut document = vec![0; len_bytes as usize];
-        read_exact_at(&*source, &mut document, 0)?;
-        let mut new: Option<Vec<u8>> = None;
-        for (name, points) in points {
-            let told = metadata::with_points(new.as_deref().unwrap_or(&document), name, points.as_deref())
-                .context(|| format!("metadata {metadata_name:?}"))?;
-            new = told.or(new);
-        }
-        let Some(new) = new else { return Ok(()) };
-        let mut file = replacing.create_file(FileName::Metadata)?;
-        file.append(&new)?;
-        replacing.replace(&replacing.complete(file)?, metadata_name, metadata_name)
     }
 }
 

@@ -13,9 +13,9 @@ use crate::format::points::{Place, PointsWriter};
 use crate::format::write::{Sha256FileHead, Sha256FileLayout};
 use crate::image::{Image, Part};
 use crate::types::{BlockHash, Md5};
+use crate::writer::destination::NewFile;
 use crate::writer::encode::{Encoder, ObjectAssembler};
 use crate::writer::pipeline::POINTS_MAX;
-use crate::writer::staging::StagedFile;
 
 /// How many digests are written at once.
 const DIGESTS_AT_ONCE: usize = 3640;
@@ -111,7 +111,7 @@ fn lose(lost: &mut Vec<Range<u64>>, part: Range<u64>) {
 
 /// Writes the object anew to `file`, compressed as the metadata says; its restart points. [`ErrorKind::HashMismatch`] when what came
 /// together does not have the md5 of the metadata.
-pub(super) fn object(origin: &Origin<'_>, object: &DataObject, file: &mut StagedFile) -> Result<Rewritten> {
+pub(super) fn object(origin: &Origin<'_>, object: &DataObject, file: &dyn NewFile) -> Result<Rewritten> {
     let encoder = Encoder::new(object.codec, None)?;
     let block_bytes = usize::try_from(origin.image.block_bytes()).unwrap_or(usize::MAX);
     let piece_bytes = encoder.piece_bytes(block_bytes);
@@ -119,7 +119,7 @@ pub(super) fn object(origin: &Origin<'_>, object: &DataObject, file: &mut Staged
     let mut assembler = ObjectAssembler::new(&encoder);
     let (mut md5, mut points, mut last_point) = (Md5Hasher::new(), PointsWriter::default(), 0);
     let mut piece: Vec<u8> = Vec::with_capacity(piece_bytes);
-    let mut append = |plain: &[u8], file: &mut StagedFile| -> Result<()> {
+    let mut append = |plain: &[u8]| -> Result<()> {
         md5.update(plain);
         let encoded = encoder.encode_piece(plain)?;
         for point in assembler.append(&encoded, |stored| file.append(stored))?.entry_points() {
@@ -137,14 +137,14 @@ pub(super) fn object(origin: &Origin<'_>, object: &DataObject, file: &mut Staged
             piece.extend_from_slice(now);
             bytes = later;
             if piece.len() == piece_bytes {
-                append(&piece, file)?;
+                append(&piece)?;
                 piece.clear();
             }
         }
         Ok(())
     })?;
     if gathered.lost.is_empty() && !piece.is_empty() {
-        append(&piece, file)?;
+        append(&piece)?;
     }
     if !gathered.lost.is_empty() {
         return Ok(Rewritten { gathered, points: None });
@@ -172,13 +172,13 @@ pub(super) struct Rewritten {
 /// Writes a whole digest file, of digests in order.
 pub(super) struct DigestWriter<'a> {
     layout: Sha256FileLayout,
-    file: &'a mut StagedFile,
+    file: &'a dyn NewFile,
     gathered: Vec<BlockHash>,
     next: u64,
 }
 
 impl<'a> DigestWriter<'a> {
-    pub(super) fn begin(head: &Sha256FileHead, count: u64, file: &'a mut StagedFile) -> Result<Self> {
+    pub(super) fn begin(head: &Sha256FileHead, count: u64, file: &'a dyn NewFile) -> Result<Self> {
         let layout = Sha256FileLayout::new(head, count)?;
         file.write_at(layout.header(), 0)?;
         Ok(Self { layout, file, gathered: Vec::new(), next: 0 })

@@ -57,7 +57,7 @@ impl Marker {
             boot: short_hash(&boot),
             pids,
             pid,
-            started: started(host, pid)?,
+            started: look_at(host, pid)?.started,
             count: 0,
         })
     }
@@ -105,16 +105,28 @@ fn is_gone(host: &Host, marker: &Marker) -> bool {
     let folder = host.proc.join(marker.pid.to_string());
     match folder.try_exists() {
         Ok(false) => true,
-        // The number may be another process's by now.
-        Ok(true) => started(host, marker.pid).is_some_and(|started| started != marker.started),
+        // The number may be another process's by now, or be kept for a parent that does not ask what became of it.
+        Ok(true) => look_at(host, marker.pid)
+            .is_some_and(|process| process.started != marker.started || process.is_over),
         Err(_) => false,
     }
 }
 
-/// When a process was started: the 22nd word of its `stat`. The second is its name, in parentheses, and may hold anything.
-fn started(host: &Host, pid: u32) -> Option<u64> {
+/// What `stat` says of a process.
+struct Process {
+    started: u64,
+    /// It has ended, with all of its threads, and only its number is left.
+    is_over: bool,
+}
+
+/// Its words count from behind the second, the name, which is in parentheses and may hold anything: the state, the 20th, how many threads
+/// there are, and the 22nd, when it was started.
+fn look_at(host: &Host, pid: u32) -> Option<Process> {
     let text = Host::text(&host.proc.join(pid.to_string()).join("stat"))?;
-    text.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+    let words: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
+    let threads: u64 = words.get(17)?.parse().ok()?;
+    let is_over = ["Z", "X"].contains(words.first()?) && threads <= 1;
+    Some(Process { started: words.get(19)?.parse().ok()?, is_over })
 }
 
 fn short_hash(text: &str) -> u32 {
@@ -143,6 +155,23 @@ mod tests {
         assert!(with(|m| m.boot ^= 1), "the machine was started again");
         assert!(!with(|m| m.machine ^= 1), "it is another machine's");
         assert!(!with(|m| (m.pids, m.pid) = (1, u32::MAX / 2)), "it is another container's");
+    }
+
+    #[test]
+    fn a_process_that_nobody_asked_after_is_gone() {
+        let host = Host::default();
+        let mut child = std::process::Command::new("sleep").arg("3600").spawn().unwrap();
+        let started = look_at(&host, child.id()).unwrap().started;
+        let marker = Marker { pid: child.id(), started, ..Marker::new(&host).unwrap() };
+        assert!(!marker.is_gone(&host));
+        child.kill().unwrap();
+        while !marker.is_gone(&host) {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        // It is not for want of its number.
+        assert!(look_at(&host, child.id()).unwrap().is_over);
+        child.wait().unwrap();
+        assert!(marker.is_gone(&host));
     }
 
     #[test]

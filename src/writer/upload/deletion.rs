@@ -88,10 +88,7 @@ impl Deletion<'_> {
         let store = &self.remover.store;
         let never = || false;
         let whole = joined(doomed.folder, doomed.prefix);
-        let container = match store.has_containers() {
-            true => whole.split_once('/').map_or("", |(container, _)| &whole[..container.len() + 1]),
-            false => "",
-        };
+        let (container, prefix) = marker::parted(&**store, &whole);
         let Some(((document, first), rest)) = doomed.files.split_first() else { return Ok(()) };
         let name_of = |suffix: &str| ObjectName::parse(&format!("{whole}{suffix}"));
         let document = name_of(document)?;
@@ -104,15 +101,9 @@ impl Deletion<'_> {
         let rest = rest.iter().filter(|(suffix, identity)| is_same(suffix, identity));
         let suffixes: Vec<&str> = rest.map(|(suffix, _)| &**suffix).collect();
         let names = suffixes.iter().map(|suffix| name_of(suffix)).collect::<Result<Vec<_>>>()?;
-        let marker = Marker::of_deletion(container, &whole[container.len()..], &self.id, &suffixes)?;
-        let is_free = match store.version_of(marker.name()) {
-            Ok(_) => marker::remove_if_dead(store, container, marker.name())?,
-            Err(error) if error.kind() == ErrorKind::ObjectNotFound => true,
-            Err(error) => return Err(error),
-        };
-        if !is_free {
-            let message = format!("backup {} is being written or deleted by another run", self.id);
-            return Err(Error::new(ErrorKind::Target, message));
+        let marker = Marker::of_deletion(container, prefix, &self.id, &suffixes)?;
+        if !marker::is_free(store, container, marker.name())? {
+            return Err(Error::new(ErrorKind::Target, marker.taken(&self.id)));
         }
         marker.put(&**store, &never)?;
         marker::remove_dead(store, container, Some(&marker), &never)?;

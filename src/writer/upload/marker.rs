@@ -1,4 +1,4 @@
-//! The sign of a run that writes or deletes a backup, by which what it leaves is known when it is killed.
+//! The sign of a run that writes, repairs or deletes a backup, by which what it leaves is known when it is killed.
 //!
 //! ```text
 //! .cinderfs-<backup id>      in the bucket or container
@@ -10,8 +10,8 @@
 //! by [`DEAD_AFTER`] than one that was put in just now, both by the store's own clock, since a living run puts its own in again every five
 //! minutes. [`RESTARTED_AFTER`] is enough where this machine was started since; but cloned machines have one name. Cinder neither lists nor deletes a name that begins with a dot: it looks for prefixes only.
 //!
-//! What is done for a dead run is the same whether it wrote or deleted: with its metadata a backup is whole, and only the marker goes;
-//! without, there is no backup, and its objects go. Who does it first puts a claim of his own in the marker's place, so that a run which lives
+//! What is done for a dead run is the same whether it wrote, repaired or deleted: with its metadata a backup is whole, and only the marker goes;
+//! without, there is no backup, and its objects go; the marker of a repair tells of none. Who does it first puts a claim of his own in the marker's place, so that a run which lives
 //! after all sees it before it publishes, or behind that.
 //!
 //! Invariants: what a marker says is a claim; names are removed only that begin with a prefix which nobody but the backup of the marker's own
@@ -78,8 +78,22 @@ impl Marker {
         Ok(Self { name, content: Content::of(claim.to_string()) })
     }
 
+    /// The marker of this run, which repairs the backup `id`. What it names no run ever removes. The prefix is one that Cinder would give:
+    /// the backup's own need not hold the id, and such a claim nobody believes.
+    pub(super) fn of_repair(folder: &str, id: &BackupId) -> Result<Self> {
+        Self::of_deletion(folder, &format!("cinderfs_backup_{id}"), id, &[METADATA_SUFFIX])
+    }
+
     pub(super) fn name(&self) -> &ObjectName {
         &self.name
+    }
+
+    /// What to say where [`is_free`] says that it is not.
+    pub(super) fn taken(&self, id: &BackupId) -> String {
+        let (name, minutes) = (&self.name, DEAD_AFTER.as_secs() / 60);
+        format!(
+            "another run writes, repairs or deletes backup {id}, or died elsewhere less than {minutes} minutes ago: its marker is {name:?}"
+        )
     }
 
     /// Takes it out, or leaves that to the next run.
@@ -214,8 +228,23 @@ pub(super) fn remove_dead(
     Ok(removed)
 }
 
+/// The container, with a slash, and the rest of a name; the container is empty where the store is one.
+pub(super) fn parted<'n>(store: &dyn ObjectStore, name: &'n str) -> (&'n str, &'n str) {
+    let container = name.find('/').filter(|_| store.has_containers());
+    name.split_at(container.map_or(0, |slash| slash + 1))
+}
+
+/// Whether no living run has put in a marker of this name; what a dead one left is removed.
+pub(super) fn is_free(store: &Arc<dyn ObjectStore>, folder: &str, name: &ObjectName) -> Result<bool> {
+    match store.version_of(name) {
+        Ok(_) => remove_if_dead(store, folder, name),
+        Err(error) if error.kind() == ErrorKind::ObjectNotFound => Ok(true),
+        Err(error) => Err(error),
+    }
+}
+
 /// Removes what a run left whose marker this is, if it is dead for sure; whether it was.
-pub(super) fn remove_if_dead(store: &Arc<dyn ObjectStore>, folder: &str, name: &ObjectName) -> Result<bool> {
+fn remove_if_dead(store: &Arc<dyn ObjectStore>, folder: &str, name: &ObjectName) -> Result<bool> {
     let begin = format!("{folder}{HIDDEN_FOLDER_PREFIX}");
     let Some(Ok(id)) = name.as_str().strip_prefix(&begin).map(BackupId::parse) else { return Ok(false) };
     let listed = store.list_below(name.as_str(), &|| false)?;
@@ -307,6 +336,13 @@ mod tests {
         }
         let telling = claim(r#"{"cinderfs": 1, "prefix": "x_backup_b-1", "names": ["-00001"]}"#);
         assert!(telling.has("-00001") && !telling.has("-00002"));
+        let repair = Marker::of_repair("", &id).unwrap();
+        let mut bytes = vec![0; repair.content.len_bytes() as usize];
+        repair.content.read_exact_at(&mut bytes, 0).unwrap();
+        let repair = Claim::parse(&bytes).unwrap();
+        assert!(
+            repair.is_of(&id) && !["-00001", "_sha256file", "_metadata"].iter().any(|name| repair.has(name))
+        );
         for wrong in ["", "[]", "{}", r#"{"cinderfs": 2, "prefix": "x"}"#, r#"{"cinderfs": 1, "prefix": 1}"#]
         {
             assert!(Claim::parse(wrong.as_bytes()).is_none(), "{wrong}");

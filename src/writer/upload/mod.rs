@@ -26,6 +26,7 @@ pub(in crate::writer) mod deletion;
 mod files;
 mod marker;
 mod removal;
+pub(in crate::writer) mod replacing;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};

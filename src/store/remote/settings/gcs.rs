@@ -1,4 +1,4 @@
-//! Access to a bucket of Google Cloud Storage.
+//! Access to a bucket of Google Cloud Storage, or to all of a project's.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -12,10 +12,10 @@ use crate::cinder_conf::backup::Gcs;
 /// Longest credential file that is read, in bytes. Google's have some 2,400.
 const CREDENTIAL_BYTES_MAX: u64 = 1 << 20;
 
-/// Access to a bucket of Google Cloud Storage.
+/// Access to a bucket of Google Cloud Storage, or to all of a project's.
 #[derive(Clone, Debug)]
 pub struct GcsSettings {
-    /// Its name.
+    /// Its name; empty for all of them, which are folders then.
     pub bucket: String,
     /// Where the server listens; Google's where there is none.
     pub endpoint: Option<String>,

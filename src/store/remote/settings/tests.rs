@@ -151,6 +151,24 @@ fn what_is_missing_is_named() {
 }
 
 #[test]
+fn tokens_of_another_server_than_googles_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("key.json");
+    let opened = |uri: &str| {
+        std::fs::write(&file, format!("{{\"private_key\": \"s3cret\", \"token_uri\": \"{uri}\"}}")).unwrap();
+        let words = [("GOOGLE_APPLICATION_CREDENTIALS", file.to_str().unwrap())];
+        Settings::Gcs(Box::new(GcsSettings::from_env("b", None, &env(&words)))).open().map(drop)
+    };
+    for googles in ["https://oauth2.googleapis.com/token", "https://accounts.google.com/o/oauth2/token"] {
+        opened(googles).unwrap();
+    }
+    let error = opened("http://u:hunter2@127.0.0.1:9/token").unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::AccessDenied);
+    let text = error.to_string();
+    assert!(text.contains("names \"127.0.0.1\" in token_uri") && !text.contains("hunter2"), "{text}");
+}
+
+#[test]
 fn connections_are_as_many_as_the_pool_of_the_cinder_conf() {
     let limits = |more: &str| {
         let text = format!(

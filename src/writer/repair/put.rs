@@ -1,0 +1,121 @@
+//! New files take their places, one by one.
+//!
+//! Problem: hours may lie between the moment at which a file was found damaged and the one at which its new bytes are ready; and a run that is
+//! killed here must leave what a reader can use. Idea: restart points are told first, for those that do not fit an old object cost it
+//! nothing; then each file takes its place by itself, whole.
+//!
+//! Invariants: what is replaced is the file that was found damaged, as far as its version tells; nothing is put into a backup whose
+//! document is another one by now.
+
+use super::place::{Place, Ready};
+use super::{Finding, Outcome, Run, metadata};
+use crate::error::{Error, ErrorKind, Result, ResultExt};
+use crate::format::metadata::METADATA_BYTES_MAX;
+use crate::store::{ObjectVersion, Store, read_exact_at};
+use crate::types::ObjectName;
+use crate::writer::staging::FileName;
+
+/// A file that waits to take its place.
+pub(super) struct Waiting {
+    pub(super) ready: Ready,
+    pub(super) name: ObjectName,
+    /// What was found damaged, if anything was there.
+    pub(super) version: Option<ObjectVersion>,
+    /// Where the new one may be entered; `None` where that is not told of such a file.
+    pub(super) points: Option<Option<String>>,
+    /// Of the list of findings.
+    pub(super) finding: usize,
+}
+
+impl Run<'_> {
+    /// Gives new files their places, if each still is as it was found, and so is the document.
+    pub(super) fn put(
+        &self,
+        place: &Place<'_>,
+        metadata_name: &ObjectName,
+        waiting: Vec<Waiting>,
+        findings: &mut [Finding],
+    ) -> Result<()> {
+        let mut became = |waiting: &Waiting, outcome: Outcome| {
+            if let Some(finding) = findings.get_mut(waiting.finding) {
+                finding.outcome = outcome;
+            }
+        };
+        let mut unchanged = Vec::new();
+        for waiting in waiting {
+            match self.is_as_found(&waiting)? {
+                true => unchanged.push(waiting),
+                false => became(&waiting, Outcome::Refused(replaced())),
+            }
+        }
+        if unchanged.is_empty() {
+            return Ok(());
+        }
+        // First: points that do not fit the old object cost it nothing, for what they lead to is compared, and they will fit.
+        let document = self.tell_points(place, metadata_name, &unchanged)?;
+        for waiting in unchanged {
+            self.stop()?;
+            if !self.is_as_found(&waiting)? {
+                became(&waiting, Outcome::Refused(replaced()));
+                continue;
+            }
+            // Cinder may have deleted the backup.
+            if version_of(&*self.store, metadata_name)?.as_ref() != Some(&document) {
+                return Err(metadata_replaced());
+            }
+            place.replace(&waiting.ready, &waiting.name, metadata_name)?;
+            became(&waiting, Outcome::Repaired);
+        }
+        Ok(())
+    }
+
+    fn is_as_found(&self, waiting: &Waiting) -> Result<bool> {
+        Ok(version_of(&*self.store, &waiting.name)? == waiting.version)
+    }
+
+    /// Puts the restart points of new objects into the metadata, where it tells some; the version that it has then.
+    fn tell_points(
+        &self,
+        place: &Place<'_>,
+        metadata_name: &ObjectName,
+        waiting: &[Waiting],
+    ) -> Result<ObjectVersion> {
+        let source = self.store.open(metadata_name)?;
+        let len_bytes = source.stat().len_bytes;
+        if source.stat().version != self.backup.version || len_bytes > METADATA_BYTES_MAX {
+            return Err(metadata_replaced());
+        }
+        let mut document = vec![0; len_bytes as usize];
+        read_exact_at(&*source, &mut document, 0)?;
+        let mut new: Option<Vec<u8>> = None;
+        for Waiting { name, points, .. } in waiting {
+            let Some(points) = points else { continue };
+            let name = self.name_in_document(name);
+            let told = metadata::with_points(new.as_deref().unwrap_or(&document), name, points.as_deref())
+                .context(|| format!("metadata {metadata_name:?}"))?;
+            new = told.or(new);
+        }
+        let Some(new) = new else { return Ok(self.backup.version.clone()) };
+        let file = place.create_file(FileName::Metadata)?;
+        file.bytes().append(&new)?;
+        place.replace(&place.complete(file)?, metadata_name, metadata_name)?;
+        version_of(&*self.store, metadata_name)?.ok_or_else(metadata_replaced)
+    }
+}
+
+/// The version that a file has now; `None` where there is none to be had.
+pub(super) fn version_of(store: &dyn Store, name: &ObjectName) -> Result<Option<ObjectVersion>> {
+    match store.open(name) {
+        Ok(source) => Ok(Some(source.stat().version.clone())),
+        Err(error) if error.kind().is_damage() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn replaced() -> Error {
+    Error::new(ErrorKind::Target, "somebody replaced it while it was repaired; look at it again")
+}
+
+fn metadata_replaced() -> Error {
+    Error::new(ErrorKind::StoreIo, "the metadata was replaced during the repair")
+}
