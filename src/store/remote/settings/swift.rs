@@ -135,32 +135,35 @@ impl SwiftSettings {
         let mut settings = match env("OS_CLOUD") {
             Some(cloud) => {
                 let words = clouds::read(&cloud, env)?;
-                Self::from_words(&|word| words.get(word).cloned())
+                Self::from_words(&|word| words.get(word).cloned(), Told::Cloud)
                     .map_err(|error| error.context(format!("cloud {cloud:?} of clouds.yaml")))?
             }
-            None => Self::from_words(&|word| match word {
-                "auth_url" => env("OS_AUTH_URL").or_else(|| env("ST_AUTH")),
-                "username" => env("OS_USERNAME").or_else(|| env("ST_USER")),
-                "password" => env("OS_PASSWORD").or_else(|| env("ST_KEY")),
-                "identity_api_version" if env("OS_AUTH_URL").is_none() && env("ST_AUTH").is_some() => {
-                    Some("1".to_owned())
-                }
-                "project_name" => env("OS_PROJECT_NAME").or_else(|| env("OS_TENANT_NAME")),
-                "project_id" => env("OS_PROJECT_ID").or_else(|| env("OS_TENANT_ID")),
-                "token" => env("OS_AUTH_TOKEN").or_else(|| env("OS_TOKEN")),
-                _ => env(&format!("OS_{}", word.to_ascii_uppercase())),
-            })?,
+            None => Self::from_words(
+                &|word| match word {
+                    "auth_url" => env("OS_AUTH_URL").or_else(|| env("ST_AUTH")),
+                    "username" => env("OS_USERNAME").or_else(|| env("ST_USER")),
+                    "password" => env("OS_PASSWORD").or_else(|| env("ST_KEY")),
+                    "identity_api_version" if env("OS_AUTH_URL").is_none() && env("ST_AUTH").is_some() => {
+                        Some("1".to_owned())
+                    }
+                    "project_name" => env("OS_PROJECT_NAME").or_else(|| env("OS_TENANT_NAME")),
+                    "project_id" => env("OS_PROJECT_ID").or_else(|| env("OS_TENANT_ID")),
+                    "token" => env("OS_AUTH_TOKEN").or_else(|| env("OS_TOKEN")),
+                    _ => env(&Told::Environment.name(word)),
+                },
+                Told::Environment,
+            )?,
         };
         settings.container = container.map(str::to_owned);
         Ok(settings)
     }
 
     /// Words as OpenStack's tools know them, in lower case and without `OS_`.
-    fn from_words(word: Env<'_>) -> Result<Self> {
+    fn from_words(word: Env<'_>, told: Told) -> Result<Self> {
         let is_yes = |text: String| matches!(text.to_ascii_lowercase().as_str(), "1" | "true" | "yes" | "on");
         Ok(Self {
             container: None,
-            auth: auth_of(word)?,
+            auth: auth_of(word, told)?,
             storage_url: word("storage_url"),
             storage_url_prefix: None,
             region: word("region_name"),
@@ -258,17 +261,40 @@ fn interface_of(word: &str) -> Result<String> {
     Err(Error::new(ErrorKind::Usage, message))
 }
 
-fn auth_of(word: Env<'_>) -> Result<SwiftAuth> {
-    let missing =
-        |what: &str| Error::new(ErrorKind::AccessDenied, format!("{what} is not set; Swift needs it"));
+/// Where words are from, for the names that messages give them.
+#[derive(Clone, Copy)]
+enum Told {
+    /// The environment.
+    Environment,
+    /// A cloud of a `clouds.yaml`.
+    Cloud,
+}
+
+impl Told {
+    fn name(self, word: &str) -> String {
+        match (self, word) {
+            (Self::Environment, _) => format!("OS_{}", word.to_ascii_uppercase()),
+            (Self::Cloud, "identity_api_version" | "auth_type") => word.to_owned(),
+            (Self::Cloud, _) => format!("auth.{word}"),
+        }
+    }
+}
+
+fn auth_of(word: Env<'_>, told: Told) -> Result<SwiftAuth> {
+    let missing = |word: &str| {
+        Error::new(ErrorKind::AccessDenied, format!("{} is not set; Swift needs it", told.name(word)))
+    };
     if let (Some(token), Some(storage_url)) = (word("token"), word("storage_url")) {
         return Ok(SwiftAuth::Token { token: Secret::new(token), storage_url });
     }
     let Some(url) = word("auth_url") else {
-        return Err(Error::new(
-            ErrorKind::AccessDenied,
-            "no credentials for Swift; set OS_CLOUD, or OS_AUTH_URL with OS_USERNAME and OS_PASSWORD or an application credential",
-        ));
+        return Err(match told {
+            Told::Cloud => missing("auth_url"),
+            Told::Environment => Error::new(
+                ErrorKind::AccessDenied,
+                "no credentials for Swift; set OS_CLOUD, or OS_AUTH_URL with OS_USERNAME and OS_PASSWORD or an application credential",
+            ),
+        });
     };
     let domain = |name: &str, id: &str| {
         let default = || word("default_domain_id").or_else(|| word("default_domain"));
@@ -281,7 +307,8 @@ fn auth_of(word: Env<'_>) -> Result<SwiftAuth> {
     let kind = word("auth_type").unwrap_or_default();
     if !AUTH_TYPES.contains(&&*kind) {
         let message = format!(
-            "auth_type (OS_AUTH_TYPE) is {kind:?}; only password, v3applicationcredential and v1password are supported"
+            "{} is {kind:?}; only password, v3applicationcredential and v1password are supported",
+            told.name("auth_type")
         );
         return Err(Error::new(ErrorKind::Usage, message));
     }
@@ -290,9 +317,9 @@ fn auth_of(word: Env<'_>) -> Result<SwiftAuth> {
     if kind == "v3applicationcredential" || secret.is_some() {
         let (id, name) = (word("application_credential_id"), word("application_credential_name"));
         if id.is_none() && (name.is_none() || word("username").is_none()) {
-            return Err(missing("OS_APPLICATION_CREDENTIAL_ID"));
+            return Err(missing("application_credential_id"));
         }
-        let secret = secret.ok_or_else(|| missing("OS_APPLICATION_CREDENTIAL_SECRET"))?;
+        let secret = secret.ok_or_else(|| missing("application_credential_secret"))?;
         let identity = Identity::ApplicationCredential {
             id,
             name,
@@ -302,19 +329,19 @@ fn auth_of(word: Env<'_>) -> Result<SwiftAuth> {
         };
         return Ok(SwiftAuth::V3 { url, identity });
     }
-    let password = || word("password").map(Secret::new).ok_or_else(|| missing("OS_PASSWORD"));
+    let password = || word("password").map(Secret::new).ok_or_else(|| missing("password"));
     match version.split('.').next().unwrap_or_default() {
         "1" => {
-            let user = word("username").ok_or_else(|| missing("OS_USERNAME"))?;
+            let user = word("username").ok_or_else(|| missing("username"))?;
             Ok(SwiftAuth::V1 { url, user, key: password()? })
         }
         _ if kind == "v1password" => {
-            let user = word("username").ok_or_else(|| missing("OS_USERNAME"))?;
+            let user = word("username").ok_or_else(|| missing("username"))?;
             Ok(SwiftAuth::V1 { url, user, key: password()? })
         }
         "" | "3" => {
             let user_id = word("user_id");
-            let user = word("username").or_else(|| user_id.clone()).ok_or_else(|| missing("OS_USERNAME"))?;
+            let user = word("username").or_else(|| user_id.clone()).ok_or_else(|| missing("username"))?;
             let identity = Identity::Password {
                 user,
                 user_id,
@@ -328,7 +355,7 @@ fn auth_of(word: Env<'_>) -> Result<SwiftAuth> {
         }
         other => Err(Error::new(
             ErrorKind::Usage,
-            format!("OS_IDENTITY_API_VERSION is {other:?}; only 1 and 3 are supported"),
+            format!("{} is {other:?}; only 1 and 3 are supported", told.name("identity_api_version")),
         )),
     }
 }

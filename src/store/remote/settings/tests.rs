@@ -126,6 +126,20 @@ fn what_is_missing_is_named() {
         assert_eq!(error.kind(), ErrorKind::AccessDenied);
         assert!(error.to_string().contains(named), "{error}");
     }
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("clouds.yaml");
+    for (auth, named) in [
+        ("password: s3cret", "auth.auth_url is not set"),
+        ("auth_url: http://k\n      password: s3cret", "auth.username is not set"),
+        ("auth_url: http://k\n      username: u", "auth.password is not set"),
+        ("auth_url: http://k\n    auth_type: v3totp", "auth_type is"),
+    ] {
+        std::fs::write(&file, format!("clouds:\n  c:\n    auth:\n      {auth}\n")).unwrap();
+        let words = [("OS_CLOUD", "c"), ("OS_CLIENT_CONFIG_FILE", file.to_str().unwrap())];
+        let text = swift(&words).unwrap_err().to_string();
+        assert!(text.contains(&format!("cloud \"c\" of clouds.yaml: {named}")), "{text}");
+        assert!(!text.contains("OS_"), "{text}");
+    }
     for wrong in [("OS_IDENTITY_API_VERSION", "2.0"), ("OS_AUTH_TYPE", "v3totp")] {
         let error = swift(&[("OS_AUTH_URL", "x"), wrong]).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Usage);
