@@ -207,6 +207,16 @@ fn what_is_not_followed_is_told_and_what_cannot_be_is_refused() {
     let (_, stderr) = ends(&["list", "--store-timeout", "1", &half], 1);
     let warning = "half.conf: backup_s3_sse_customer_key is set and backup_s3_sse_customer_algorithm is not";
     assert!(stderr.contains(warning) && !stderr.contains("s3cret"), "{stderr}");
+    assert!(!stderr.contains("does not follow"), "{stderr}");
+    let tries = world.conf(
+        "tries.conf",
+        "backup_driver = cinder.backup.drivers.s3\nbackup_s3_endpoint_url = http://127.0.0.1:1\n\
+         backup_s3_store_access_key = a\nbackup_s3_store_secret_key = b\nbackup_s3_timeout = 5\nbackup_s3_flurb = 1\n",
+    );
+    let (_, stderr) = ends(&["list", "--store-timeout", "1", &tries], 1);
+    let says = |of: &str| stderr.contains(&format!("tries.conf sets what cinderfs does not follow: {of}\n"));
+    assert!(says("backup_s3_flurb"), "{stderr}");
+    assert!(says("backup_s3_timeout; how long a store is tried is what the store timeout says"), "{stderr}");
     for (text, expected) in [
         ("backup_driver = cinder.backup.drivers.ceph.CephBackupDriver\n", "Ceph RBD are not supported yet"),
         ("backup_driver = cinder.backup.drivers.tsm\n", "dsmc"),

@@ -27,6 +27,15 @@ const FOLLOWED: &str = "backup_driver backup_posix_path backup_container backup_
     backup_gcs_project_id backup_gcs_user_agent backup_gcs_reader_chunk_size backup_gcs_writer_chunk_size \
     backup_s3_md5_validation backup_gcs_retry_error_codes backup_s3_retry_mode";
 
+/// Options of the driver that once kept volumes on GlusterFS, which old files still have.
+const OF_VOLUMES: [&str; 5] = [
+    "glusterfs_shares_config",
+    "glusterfs_mount_point_base",
+    "glusterfs_sparsed_volumes",
+    "glusterfs_qcow2_volumes",
+    "glusterfs_disk_util",
+];
+
 /// How long and how often each driver of Cinder's tries. We wait for a store as long as the caller says, in seconds and not in tries: a
 /// create that runs for hours should outlive a server that is restarted, whatever a driver would make of it.
 const TRIES: [(&str, &[&str]); 3] = [
@@ -47,7 +56,8 @@ pub(super) fn ignored(conf: &CinderConf, driver: &Driver) -> Vec<String> {
     let mut names: Vec<_> = conf
         .names(DEFAULT)
         .filter(|name| {
-            name.starts_with("backup_")
+            ["backup_", "glusterfs_"].iter().any(|start| name.starts_with(start))
+                && !OF_VOLUMES.contains(name)
                 && !name.starts_with("backup_ceph_")
                 && !name.starts_with("backup_tsm_")
         })

@@ -84,10 +84,14 @@ fn s3_needs_its_keys_and_takes_both_halves_of_sse_c() {
 fn what_is_not_followed_is_named() {
     let conf = backup(
         "backup_driver = cinder.backup.drivers.posix.PosixBackupDriver\nbackup_swift_service_auth = true\n\
-         backup_future_setting = 1\nbackup_workers = 4\nbackup_ceph_user = x\n",
+         backup_future_setting = 1\nbackup_workers = 4\nbackup_ceph_user = x\n\
+         glusterfs_backup_flurb = 1\nglusterfs_backup_share = h:v\nglusterfs_shares_config = /x\n",
     )
     .unwrap();
-    assert_eq!(conf.ignored, ["backup_future_setting", "backup_swift_service_auth"]);
+    assert_eq!(
+        conf.ignored,
+        ["backup_future_setting", "backup_swift_service_auth", "glusterfs_backup_flurb"]
+    );
 }
 
 #[test]
