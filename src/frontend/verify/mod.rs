@@ -121,7 +121,10 @@ pub fn verify(
     if chosen.is_none() {
         report.findings.extend(stock::orphans(&listing.objects, SystemTime::now()));
         report.findings.extend(copies(&snapshot, &listing.objects));
-        report.findings.extend(options.root.into_iter().flat_map(folders::leftovers));
+        report.findings.extend(match options.root {
+            Some(root) => folders::leftovers(root),
+            None => stock::markers(&listing.objects),
+        });
     }
     layers.report_problems(&mut report);
     report.findings.extend(layers.strays(&listing.objects, options.root));

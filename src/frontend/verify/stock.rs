@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime};
 use super::findings::{Cinder, Finding, Kind};
 use crate::format::names::{METADATA_SUFFIX, Place, SHA256FILE_SUFFIX};
 use crate::store::ListedObject;
+use crate::store::posix::HIDDEN_FOLDER_PREFIX;
 use crate::types::{BackupId, ObjectName};
 
 /// Objects without metadata of which one was written within this time may be of a backup in progress: Cinder writes an object
@@ -119,6 +120,17 @@ pub(super) fn orphans(names: &[ListedObject], now: SystemTime) -> Vec<Finding> {
         .collect()
 }
 
+/// Markers of this program's runs in an object store: one finding for each.
+pub(super) fn markers(names: &[ListedObject]) -> Vec<Finding> {
+    let finding = |name: &str| {
+        let message = "a run of cinderfs writes, repairs or deletes this backup, or was killed: then `delete --leftovers` removes what it left";
+        Finding::new(Kind::Leftovers, message, Cinder::Yes, "it does not look for such names").object(name)
+    };
+    let is_marker =
+        |name: &&str| name.rsplit('/').next().is_some_and(|last| last.starts_with(HIDDEN_FOLDER_PREFIX));
+    names.iter().map(|listed| listed.name.as_str()).filter(is_marker).map(finding).collect()
+}
+
 /// What stands before `-00001` or `_sha256file`.
 fn stem_of(name: &str) -> Option<&str> {
     if let Some(stem) = name.strip_suffix(SHA256FILE_SUFFIX) {
@@ -179,6 +191,20 @@ mod tests {
         }
         let many = ["p1", "p2", "p3", "p4", "p5"];
         assert!(stray(&many, "p", &[]).unwrap().starts_with("\"p1\", \"p2\", \"p3\", 2 more: "));
+    }
+
+    #[test]
+    fn markers_of_runs_are_left_over() {
+        let listed = names(&[
+            (".cinderfs-a", 1),
+            ("c/.cinderfs-b", 1),
+            ("c/volume_v_1_backup_b-00001", 1),
+            ("c/.x", 1),
+        ]);
+        let found: Vec<_> =
+            markers(&listed).into_iter().map(|finding| (finding.kind, finding.object.unwrap())).collect();
+        let expected = [".cinderfs-a", "c/.cinderfs-b"];
+        assert_eq!(found, expected.map(|name| (Kind::Leftovers, name.to_owned())));
     }
 
     #[test]
