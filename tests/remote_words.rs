@@ -128,6 +128,10 @@ fn who_may_not_and_what_is_not_there_end_as_scripts_were_promised() {
     assert!(told.contains("hint: check OS_CLOUD"), "{told}");
     let (_, told) = world.run("k", &["list", "swift:none"], 10);
     assert!(told.contains("no store \"swift:none\"") && told.contains("hint: "), "{told}");
+    for words in [&["delete", "swift:none", "latest"][..], &["delete", "swift:none", "--leftovers"]] {
+        let (_, told) = world.run("k", words, 10);
+        assert!(told.contains("no store \"swift:none\"") && told.contains("hint: check the name"), "{told}");
+    }
     let mountpoint = world.path("mnt");
     fs::create_dir(&mountpoint).unwrap();
     world.run("wrong", &["mount", "swift:c", &mountpoint], 12);
@@ -142,7 +146,7 @@ fn what_objects_do_not_allow_is_refused() {
     let source = world.path("disk");
     fs::write(&source, [7; 4096]).unwrap();
     let (_, told) = world.run("k", &["create", "swift:c", &source, "--container", "d"], 2);
-    assert!(told.contains("which is one itself"), "{told}");
+    assert!(told.contains("which is one itself") && told.contains("hint: the store swift: is all"), "{told}");
 }
 
 #[test]

@@ -21,6 +21,7 @@ use crate::catalog::{Catalog, CatalogOptions};
 use crate::error::ErrorKind;
 use crate::store::deadline::{self, DeadlineStore, TIMEOUT_SECONDS, TIMEOUT_SECONDS_MAX};
 use crate::store::objects::ObjectStore;
+use crate::types::ObjectName;
 use crate::writer::Target;
 
 const EXAMPLES: &str = "\
@@ -273,6 +274,14 @@ impl StoreArg {
         match self.place.get() {
             Some(place) => place.advise(failure),
             None => failure,
+        }
+    }
+
+    /// The same for a backup that was to be written into this container.
+    pub(crate) fn advise_of_container(&self, failure: Failure, container: Option<&ObjectName>) -> Failure {
+        match (self.place.get(), container) {
+            (Some(place), Some(_)) => place.advise_of_containers(failure),
+            _ => failure,
         }
     }
 

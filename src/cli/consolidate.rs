@@ -114,6 +114,7 @@ pub(crate) fn run(args: &ConsolidateArgs, quiet: bool) -> Result<Outcome, Failur
             drop(reporter);
             let is_lost = error.kind().is_damage();
             let failure = signals.blame(made::advised(error));
+            let failure = args.store.advise_of_container(failure, args.container.as_ref());
             return Err(if is_lost {
                 failure.hint("nothing was written; the backup and those it builds on must stay as they are")
             } else {

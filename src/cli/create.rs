@@ -204,6 +204,7 @@ pub(crate) fn run(args: &CreateArgs, quiet: bool) -> Result<Outcome, Failure> {
         Err(error) => {
             drop(reporter);
             let failure = perhaps_unseen(made::advised(error), &catalog.snapshot());
+            let failure = args.store.advise_of_container(failure, args.container.as_ref());
             return Err(signals.blame(failure));
         }
     };

@@ -78,8 +78,10 @@ pub(crate) fn run(args: &DeleteArgs, quiet: bool) -> Result<Outcome, Failure> {
     let chosen = args.output.choose(&COLUMNS)?;
     let store = args.store.writable()?;
     let _watch = Watch::start(store.location(), args.store.timeout());
-    let leftovers =
-        if args.dry_run { Leftovers::default() } else { engine::remove_leftovers(store.target())? };
+    let leftovers = match args.dry_run {
+        true => Leftovers::default(),
+        false => engine::remove_leftovers(store.target()).map_err(|error| args.store.advise(error.into()))?,
+    };
     let say = |text: String| {
         if !quiet {
             note(&format!("cinderfs: {text}\n"));

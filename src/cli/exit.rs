@@ -4,7 +4,9 @@
 //! Idea: commands return an [`Outcome`] or a [`Failure`]; this is the one place where either becomes a number.
 
 use std::io::{self, Write};
+use std::path::Path;
 use std::process::ExitCode;
+use std::sync::OnceLock;
 
 use super::{progress, render};
 use crate::error::{Error, ErrorKind};
@@ -106,8 +108,18 @@ impl From<Error> for Failure {
     }
 }
 
+/// A share that is mounted for this process only, and where.
+static SHARE: OnceLock<(String, String)> = OnceLock::new();
+
+/// From now on what people read names the share, and not a mountpoint of ours: a digest that nobody knows, and soon gone.
+pub(super) fn call_share(mountpoint: &Path, share: &str) {
+    let _ = SHARE.set((mountpoint.to_string_lossy().into_owned(), render::visible(share).into_owned()));
+}
+
 /// Writes to stderr, above the bar where one is shown; a stderr that nobody reads is no reason to fail.
 pub(crate) fn note(text: &str) {
+    let named = SHARE.get().map(|(mountpoint, share)| text.replace(mountpoint, share));
+    let text = named.as_deref().unwrap_or(text);
     let _ = progress::above_bar(|| io::stderr().lock().write_all(text.as_bytes()));
 }
 

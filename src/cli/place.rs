@@ -25,7 +25,7 @@ pub(super) use self::words::is_word;
 #[cfg(not(feature = "remote"))]
 use self::words::scheme_of;
 use self::words::{configuration_files, directory_of, share_of};
-use super::exit::{Failure, note};
+use super::exit::{Failure, call_share, note};
 use super::render;
 use crate::cinder_conf::backup::is_about_tries;
 use crate::cinder_conf::{self, BackupConf, CinderConf, Driver};
@@ -220,6 +220,23 @@ impl Place {
         failure
     }
 
+    /// Adds to why nothing could be put into a container what names all of them, where the store is a single one.
+    pub(super) fn advise_of_containers(&self, failure: Failure) -> Failure {
+        #[cfg(feature = "remote")]
+        if let At::Remote(settings) = &self.at
+            && !self.has_containers()
+            && failure.kind() == ErrorKind::Usage
+        {
+            let all = match settings {
+                Settings::Swift(_) => "swift:",
+                Settings::S3(_) => "s3://?endpoint=URL",
+                Settings::Gcs(_) => "gs://",
+            };
+            return failure.hint(format!("the store {all} is all containers, and takes --container"));
+        }
+        failure
+    }
+
     /// How a new backup is written here unless the call says otherwise.
     pub(super) fn defaults(&self) -> Result<Defaults, Failure> {
         let Some(conf) = &self.conf else {
@@ -267,15 +284,18 @@ impl Place {
     }
 
     fn configured(word: &OsStr, conf: BackupConf, within: Option<Duration>) -> Result<Self, Failure> {
-        if !conf.ignored.is_empty() {
-            let names = conf.ignored.join(", ");
-            let tries = conf.ignored.iter().any(|name| is_about_tries(name));
-            let instead =
-                if tries { "; how long a store is tried is what the store timeout says" } else { "" };
+        let (tries, others): (Vec<_>, _) =
+            conf.ignored.iter().cloned().partition(|name| is_about_tries(name));
+        for (names, instead) in
+            [(others, ""), (tries, "; how long a store is tried is what the store timeout says")]
+        {
+            if names.is_empty() {
+                continue;
+            }
             note(&format!(
                 "cinderfs: {} sets what cinderfs does not follow: {}{instead}\n",
                 word.display(),
-                render::visible(&names)
+                render::visible(&names.join(", "))
             ));
         }
         for warning in &conf.warnings {
@@ -318,6 +338,9 @@ impl Place {
     ) -> Result<Self, Failure> {
         // What hangs is ended, and told, before the caller gives up.
         let attached = share.attach(within.map(|within| within * 9 / 10))?;
+        if attached.is_ours() {
+            call_share(attached.path(), &share.to_string());
+        }
         let at = At::Directory(attached.path().to_owned());
         Ok(Self { at, kind, conf, share: RefCell::new(Some(attached)) })
     }

@@ -287,7 +287,7 @@ impl ObjectStore for RemoteStore {
         };
         let mut objects = self.unless(stop, list).map_err(|error| match error.kind() {
             ErrorKind::Interrupted => error,
-            ErrorKind::ObjectNotFound => Error::caused_by(
+            ErrorKind::ObjectNotFound | ErrorKind::StoreNotFound => Error::caused_by(
                 ErrorKind::StoreNotFound,
                 format!("there is no store {:?}", self.location),
                 error,
