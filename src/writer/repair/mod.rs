@@ -7,7 +7,7 @@
 //! its place ([`rewrite`], [`mod@put`]). The digest file is mended the other way round: out of objects whose md5 is right.
 //!
 //! What the metadata says of the object stays true: the plain bytes, so length and md5, and the codec are the same. Only restart points, which
-//! `create` writes there, may lie elsewhere in the new stream; they are told anew ([`metadata`]) before the object is replaced. In a folder a
+//! `create` writes there, may lie elsewhere in the new stream; they are told anew ([`metadata`]) once the object is replaced. In a folder a
 //! file takes its place by a rename, in an object store by one request ([`place`]).
 //!
 //! Invariants: no byte is written that a sha256 of the backup, or an md5 of an object, has not proven; a file is replaced whole or not at all, and
