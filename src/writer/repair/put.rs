@@ -15,6 +15,9 @@ use crate::store::{ObjectVersion, Store, read_exact_at};
 use crate::types::ObjectName;
 use crate::writer::staging::FileName;
 
+/// How often the metadata is read again until it comes the same twice.
+const AGAIN_MAX: u32 = 3;
+
 /// A file that waits to take its place.
 pub(super) struct Waiting {
     pub(super) ready: Ready,
@@ -91,13 +94,7 @@ impl Run<'_> {
 
     /// The metadata with the restart points of new objects; `None` where it tells none of them, or the same.
     fn with_new_points(&self, metadata_name: &ObjectName, new_files: &[Waiting]) -> Result<Option<Vec<u8>>> {
-        let source = self.store.open(metadata_name)?;
-        let len_bytes = source.stat().len_bytes;
-        if source.stat().version != self.backup.version || len_bytes > METADATA_BYTES_MAX {
-            return Err(metadata_replaced());
-        }
-        let mut document = vec![0; len_bytes as usize];
-        read_exact_at(&*source, &mut document, 0)?;
+        let document = self.document(metadata_name)?;
         let mut new: Option<Vec<u8>> = None;
         for Waiting { name, points, .. } in new_files {
             let Some(points) = points else { continue };
@@ -113,6 +110,33 @@ impl Run<'_> {
             }
             new => Ok(new),
         }
+    }
+}
+
+impl Run<'_> {
+    /// The metadata's bytes. No digest proves them, and what is wrong for once must not be put in for good: they are asked for until they come
+    /// the same twice.
+    fn document(&self, metadata_name: &ObjectName) -> Result<Vec<u8>> {
+        let read = || {
+            let source = self.store.open(metadata_name)?;
+            let len_bytes = source.stat().len_bytes;
+            if source.stat().version != self.backup.version || len_bytes > METADATA_BYTES_MAX {
+                return Err(metadata_replaced());
+            }
+            let mut document = vec![0; len_bytes as usize];
+            read_exact_at(&*source, &mut document, 0)?;
+            Ok(document)
+        };
+        let mut last = read()?;
+        for _ in 0..AGAIN_MAX {
+            let document = read()?;
+            if document == last {
+                return Ok(document);
+            }
+            last = document;
+        }
+        let message = format!("metadata {metadata_name:?} has other bytes each time it is read");
+        Err(Error::new(ErrorKind::StoreIo, message))
     }
 }
 
