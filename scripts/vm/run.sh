@@ -5,6 +5,7 @@
 #   scripts/vm/run.sh lvm                       the folder scripts/vm/lvm
 #   CINDERFS=/usr/bin/cinderfs scripts/vm/run.sh lvm
 #   VM_KEEP=1 scripts/vm/run.sh lvm             leaves the work folder, and names it
+#   scripts/vm/run.sh nfs --write               writes what was shown into docs/transcripts/nfs.txt, if all of it was
 #
 # A payload is a folder with these files; the README there describes them:
 #   vm.conf   what it needs: packages, programs, modules, disks, ports; read by bash
@@ -22,13 +23,16 @@ fail() {
     exit 1
 }
 
-[ $# -eq 1 ] || fail "usage: scripts/vm/run.sh PAYLOAD"
+[ $# -eq 1 ] || [ "$#:${2:-}" = 2:--write ] || fail "usage: scripts/vm/run.sh PAYLOAD [--write]"
+transcript=${2:+$repo/docs/transcripts/$1.txt}
+commit=$([ -z "$transcript" ] || git -C "$repo" log -1 --format='commit %h of %cs')
 payload=$here/$1
 [ -x "$payload/run" ] && [ -r "$payload/vm.conf" ] || fail "$payload is no payload: it needs run and vm.conf"
 
 # What a payload may ask for.
 packages=() # Debian packages to install here, where a program of theirs is missing
 programs=() # programs of this machine, copied with their libraries; cinderfs is always there
+tests=()    # test programs of this project, built here; /usr/bin/NAME in the machine
 unpacked=() # Debian packages laid out in the machine without being installed here
 files=()    # other files of this machine
 modules=()  # kernel modules, loaded before `run` starts
@@ -147,6 +151,12 @@ done
 for program in "${unpacked_programs[@]}"; do add_libraries "$program"; done
 for program in "${programs[@]}"; do add_program "$(command -v "$program")"; done
 add_program "$cinderfs" /usr/bin/cinderfs
+for name in "${tests[@]}"; do
+    test=$(cd "$repo" && cargo test --quiet --locked --test "$name" --no-run --message-format=json 2>/dev/null |
+        sed -n "s|.*\"executable\":\"\([^\"]*/$name-[^\"]*\)\".*|\1|p")
+    [ -x "$test" ] || fail "cargo test --test $name --no-run makes no program"
+    add_program "$test" "/usr/bin/$name"
+done
 for file in "${files[@]}"; do install -D -m 644 "$file" "$root$file"; done
 
 letters=(a b c d e f g h)
@@ -181,7 +191,16 @@ status=$(sed -n 's/^vm: the payload ended with //p' "$work/console" | tail -1)
 echo "vm: the machine ran for $((SECONDS - start)) s"
 [ -n "$status" ] || { echo "vm: the machine ended without a word of the payload" >&2 && exit 125; }
 [ "$status" -eq 0 ] || exit "$status"
-[ -x "$payload/check" ] || exit 0
-mkdir "$work/out"
-tar -xf "$work/out.img" -C "$work/out"
-CINDERFS=$cinderfs "$payload/check" "$work/out"
+if [ -x "$payload/check" ]; then
+    mkdir "$work/out"
+    tar -xf "$work/out.img" -C "$work/out"
+    CINDERFS=$cinderfs "$payload/check" "$work/out" | tee -a "$work/console"
+fi
+[ -n "$transcript" ] || exit 0
+mkdir -p "${transcript%/*}"
+{
+    echo "What \`scripts/vm/run.sh $1 --write\` showed with $("$cinderfs" --version) ($commit),"
+    echo "on Debian's Linux $version in $(qemu-system-x86_64 --version | sed -n 's/^\(QEMU[^(]*version [^ ]*\).*/\1/p')."
+    echo
+    "$here/transcript.awk" "$work/console"
+} >"$transcript"

@@ -18,7 +18,8 @@ use super::pages::{DigestPages, PAGE_BLOCKS, Page};
 use crate::cache_dir::blocks::BlockRing;
 use crate::error::{Error, ErrorKind, Result, ResultExt as _};
 use crate::format::sha256file::{self, HEAD_BYTES, Header, StrideLayout, TAIL_BYTES};
-use crate::store::{ObjectSource, ObjectVersion, SourceReader, read_exact_at};
+use crate::store::anew::Anew;
+use crate::store::{ObjectSource, ObjectVersion, SourceReader, Store, read_exact_at};
 use crate::types::{BlockHash, BlockIndex, ObjectName};
 
 /// How much of the head is read at first, in bytes. What stands before the list hardly ever takes more, and whoever lists a store far
@@ -128,6 +129,14 @@ impl BlockHashTable {
         if let Digests::Stride { source, layout, ends, kept, .. } = &mut self.digests {
             let pages = KeptPages::new(ring.clone(), name.as_str(), source.stat(), ends, *layout);
             *kept = Some(Box::new(pages));
+        }
+        self
+    }
+
+    /// The same table, whose file, `name` of `store`, is opened anew when its descriptor has gone stale.
+    pub(crate) fn anew_from(mut self, store: &Arc<dyn Store>, name: &ObjectName) -> Self {
+        if let Digests::Stride { source, .. } = &mut self.digests {
+            *source = Anew::wrap(source.clone(), store, name);
         }
         self
     }

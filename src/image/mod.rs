@@ -154,10 +154,14 @@ impl Image {
             return Err(Error::new(ErrorKind::ChainBroken, "a chain has at least one backup"));
         };
         let table = match tip.digests(&**engine.store())? {
-            DigestFile::Usable(table) => Some(match engine.disk() {
-                Some(disk) => table.kept_in(disk, &tip.digest_name()?).held_in(engine.digests()),
-                None => table.held_in(engine.digests()),
-            }),
+            DigestFile::Usable(table) => {
+                let name = tip.digest_name()?;
+                let table = table.anew_from(engine.store(), &name).held_in(engine.digests());
+                Some(match engine.disk() {
+                    Some(disk) => table.kept_in(disk, &name),
+                    None => table,
+                })
+            }
             DigestFile::Missing => None,
             // A torn document proves nothing, and the objects' md5 may.
             DigestFile::Torn(error) => {

@@ -10,6 +10,9 @@
 //!      +------ a stuck call returns, or a probe does ---------+
 //! ```
 //!
+//! A page cache, or a client of a share, answers for a server that is away. So what ends a stall has, beside its own answer, one to
+//! [`Store::hello`].
+//!
 //! A thread more on the way halves what small reads can do, so it is taken only where it must be:
 //! - an object that [is local](ObjectSource::is_local) is read by the caller: this machine's disks have timeouts of their own;
 //! - an [expendable](crate::expendable) thread reads by itself, and is left in the call by whoever gave it its work;
@@ -215,6 +218,11 @@ impl Store for DeadlineStore {
 
     fn is_answering(&self) -> bool {
         self.calls.is_answering()
+    }
+
+    fn hello(&self) -> Result<()> {
+        let inner = self.inner.clone();
+        self.calls.run(&"an answer", move || inner.hello())
     }
 
     fn part(&self) -> Option<Part<'_>> {

@@ -209,6 +209,10 @@ impl<S: Store> Store for FaultStore<S> {
         let end = end.unwrap_or(u64::MAX);
         Ok(Arc::new(FaultObject { inner, name: name.clone(), stat, end, script: Arc::clone(&self.script) }))
     }
+
+    fn hello(&self) -> Result<()> {
+        self.inner.hello()
+    }
 }
 
 /// An opened object whose reads fail by the script.

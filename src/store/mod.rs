@@ -13,6 +13,7 @@ pub mod posix;
 pub mod memory;
 pub mod fault;
 pub mod deadline;
+pub(crate) mod anew;
 pub mod share;
 pub mod objects;
 pub(crate) mod reports;
@@ -63,6 +64,13 @@ pub trait Store: Send + Sync {
     /// Whether the store answers, as far as is known without asking it.
     fn is_answering(&self) -> bool {
         true
+    }
+
+    /// Asks for something that nobody on the way remembers: whether the store answers now. [`ErrorKind::StoreIo`] when it does not. What it
+    /// otherwise says may come out of the memory of this machine, or be what a client of a share makes of a server that it does not reach:
+    /// that there is no such object, and that a folder is at its end.
+    fn hello(&self) -> Result<()> {
+        Ok(())
     }
 
     /// How long nothing has come to those who wait for something, where calls end by themselves when nothing comes for too long, however
@@ -191,6 +199,11 @@ pub trait ObjectSource: Send + Sync {
 
     /// Whether its bytes come from a server: what can be done without is not read then.
     fn is_far(&self) -> bool {
+        false
+    }
+
+    /// Whether a failure may be that of what is open here, for good, while the store would give the same object to who opens it anew.
+    fn may_go_stale(&self) -> bool {
         false
     }
 }

@@ -16,7 +16,7 @@
 pub(crate) mod beneath;
 mod walk;
 
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -106,7 +106,7 @@ impl PosixStore {
 
     /// Where an opened file lies.
     #[expect(clippy::unnecessary_cast, reason = "the fields' types differ between systems")]
-    fn reach(&self, file: &OwnedFd, stat: &Stat) -> Reach {
+    fn reach(&self, file: impl AsFd, stat: &Stat) -> Reach {
         let device = stat.st_dev as u64;
         let mut devices = self.devices.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, reach)) = devices.iter().find(|(known, _)| *known == device) {
@@ -144,20 +144,41 @@ impl Store for PosixStore {
     }
 
     fn list(&self, suffix: &str) -> Result<Listing> {
-        self.folders.list(&self.root, suffix, &self.location)
+        self.folders.list(&self.root, suffix, &self.location, &|| self.hello())
     }
 
     fn open(&self, name: &ObjectName) -> Result<Arc<dyn ObjectSource>> {
         // O_NONBLOCK: a FIFO without a writer would else wait forever. O_NOCTTY: a terminal must not become ours.
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
         let failed = |errno| object_error(name, self.root.resolution(), errno);
-        let file = self.root.open_file(name.as_path(), flags).map_err(failed)?;
+        let file = self.root.open_file(name.as_path(), flags).map_err(|errno| match failed(errno) {
+            missing if missing.kind() == ErrorKind::ObjectNotFound => self.hello().err().unwrap_or(missing),
+            other => other,
+        })?;
         let stat = rustix::fs::fstat(&file).map_err(failed)?;
         require_regular(name, &stat)?;
         // It was for FIFOs only. A file system in user space may honour it on a regular file and answer EAGAIN.
         rustix::fs::fcntl_setfl(&file, OFlags::empty()).map_err(failed)?;
         let (written, reach) = (Written::of(&stat), self.reach(&file, &stat));
         Ok(Arc::new(PosixObject { file, name: name.clone(), stat: object_stat(&stat), written, reach }))
+    }
+
+    fn hello(&self) -> Result<()> {
+        let failed = |errno| {
+            let message = format!("the store {:?} does not answer", self.location);
+            Error::caused_by(errno_kind(errno), message, errno)
+        };
+        let root = self.root();
+        let stat = rustix::fs::fstat(root).map_err(failed)?;
+        if self.reach(root, &stat) == Reach::Here {
+            return Ok(());
+        }
+        // The one question that neither the kernel nor the clients of NFS and GlusterFS answer out of their memory.
+        match rustix::fs::fstatfs(root).map_err(failed) {
+            Err(error) if error.kind() == ErrorKind::StoreIo => Err(error),
+            // An answer, whatever it is.
+            _ => Ok(()),
+        }
     }
 }
 
@@ -229,6 +250,10 @@ impl ObjectSource for PosixObject {
 
     fn is_far(&self) -> bool {
         self.reach == Reach::Far
+    }
+
+    fn may_go_stale(&self) -> bool {
+        self.reach != Reach::Here
     }
 }
 

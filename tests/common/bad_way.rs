@@ -44,6 +44,8 @@ pub(crate) struct BadWay {
     plan: Mutex<Option<Plan>>,
     healed: Condvar,
     met: Mutex<usize>,
+    /// The only token that is known, where one is asked for.
+    token: Mutex<Option<String>>,
 }
 
 /// For a fault that lasts until it is healed.
@@ -57,6 +59,7 @@ impl BadWay {
             plan: Mutex::default(),
             healed: Condvar::new(),
             met: Mutex::default(),
+            token: Mutex::default(),
         });
         let shared = way.clone();
         let base = listen(move |head: &Head, reader: &mut BufReader<&TcpStream>, _: &str| {
@@ -69,6 +72,12 @@ impl BadWay {
     pub(crate) fn fail(&self, part: &'static str, fault: Fault, times: usize) {
         *self.met.lock().unwrap() = 0;
         *self.plan.lock().unwrap() = Some(Plan { fault, times, part });
+    }
+
+    /// From now on requests without this token are refused.
+    #[allow(dead_code, reason = "for servers with tokens")]
+    pub(crate) fn only(&self, token: &str) {
+        *self.token.lock().unwrap() = Some(format!("Bearer {token}"));
     }
 
     /// Nothing is wrong any more.
@@ -101,6 +110,10 @@ impl BadWay {
         let mut client = *reader.get_ref();
         let mut body = vec![0; head.header("content-length: ").and_then(|len| len.parse().ok()).unwrap_or(0)];
         reader.read_exact(&mut body).ok()?;
+        let token = self.token.lock().unwrap().clone();
+        if token.is_some_and(|token| head.header("authorization: ") != Some(&token)) {
+            return client.write_all(b"HTTP/1.1 401 X\r\ncontent-length: 0\r\n\r\n").ok();
+        }
         match fault {
             Some(Fault::Late(time)) => std::thread::sleep(time),
             Some(Fault::Hang) => {

@@ -31,7 +31,7 @@ start_server() {
     must rpcbind -w
     soon eval 'rpcinfo >/dev/null 2>&1 || [ -S /run/rpcbind.sock ]'
     must rpc.statd
-    for exported in /srv/all /srv/few; do export_it rw,no_root_squash; done
+    for exported in /srv/all /srv/few /srv/new; do export_it rw,no_root_squash; done
     # How long after its start the server gives out no locks: 90 s unless told, and 50 s those of version 3.
     echo 10 >/proc/fs/nfsd/nfsv4leasetime
     echo 10 >/proc/fs/nfsd/nfsv4gracetime

@@ -20,7 +20,7 @@ while read -r backup bytes sum; do
     id=$backup
     [ "$(head -c "$bytes" "/mnt/backups/$id/volume.img" | sha256sum)" = "$sum  -" ] || { echo "$id is wrong" && wrong=$((wrong + 1)); }
 done <"$sums"
-check "all images are their volumes" [ $wrong = 0 ]
+check "all $count images have the sha256 of their volumes" [ $wrong = 0 ]
 check "a second one uses the same" cinderfs restore "nfs://10.7.0.1$exported/" "$id" /tmp/image --force --progress none
 must cinderfs umount /mnt
 check "it is gone" soon nothing_of_ours_is_mounted

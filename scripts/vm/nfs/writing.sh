@@ -13,6 +13,8 @@ check "an incremental one" [ -n "$next" ]
 cinderfs restore /tmp/cinder.conf "$next" - 2>/dev/null | cmp -s - /tmp/disk
 check "its image is the disk" [ $? = 0 ]
 keep "$next"
+says 0 "" cinderfs verify /tmp/cinder.conf --progress none
+check "all 10 backups are good" has /tmp/out "10 backups: 10 good"
 says 2 "" cinderfs delete /tmp/cinder.conf "$made"
 says 0 "" cinderfs delete /tmp/cinder.conf "$made" --cascade
 check "nothing hidden is left" nothing_is_hidden

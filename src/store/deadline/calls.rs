@@ -49,6 +49,15 @@ pub(super) struct Caller {
     jobs: Sender<Job>,
 }
 
+/// What a call has got.
+struct Admitted {
+    thread: Caller,
+    /// How long to wait for it.
+    patience: Duration,
+    /// Whether it is to find out if the store answers again.
+    is_first: bool,
+}
+
 /// The threads, and what is known of the store.
 pub(super) struct Calls {
     /// What the store is called.
@@ -59,8 +68,9 @@ pub(super) struct Calls {
     is_armed: AtomicBool,
     /// Whether the command that asks is to end.
     is_cancelled: Option<fn() -> bool>,
-    /// The store itself, where it is the one to say whether it answers.
-    judge: Option<Arc<dyn Store>>,
+    store: Arc<dyn Store>,
+    /// Whether the store is the one to say whether it answers.
+    has_judge: bool,
     /// Counts the looks.
     tick: AtomicU32,
     /// Whether [`State::stall`] is there.
@@ -118,7 +128,8 @@ impl Calls {
             idle_max: IDLE_MAX,
             is_armed: AtomicBool::new(false),
             is_cancelled: None,
-            judge: store.silence().is_some().then(|| store.clone()),
+            store: store.clone(),
+            has_judge: store.silence().is_some(),
             tick: AtomicU32::new(0),
             is_stalled: AtomicBool::new(false),
             reads: UnderWay::default(),
@@ -207,12 +218,12 @@ impl Calls {
 
     /// See [`Store::silence`].
     fn silence(&self) -> Option<Duration> {
-        self.judge.as_ref().and_then(|store| store.silence())
+        if self.has_judge { self.store.silence() } else { None }
     }
 
     /// Whether the store ends calls by itself.
     pub(super) fn has_judge(&self) -> bool {
-        self.judge.is_some()
+        self.has_judge
     }
 
     /// How long the store may still be silent, where it is the one to say.
@@ -222,13 +233,15 @@ impl Calls {
 
     /// Whether a call that has returned was answered.
     fn has_answered(&self) -> bool {
-        self.judge.as_ref().is_none_or(|store| store.is_answering())
+        !self.has_judge || self.store.is_answering()
     }
 
-    /// A call of an expendable thread has returned, `with_answer` or given up.
-    pub(super) fn returned_here(&self, with_answer: bool) {
+    /// A call that an expendable thread began at the tick `began` has returned, `with_answer` or given up.
+    pub(super) fn returned_here(&self, began: u32, with_answer: bool) {
         if self.is_stalled() || !self.has_answered() {
-            self.judge_by_return(&mut self.lock(), with_answer);
+            // One that was quick may have been answered by this machine's memory, while others waited.
+            let waited = self.tick().wrapping_sub(began) * LOOK_EVERY;
+            self.judge_by_return(&mut self.lock(), with_answer && (self.has_judge() || waited >= SLOW));
         }
     }
 
@@ -287,7 +300,7 @@ impl Calls {
             return Err(Error::new(ErrorKind::Interrupted, message));
         }
         let begun = Instant::now();
-        let (thread, granted) = self.admit(what, begun)?;
+        let Admitted { thread, patience: granted, is_first } = self.admit(what, begun)?;
         // A probe has less time than the store is given for an answer.
         let is_probe = granted < self.timeout;
         let is_judged = patience.is_some() || is_probe;
@@ -299,11 +312,13 @@ impl Calls {
             let (calls, progress, thread) = (self.clone(), progress.clone(), thread.clone());
             Box::new(move || {
                 let under_way = is_judged.then(|| calls.asks.begin(calls.tick())).flatten();
-                let outcome = catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|_| {
+                let asked = || if is_first { calls.store.hello().and_then(|()| call()) } else { call() };
+                let outcome = catch_unwind(AssertUnwindSafe(asked)).unwrap_or_else(|_| {
                     Err(Error::new(ErrorKind::StoreIo, "a bug stopped this call of the store"))
                 });
                 drop(under_way);
-                calls.returned(&progress, thread, is_answer(&outcome));
+                let is_proof = is_answer(&outcome) && (is_first || calls.is_proven(&progress));
+                calls.returned(&progress, thread, is_proof);
                 // Nobody listens when it was given up.
                 let _ = sender.send(outcome);
             })
@@ -338,6 +353,14 @@ impl Calls {
                 Err(RecvTimeoutError::Timeout) => {}
             }
         }
+    }
+
+    /// Whether the store answers, asked by a call that has returned after nobody waited for it any more. Of one that somebody waits for the
+    /// store's own word is taken, where it has one, and nothing else: it may have been answered by this machine's memory.
+    fn is_proven(&self, progress: &Mutex<Progress>) -> bool {
+        let is_given_up = || *progress.lock().unwrap_or_else(PoisonError::into_inner) == Progress::GivenUp;
+        self.has_judge()
+            || is_given_up() && catch_unwind(AssertUnwindSafe(|| self.store.hello().is_ok())).unwrap_or(false)
     }
 
     /// Notes that the store does not answer, since `waited` ago.
@@ -388,8 +411,8 @@ impl Calls {
     }
 
     /// A thread for a call and how long to wait for it, or why there is none.
-    fn admit(self: &Arc<Self>, what: &dyn Display, begun: Instant) -> Result<(Caller, Duration)> {
-        let mut patience = self.timeout;
+    fn admit(self: &Arc<Self>, what: &dyn Display, begun: Instant) -> Result<Admitted> {
+        let (mut patience, mut is_first) = (self.timeout, false);
         let mut state = self.lock();
         loop {
             let now = Instant::now();
@@ -412,13 +435,14 @@ impl Calls {
                     return Err(Error::new(ErrorKind::StoreIo, message));
                 }
                 stall.tried = Some(now);
-                patience = self.timeout.min(PROBE_PATIENCE);
+                (patience, is_first) = (self.timeout.min(PROBE_PATIENCE), true);
             }
             if let Some(thread) = state.idle.pop() {
-                return Ok((thread, patience));
+                return Ok(Admitted { thread, patience, is_first });
             }
             if state.threads < THREADS_MAX {
-                return Ok((self.start_thread(&mut state)?, patience));
+                let thread = self.start_thread(&mut state)?;
+                return Ok(Admitted { thread, patience, is_first });
             }
             let Some(left) = self.timeout.checked_sub(begun.elapsed()).filter(|left| !left.is_zero()) else {
                 let message =

@@ -65,8 +65,9 @@ impl DeadlineObject {
 
     /// The same for a call that the store has to answer.
     fn answered_here<T, F: FnOnce(&dyn ObjectSource) -> Result<T>>(&self, call: F) -> Result<Result<T>, F> {
+        let began = self.calls.tick();
         let outcome = self.here(call)?;
-        self.calls.returned_here(is_answer(&outcome));
+        self.calls.returned_here(began, is_answer(&outcome));
         Ok(outcome)
     }
 
@@ -131,6 +132,10 @@ impl ObjectSource for DeadlineObject {
 
     fn is_far(&self) -> bool {
         self.is_far
+    }
+
+    fn may_go_stale(&self) -> bool {
+        self.source.as_ref().is_some_and(|source| source.may_go_stale())
     }
 
     fn is_changed(&self) -> Result<bool> {

@@ -327,3 +327,59 @@ fn a_stuck_call_that_fails_in_the_end_is_no_answer() {
     }
     assert!(store.look().is_stalled);
 }
+
+/// A store whose objects this machine remembers, some at once and others in time.
+struct Remembered {
+    objects: Arc<Gate>,
+    server: Arc<Gate>,
+}
+
+impl Store for Remembered {
+    fn location(&self) -> &str {
+        "remembered"
+    }
+
+    fn list(&self, _: &str) -> Result<Listing> {
+        Ok(Listing::default())
+    }
+
+    fn open(&self, _: &ObjectName) -> Result<Arc<dyn ObjectSource>> {
+        self.objects.pass();
+        Err(Error::new(ErrorKind::ObjectNotFound, "an answer"))
+    }
+
+    fn hello(&self) -> Result<()> {
+        self.server.pass();
+        Ok(())
+    }
+}
+
+#[test]
+fn what_this_machine_remembers_is_no_answer() {
+    let (objects, server) = (Arc::new(Gate::default()), Arc::new(Gate::default()));
+    let remembered = Remembered { objects: objects.clone(), server: server.clone() };
+    let store = DeadlineStore::new(Arc::new(remembered), SHORT);
+    store.arm();
+    let is_stalled = || store.calls.lock().stall.is_some();
+    let _opened = [Opened(&objects), Opened(&server)];
+    objects.set(true);
+    server.set(true);
+    fails(store.open(&name()), "did not answer within");
+    let long_ago = Instant::now().checked_sub(PROBE_EVERY).unwrap();
+    store.calls.lock().stall.as_mut().unwrap().tried = Some(long_ago);
+    fails(store.list("x"), "did not answer within");
+    // A call that began while the store answered.
+    store.calls.returned_here(store.calls.tick(), true);
+    assert!(is_stalled());
+    // One that was stuck, and was answered without the server.
+    objects.set(false);
+    while server.waiting.load(Ordering::SeqCst) < 2 && is_stalled() {
+        thread::yield_now();
+    }
+    assert!(is_stalled());
+    server.set(false);
+    while store.calls.lock().stuck > 0 {
+        thread::yield_now();
+    }
+    assert!(!is_stalled() && store.list("x").is_ok());
+}

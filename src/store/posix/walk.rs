@@ -119,8 +119,15 @@ impl FolderCache {
         self.folders_read.load(Ordering::Relaxed)
     }
 
-    /// Walks everything beneath `root`; fails only when the root itself cannot be read.
-    pub(super) fn list(&self, root: &Beneath, suffix: &str, location: &str) -> Result<Listing> {
+    /// Walks everything beneath `root`; fails only when the root itself cannot be read, or the store does not answer `hello` behind it: what
+    /// was not found then may be there.
+    pub(super) fn list(
+        &self,
+        root: &Beneath,
+        suffix: &str,
+        location: &str,
+        hello: &dyn Fn() -> Result<()>,
+    ) -> Result<Listing> {
         let failed = |errno: Errno| {
             let kind = match errno_kind(errno) {
                 ErrorKind::ObjectNotFound => ErrorKind::StoreNotFound,
@@ -140,8 +147,8 @@ impl FolderCache {
         };
         let walked = root.read_root().and_then(|fd| walk.folder(fd, "", 0));
         let Walk { visited, mut objects, reports, .. } = walk;
+        walked.map_err(failed).and_then(|()| hello())?;
         self.put(suffix, visited);
-        walked.map_err(failed)?;
         objects.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         Ok(Listing { objects, unreadable: reports.finish(location) })
     }
@@ -334,7 +341,7 @@ mod tests {
         let root = Beneath::open(folder.path(), Resolution::detect()).unwrap();
         let cache = FolderCache::default();
         let remembered = |suffix: &str| {
-            cache.list(&root, suffix, "test").unwrap();
+            cache.list(&root, suffix, "test", &|| Ok(())).unwrap();
             let all = cache.by_suffix.lock().unwrap();
             let mut names: Vec<_> = all[0].1.keys().map(|name| name.to_string()).collect();
             names.sort_unstable();

@@ -7,6 +7,7 @@
 
 use std::fs::File;
 use std::io::Read as _;
+use std::sync::Arc;
 
 use http::Method;
 use http::header::HOST;
@@ -21,7 +22,8 @@ use serde::Deserialize;
 
 use super::engine::Tries;
 use super::failure::Failed;
-use super::http::{Clients, Pages, Transport, body_of, clients, send};
+use super::google::{GoogleTokens, SCOPE};
+use super::http::{Clients, Pages, Renewed, Transport, body_of, clients, send};
 use super::listing::{CONTAINERS_MAX, too_many};
 use super::settings::{GcsSettings, S3Settings, check_plain};
 use super::told::Naming;
@@ -33,9 +35,6 @@ const MARK: &str = "<ListAllMyBucketsResult";
 /// Most bytes of a credential file that are looked at; it has some 2 KiB.
 const CREDENTIAL_BYTES_MAX: u64 = 1 << 20;
 
-/// What Google's tokens are asked for, as OpenDAL asks.
-const GOOGLE_SCOPE: &str = "https://www.googleapis.com/auth/devstorage.read_write";
-
 /// Access to the buckets of a server.
 pub(super) struct Buckets {
     kind: Kind,
@@ -45,7 +44,8 @@ pub(super) struct Buckets {
 
 enum Kind {
     S3(Box<S3Settings>, Signer<Credential>),
-    Gcs(Box<GcsSettings>, Option<Signer<google::Credential>>),
+    /// Without tokens, requests are sent without credentials.
+    Gcs(Box<GcsSettings>, Option<(Arc<GoogleTokens>, Signer<google::Credential>)>),
 }
 
 impl Buckets {
@@ -87,8 +87,13 @@ impl Buckets {
             *file = path.to_string_lossy().into_owned();
         }
         let clients = clients(&settings.access, settings.limits)?;
-        let signer = google_signer_of(&settings, &clients);
-        Ok(Self { kind: Kind::Gcs(Box::new(settings), signer), clients, tries })
+        let tokens = (!settings.is_anonymous).then(|| {
+            let tokens = Arc::new(GoogleTokens::new(settings.credential_file.as_deref()));
+            let signer = google::RequestSigner::new("storage").with_scope(SCOPE);
+            let signer = Signer::new(context_of(&clients), tokens.lender(), signer);
+            (tokens, signer)
+        });
+        Ok(Self { kind: Kind::Gcs(Box::new(settings), tokens), clients, tries })
     }
 
     /// How objects are told from others of their name.
@@ -139,17 +144,15 @@ impl Buckets {
                 }
                 super::operator_of(Operator::new(builder), self.transport("<ListBucketResult"))
             }
-            Kind::Gcs(settings, _) => {
+            Kind::Gcs(settings, tokens) => {
                 let mut builder = Gcs::default().bucket(bucket);
                 if let Some(endpoint) = &settings.endpoint {
                     builder = builder.endpoint(endpoint);
                 }
-                if let Some(file) = &settings.credential_file {
-                    builder = builder.credential_path(file);
-                }
-                if settings.is_anonymous {
-                    builder = builder.skip_signature();
-                }
+                builder = match tokens {
+                    Some((tokens, _)) => builder.credential_provider_chain(tokens.lender()),
+                    None => builder.skip_signature(),
+                };
                 super::operator_of(Operator::new(builder), self.transport("storage#objects"))
             }
         }
@@ -157,7 +160,11 @@ impl Buckets {
 
     fn transport(&self, mark: &'static str) -> Transport {
         let pages = Pages { tries: self.tries.clone(), mark };
-        Transport::new(self.clients.clone(), None, Some(pages))
+        let renewed = match &self.kind {
+            Kind::Gcs(_, Some((tokens, _))) => Some(Renewed::Google(tokens.clone())),
+            Kind::Gcs(_, None) | Kind::S3(..) => None,
+        };
+        Transport::new(self.clients.clone(), renewed, Some(pages))
     }
 
     /// The names of all buckets that these credentials may list. [`ErrorKind::AccessDenied`] where they may list none.
@@ -230,7 +237,7 @@ impl Buckets {
         let (mut parts, ()) = request.map_err(malformed)?.into_parts();
         let signed = match &self.kind {
             Kind::S3(_, signer) => signer.sign(&mut parts, None).await,
-            Kind::Gcs(_, Some(signer)) => signer.sign(&mut parts, None).await,
+            Kind::Gcs(_, Some((_, signer))) => signer.sign(&mut parts, None).await,
             Kind::Gcs(_, None) => Ok(()),
         };
         signed.map_err(|error| {
@@ -255,22 +262,6 @@ fn others_host(uri: &str) -> Option<String> {
     let host = Url::parse(uri).ok()?.host_str()?.to_owned();
     let is_googles = [".googleapis.com", ".google.com"].iter().any(|end| host.ends_with(end));
     (!is_googles).then_some(host)
-}
-
-/// Signs as OpenDAL does for Google; `None` where requests are sent without credentials.
-fn google_signer_of(settings: &GcsSettings, clients: &Clients) -> Option<Signer<google::Credential>> {
-    if settings.is_anonymous {
-        return None;
-    }
-    let provider = match &settings.credential_file {
-        Some(file) => {
-            let file = google::FileCredentialProvider::new(file.as_str()).with_scope(GOOGLE_SCOPE);
-            ProvideCredentialChain::new().push(file)
-        }
-        None => ProvideCredentialChain::new().push(google::DefaultCredentialProvider::builder().build()),
-    };
-    let signer = google::RequestSigner::new("storage").with_scope(GOOGLE_SCOPE);
-    Some(Signer::new(context_of(clients), provider, signer))
 }
 
 /// Signs with the keys that were told, or those that AWS's own tools would find, as OpenDAL does.

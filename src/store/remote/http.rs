@@ -13,7 +13,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _};
-use http::header::{CONTENT_LENGTH, CONTENT_RANGE, ETAG, HeaderMap, HeaderName, IF_MATCH, RANGE};
+use http::header::{
+    AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, ETAG, HeaderMap, HeaderName, IF_MATCH, RANGE,
+};
 use http::{Method, Request, Response, StatusCode};
 use opendal::raw::Operation;
 use opendal::{Buffer, HttpBody, HttpTransport};
@@ -21,6 +23,7 @@ use reqwest::redirect;
 
 use super::engine::{Limits, Progress, Tries};
 use super::failure::{self, Failed};
+use super::google::GoogleTokens;
 use super::names::Names;
 use super::settings::Secret;
 use super::token::Tokens;
@@ -192,11 +195,18 @@ async fn head_of(answer: reqwest::Response) -> Vec<u8> {
     head
 }
 
+/// Tokens that are renewed beneath OpenDAL.
+pub(super) enum Renewed {
+    /// Requests get that of the moment.
+    Swift(Arc<Tokens>),
+    /// Requests have one.
+    Google(Arc<GoogleTokens>),
+}
+
 /// What OpenDAL sends its requests with.
 pub(super) struct Transport {
     clients: Clients,
-    /// For Swift, whose requests get the token of the moment.
-    tokens: Option<Arc<Tokens>>,
+    tokens: Option<Renewed>,
     pages: Option<Pages>,
 }
 
@@ -209,7 +219,7 @@ pub(super) struct Pages {
 }
 
 impl Transport {
-    pub(super) fn new(clients: Clients, tokens: Option<Arc<Tokens>>, pages: Option<Pages>) -> Self {
+    pub(super) fn new(clients: Clients, tokens: Option<Renewed>, pages: Option<Pages>) -> Self {
         Self { clients, tokens, pages }
     }
 
@@ -219,7 +229,18 @@ impl Transport {
             let again = request.try_clone().ok_or_else(|| {
                 Failed::lasting(Error::new(ErrorKind::StoreIo, "a listing cannot be asked for twice"))
             })?;
-            let answer = send(client, again).await?;
+            let answer = match &self.tokens {
+                Some(Renewed::Google(google)) => {
+                    let used = request.headers().get(AUTHORIZATION);
+                    let outcome = google.judge(used, send(client, again).await).await;
+                    // Sent again, it would have the same token.
+                    outcome.map_err(|failed| match failed.is_unknown_token {
+                        true => Failed { is_passing: false, ..failed },
+                        false => failed,
+                    })?
+                }
+                _ => send(client, again).await?,
+            };
             let (status, headers) = (answer.status(), answer.headers().clone());
             let body = noted_body_of(answer, &progress).await?;
             let mark = pages.mark.as_bytes();
@@ -254,7 +275,11 @@ impl Transport {
         }
         let answer = match &self.tokens {
             None => send(&self.clients.asking, request).await?,
-            Some(tokens) => tokens.send(request).await?,
+            Some(Renewed::Swift(tokens)) => tokens.send(request).await?,
+            Some(Renewed::Google(google)) => {
+                let used = request.headers().get(AUTHORIZATION).cloned();
+                google.judge(used.as_ref(), send(&self.clients.asking, request).await).await?
+            }
         };
         if parts.method == Method::GET {
             check(&url, &parts.headers, answer.status(), answer.headers()).map_err(|wrong| {

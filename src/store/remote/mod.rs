@@ -7,7 +7,7 @@
 //! - [`settings`]: credentials and servers, from the environment, a `clouds.yaml` ([`clouds`]), AWS's own file ([`aws_config`]) or a cinder.conf.
 //! - [`http`], [`failure`], [`said`]: one transport beneath OpenDAL, what errors mean, and what servers say of them.
 //! - [`names`]: addresses of servers, remembered.
-//! - [`token`], [`mod@swift`]: what Swift needs beyond OpenDAL.
+//! - [`token`], [`mod@swift`]: what Swift needs beyond OpenDAL; [`google`]: what Google's needs.
 //! - [`engine`], [`pulse`], [`lost`]: threads, retries, deadlines, whether anything comes, and what did not.
 //! - [`mod@buckets`], [`beside`]: which buckets a server has, and what lies in those beside the one that is the store.
 //! - [`listing`], [`mod@pages`], [`told`]: what there is, page by page, and what is told of each object.
@@ -25,6 +25,7 @@ mod buckets;
 mod clouds;
 mod engine;
 mod failure;
+mod google;
 mod http;
 mod listing;
 mod lost;
@@ -54,7 +55,7 @@ pub use self::engine::Limits;
 use self::engine::{Engine, Tries};
 use self::failure::Failed;
 pub use self::http::Access;
-use self::http::{Transport, clients};
+use self::http::{Renewed, Transport, clients};
 use self::listing::Wanted;
 use self::lost::WHOLE;
 use self::object::{RemoteObject, Source};
@@ -206,7 +207,11 @@ impl RemoteStore {
             Backend::Swift { account, .. } => {
                 let session = self.tries().run(|_| account.tokens.session()).await?;
                 let builder = Swift::default().endpoint(&session.storage_url).container(&encoded(container));
-                let transport = Transport::new(account.clients.clone(), Some(account.tokens.clone()), None);
+                let transport = Transport::new(
+                    account.clients.clone(),
+                    Some(Renewed::Swift(account.tokens.clone())),
+                    None,
+                );
                 operator_of(Operator::new(builder), transport)?
             }
             Backend::Bucket { buckets, .. } | Backend::Buckets { buckets, .. } => {

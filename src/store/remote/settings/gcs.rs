@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::Read as _;
+use std::path::PathBuf;
 
 use super::super::engine::Limits;
 use super::super::http::Access;
@@ -65,12 +66,19 @@ impl GcsSettings {
 
     /// The id of the project whose bucket it is, which is asked for when its buckets are listed.
     pub(in crate::store::remote) fn project(&self) -> Option<String> {
-        let told = || {
-            let file = File::open(self.credential_file.as_ref()?).ok()?;
-            let text = std::io::read_to_string(file.take(CREDENTIAL_BYTES_MAX)).ok()?;
-            let keys: serde_json::Value = serde_json::from_str(&text).ok()?;
-            keys.get("project_id")?.as_str().map(str::to_owned)
-        };
+        let told = || self.keys()?.get("project_id")?.as_str().map(str::to_owned);
         self.project.clone().or_else(told)
+    }
+
+    /// The file of a token that somebody else renews, which the credential file names where it belongs to no account of Google's.
+    pub(super) fn subject_file(&self) -> Option<PathBuf> {
+        Some(self.keys()?.get("credential_source")?.get("file")?.as_str()?.into())
+    }
+
+    /// What is in the credential file.
+    fn keys(&self) -> Option<serde_json::Value> {
+        let file = File::open(self.credential_file.as_ref()?).ok()?;
+        let text = std::io::read_to_string(file.take(CREDENTIAL_BYTES_MAX)).ok()?;
+        serde_json::from_str(&text).ok()
     }
 }

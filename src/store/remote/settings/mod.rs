@@ -93,7 +93,11 @@ impl Settings {
         match self {
             Self::Gcs(settings) if settings.is_anonymous => Vec::new(),
             Self::Gcs(settings) => match &settings.credential_file {
-                Some(file) => vec![file.into()],
+                Some(file) => {
+                    // What renews a token in a container replaces its whole folder.
+                    let folder = settings.subject_file().and_then(|file| Some(file.parent()?.to_owned()));
+                    [file.into()].into_iter().chain(folder).collect()
+                }
                 None => home().map(|home| home.join(".config/gcloud")).into_iter().collect(),
             },
             Self::S3(settings) if settings.keys.is_some() => Vec::new(),
