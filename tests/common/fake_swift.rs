@@ -63,6 +63,8 @@ pub(crate) struct FakeSwift {
     taken_over_with: Mutex<Option<String>>,
     /// The byte there of a name that ends so is wrong in so many answers.
     pub(crate) wrong: Mutex<Option<(String, usize, usize)>>,
+    /// What such a byte is there.
+    pub(crate) wrong_byte: Mutex<Option<u8>>,
     /// Looking at a name that begins so fails.
     unseen: Mutex<Option<String>>,
     /// Listings tell all names, whatever the prefix.
@@ -276,7 +278,8 @@ impl FakeSwift {
                     && name.ends_with(&**ending)
                 {
                     *left -= 1;
-                    body[*at - from] ^= 0x20;
+                    let right = body[*at - from];
+                    body[*at - from] = self.wrong_byte.lock().unwrap().unwrap_or(right ^ 0x20);
                 }
                 Some([head.as_bytes(), &body].concat())
             }

@@ -149,6 +149,18 @@ impl Damaged {
         assert!(bytes(&self.server) == self.right, "{what}: {:?}", self.server.names());
     }
 
+    /// The same, but for the restart points that the metadata tells.
+    #[track_caller]
+    pub(crate) fn check_whole_but_for_points(&self, what: &str) {
+        self.check_old_or_new(what);
+        let mut now = bytes(&self.server);
+        let document = format!("{}_metadata", self.prefix);
+        now.insert(document.clone(), self.right[&document].clone());
+        assert!(now == self.right, "{what}: {:?}", self.server.names());
+        self.server.objects.lock().unwrap().retain(|name, _| name.starts_with(&self.prefix));
+        assert!(read(&self.store(), &self.id).unwrap() == content(), "{what}: by itself");
+    }
+
     /// Each object is old or new, at most a marker is beside them, and the backup reads as before: healed from the other one.
     #[track_caller]
     pub(crate) fn check_old_or_new(&self, what: &str) {

@@ -7,7 +7,7 @@
 //! its place ([`rewrite`], [`mod@put`]). The digest file is mended the other way round: out of objects whose md5 is right.
 //!
 //! What the metadata says of the object stays true: the plain bytes, so length and md5, and the codec are the same. Only restart points, which
-//! `create` writes there, may lie elsewhere in the new stream; they are told anew ([`metadata`]) before the object is replaced. In a folder a
+//! `create` writes there, may lie elsewhere in the new stream; they are told anew ([`metadata`]) once the object is replaced. In a folder a
 //! file takes its place by a rename, in an object store by one request ([`place`]).
 //!
 //! Invariants: no byte is written that a sha256 of the backup, or an md5 of an object, has not proven; a file is replaced whole or not at all, and
@@ -292,12 +292,25 @@ impl Run<'_> {
             None => rewrite::digests_of(self.image, block_bytes, &mut take)?,
             Some(table) => {
                 let mut lost = Vec::new();
+                // Nothing proves the digests that stay: what is wrong for once must not be put in for good.
+                let DigestFile::Usable(again) = self.backup.digests(&*self.store)? else {
+                    return Err(other_digests(&name));
+                };
                 for block in 0..count {
-                    let known = right.get(&block).copied();
-                    match known.map_or_else(|| table.get(block..block + 1).pop(), |hash| Some(Ok(hash))) {
-                        Some(Ok(hash)) => take(hash)?,
-                        Some(Err(error)) if error.kind() != ErrorKind::Malformed => return Err(error),
-                        Some(Err(_)) | None => lost.push(block * block_bytes..(block + 1) * block_bytes),
+                    let digest = |table: &BlockHashTable| match table.get(block..block + 1).pop() {
+                        Some(Err(error)) if error.kind() != ErrorKind::Malformed => Err(error),
+                        found => Ok(found.and_then(Result::ok)),
+                    };
+                    let known = match right.get(&block) {
+                        Some(hash) => Some(*hash),
+                        None => digest(table)?,
+                    };
+                    if !right.contains_key(&block) && digest(&again)? != known {
+                        return Err(other_digests(&name));
+                    }
+                    match known {
+                        Some(hash) => take(hash)?,
+                        None => lost.push(block * block_bytes..(block + 1) * block_bytes),
                     }
                 }
                 lost
@@ -354,6 +367,10 @@ impl Run<'_> {
         let name = name.as_str();
         name.strip_prefix(container).map_or(name, |rest| rest.strip_prefix('/').unwrap_or(rest))
     }
+}
+
+fn other_digests(name: &ObjectName) -> Error {
+    Error::new(ErrorKind::StoreIo, format!("digest file {name:?} has other bytes each time it is read"))
 }
 
 /// Whether any two objects hold the same byte of the volume.

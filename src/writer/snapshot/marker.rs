@@ -9,6 +9,8 @@
 use std::fs;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use rustix::io::Errno;
+use rustix::process::{Pid, test_kill_process};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -104,12 +106,19 @@ impl Marker {
 fn is_gone(host: &Host, marker: &Marker) -> bool {
     let folder = host.proc.join(marker.pid.to_string());
     match folder.try_exists() {
-        Ok(false) => true,
+        // It may be hidden from other users, as `hidepid` and systemd's `ProtectProc` do; a signal tells, though none is sent.
+        Ok(false) => has_no_process(marker.pid),
         // The number may be another process's by now, or be kept for a parent that does not ask what became of it.
         Ok(true) => look_at(host, marker.pid)
             .is_some_and(|process| process.started != marker.started || process.is_over),
         Err(_) => false,
     }
+}
+
+/// Whether no process has this number. One that may not be sent signals has it.
+fn has_no_process(pid: u32) -> bool {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    pid.is_none_or(|pid| matches!(test_kill_process(pid), Err(Errno::SRCH)))
 }
 
 /// What `stat` says of a process.
@@ -172,6 +181,30 @@ mod tests {
         assert!(look_at(&host, child.id()).unwrap().is_over);
         child.wait().unwrap();
         assert!(marker.is_gone(&host));
+    }
+
+    #[test]
+    fn a_process_that_is_hidden_is_not_gone() {
+        let (host, root) = (Host::default(), tempfile::tempdir().unwrap());
+        let path = |name: &str| root.path().join(name);
+        for folder in ["7/ns", "sys/kernel/random"] {
+            fs::create_dir_all(path(folder)).unwrap();
+        }
+        for file in ["self/stat", "sys/kernel/random/boot_id"] {
+            fs::write(path(&file.replace("self", "7")), fs::read(host.proc.join(file)).unwrap()).unwrap();
+        }
+        let link = |to: &std::path::Path, name: &str| std::os::unix::fs::symlink(to, path(name)).unwrap();
+        link("7".as_ref(), "self");
+        link(&fs::read_link("/proc/self/ns/pid").unwrap(), "7/ns/pid");
+        let hiding = Host { proc: root.path().into(), ..Host::default() };
+        let mut child = std::process::Command::new("sleep").arg("3600").spawn().unwrap();
+        let started = look_at(&host, child.id()).unwrap().started;
+        let marker = Marker { pid: child.id(), started, ..Marker::new(&host).unwrap() };
+        let is_gone = marker.is_gone(&hiding);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!is_gone, "it was hidden");
+        assert!(marker.is_gone(&hiding) && marker.is_gone(&host));
     }
 
     #[test]
