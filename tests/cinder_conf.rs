@@ -285,3 +285,26 @@ fn a_share_that_cannot_be_mounted_is_told_with_what_to_do() {
         "{stderr}"
     );
 }
+
+#[test]
+fn a_share_of_our_own_mount_is_called_by_its_name() {
+    let world = World::new();
+    let disk = world.path("disk");
+    fs::write(&disk, [7; 4096]).unwrap();
+    // In the place of mount(8), in a namespace of its own: nobody can write to what it mounts.
+    let program = world.path("mount");
+    fs::write(&program, "#!/bin/sh\nfor last; do :; done\nPATH=$REST mount -t tmpfs -o ro none \"$last\"\n")
+        .unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let rest = std::env::var("PATH").unwrap();
+    let output = Command::new("unshare")
+        .args(["--mount", env!("CARGO_BIN_EXE_cinderfs"), "create", "nfs://nas.invalid/export"])
+        .arg(&disk)
+        .env("PATH", format!("{}:{rest}", world.0.path().display()))
+        .env("REST", &rest)
+        .output()
+        .unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(stderr.contains("in the store \"nas.invalid:/export\""), "{stderr}");
+    assert!(!stderr.contains("/run/cinderfs"), "{stderr}");
+}
