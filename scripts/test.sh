@@ -79,7 +79,8 @@ unit() {
 # The ignored ones of the same programs, with the servers that they need, which end with it.
 services() { timeout --kill-after=2m 15m scripts/services/test.sh; }
 
-release() { cargo build --locked --release; }
+# With what the benchmark needs beside the program, which else were a second build.
+release() { scripts/bench.sh --build; }
 
 quickstart() { CINDERFS=$target/release/cinderfs scripts/quickstart.sh; }
 
