@@ -65,7 +65,7 @@ pub enum Kind {
     InProgress,
     /// Objects without metadata: what an interrupted or half-deleted backup leaves.
     Orphans,
-    /// A hidden folder of a run of this program that is writing, or was killed.
+    /// A hidden folder, or the marker in an object store, of a run of this program that is writing, or was killed.
     Leftovers,
     /// A folder or file that could not be looked at.
     Unreadable,
