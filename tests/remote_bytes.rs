@@ -188,7 +188,8 @@ fn what_an_earlier_mount_has_read_is_not_fetched_again() {
         world.server.take_sent("b_metadata");
         let (objects, answers) = world.server.take_sent("");
         if round == 0 {
-            assert!(digests <= world.digest_bytes() + 2 * ENDS, "{digests}");
+            // Readers that come at the same time may ask for a part of them twice.
+            assert!(digests < 2 * world.digest_bytes(), "{digests}");
             assert!(objects >= LEN as u64 / 4 * 3, "{objects}");
         } else {
             assert!(digests <= 2 * ENDS, "round {round}: {digests} bytes of digests");
