@@ -300,7 +300,10 @@ impl StoreArg {
 
     /// The same with restart points of earlier runs, for a command that reads data.
     pub(crate) fn catalog_to_read(&self) -> Result<Catalog, Failure> {
-        self.catalog_with(self.options_to_read()?)
+        let catalog = self.catalog_with(self.options_to_read()?)?;
+        // A command keeps little else, so what comes from far away may take all the memory that makes it faster.
+        catalog.store().allow_ahead(u64::MAX);
+        Ok(catalog)
     }
 
     /// A catalog for a command that writes to the store: once it is open, reading waits for the store as writing does.

@@ -28,15 +28,20 @@ pub struct Engine {
     images: AtomicU64,
 }
 
+/// The part of the memory for blocks that a store may take for what it fetches ahead: one that is far away is read at the speed of its line only
+/// with much on the way.
+const FETCHED_AHEAD_SHARE: u64 = 5;
+
 impl Engine {
-    /// For images of `store`, with a block cache of at most `cache_bytes_max` bytes and idle decoders of at most
-    /// `idle_decoder_bytes_max`.
+    /// For images of `store`, with a block cache of at most `cache_bytes_max` bytes, what the store takes of them to fetch ahead included, and
+    /// idle decoders of at most `idle_decoder_bytes_max`.
     pub fn new(
         store: Arc<dyn Store>,
         cache_bytes_max: u64,
         idle_decoder_bytes_max: usize,
         indexing: Arc<Indexing>,
     ) -> Self {
+        let cache_bytes_max = cache_bytes_max - store.allow_ahead(cache_bytes_max / FETCHED_AHEAD_SHARE);
         let workers = indexing.workers().clone();
         let objects = ObjectPool::new(store, idle_decoder_bytes_max, indexing);
         Self {

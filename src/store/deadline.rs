@@ -220,6 +220,10 @@ impl Store for DeadlineStore {
         self.calls.is_answering()
     }
 
+    fn allow_ahead(&self, bytes_max: u64) -> u64 {
+        self.inner.allow_ahead(bytes_max)
+    }
+
     fn hello(&self) -> Result<()> {
         let inner = self.inner.clone();
         self.calls.run(&"an answer", move || inner.hello())

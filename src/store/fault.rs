@@ -210,6 +210,10 @@ impl<S: Store> Store for FaultStore<S> {
         Ok(Arc::new(FaultObject { inner, name: name.clone(), stat, end, script: Arc::clone(&self.script) }))
     }
 
+    fn allow_ahead(&self, bytes_max: u64) -> u64 {
+        self.inner.allow_ahead(bytes_max)
+    }
+
     fn hello(&self) -> Result<()> {
         self.inner.hello()
     }

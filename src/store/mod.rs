@@ -73,6 +73,13 @@ pub trait Store: Send + Sync {
         Ok(())
     }
 
+    /// Lets it fetch more ahead of readers than it does of its own accord; how many of `bytes_max` bytes of memory it will take for that. 0
+    /// where nothing is fetched ahead.
+    fn allow_ahead(&self, bytes_max: u64) -> u64 {
+        let _ = bytes_max;
+        0
+    }
+
     /// How long nothing has come to those who wait for something, where calls end by themselves when nothing comes for too long, however
     /// long they take while something comes. `None` where they may hang.
     fn silence(&self) -> Option<Duration> {

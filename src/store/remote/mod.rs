@@ -250,6 +250,10 @@ impl Store for RemoteStore {
         &self.location
     }
 
+    fn allow_ahead(&self, bytes_max: u64) -> u64 {
+        self.shelf.allow(bytes_max)
+    }
+
     fn list(&self, suffix: &str) -> Result<Listing> {
         self.listing(Wanted { prefix: "", suffix, also: None })
     }

@@ -5,7 +5,7 @@
 //! a store together have a budget of memory.
 //!
 //! Invariants: a byte of a window never changes once it is there; a window that failed or gave way says so and hands out nothing made up; the
-//! bytes of all windows stay within [`BUDGET_BYTES`], but for those that somebody waits for; besides, [`SPARE_MIN`] of the largest windows'
+//! bytes of all windows stay within [`BUDGET_BYTES`] and what was [allowed](Shelf::allow), but for those that somebody waits for; besides, [`SPARE_MIN`] of the largest windows'
 //! memory is kept for the next ones, and more only for those that are on their way and within the budget.
 
 use std::collections::VecDeque;
@@ -16,11 +16,14 @@ use std::time::Duration;
 use super::ahead::WINDOW_BYTES_MAX;
 use crate::error::{Error, Result};
 
-/// Memory for all windows of a store, in bytes: what is ahead of one reader, and two windows of the largest size that are being read.
+/// Memory for all windows of a store, in bytes, unless more is allowed.
 const BUDGET_BYTES: u64 = 48 << 20;
 
-/// How much of it may be ahead of readers, in fifths.
-const AHEAD_FIFTHS: u64 = 4;
+/// How much more may be allowed, in bytes: with it one reader has [`AHEAD_BYTES_MAX`](super::ahead::AHEAD_BYTES_MAX) ahead.
+const ALLOWED_BYTES_MAX: u64 = 48 << 20;
+
+/// How much of the budget may be ahead of readers, in quarters; the rest is what is being read.
+const AHEAD_QUARTERS: u64 = 3;
 
 /// Of how many windows of the largest size the memory is kept though none is on its way: what goes back to the kernel comes back page by page,
 /// cleared, which takes a fifth of the time of receiving.
@@ -40,6 +43,8 @@ const GOERS_MAX: usize = 32;
 pub(super) struct Shelf {
     windows: Mutex<VecDeque<Weak<Window>>>,
     bytes: AtomicU64,
+    /// Beside [`BUDGET_BYTES`].
+    allowed_bytes: AtomicU64,
     spare: Mutex<Spare>,
     /// Whom something was fetched ahead for lately, the latest last.
     goers: Mutex<VecDeque<usize>>,
@@ -120,6 +125,17 @@ pub(super) enum Answer {
 }
 
 impl Shelf {
+    /// Lets windows take up to so many bytes more; how many of them they will take.
+    pub(super) fn allow(&self, bytes_max: u64) -> u64 {
+        let bytes = bytes_max.min(ALLOWED_BYTES_MAX);
+        self.allowed_bytes.store(bytes, Ordering::Relaxed);
+        bytes
+    }
+
+    fn budget(&self) -> u64 {
+        BUDGET_BYTES + self.allowed_bytes.load(Ordering::Relaxed)
+    }
+
     /// Makes room and a window in it; `None` where there is no room and the caller can do without. That caller drives out only what was
     /// read: what others have fetched ahead would be fetched twice else.
     pub(super) fn window(self: &Arc<Self>, start: u64, len: u64, is_needed: bool) -> Option<Arc<Window>> {
@@ -158,7 +174,7 @@ impl Shelf {
     }
 
     /// How much may be ahead of the readers of one object, told apart from others by `goer`: those for whom something was fetched ahead lately
-    /// have equal parts of four fifths of the budget.
+    /// have equal parts of three quarters of the budget.
     pub(super) fn share(&self, goer: usize) -> u64 {
         let mut goers = lock(&self.goers);
         if goers.len() == GOERS_MAX {
@@ -167,13 +183,13 @@ impl Shelf {
         goers.push_back(goer);
         let others =
             goers.iter().enumerate().filter(|(at, one)| goers.iter().take(*at).all(|known| known != *one));
-        BUDGET_BYTES / 5 * AHEAD_FIFTHS / others.count().max(1) as u64
+        self.budget() / 4 * AHEAD_QUARTERS / others.count().max(1) as u64
     }
 
     /// Lets the oldest windows give way that were read, and (`is_needed`) then those that nobody has read since the last time,
     /// until `len` more bytes fit.
     fn make_room(&self, len: u64, is_needed: bool) -> bool {
-        let fits = || self.bytes.load(Ordering::Relaxed) + len <= BUDGET_BYTES;
+        let fits = || self.bytes.load(Ordering::Relaxed) + len <= self.budget();
         let mut windows = lock(&self.windows);
         // First go those that were read whole, then those that were not read since the last time; the mark of that is taken first.
         let rounds: &[Round] =
@@ -525,12 +541,16 @@ mod tests {
     #[test]
     fn who_was_fetched_ahead_for_lately_has_an_equal_part() {
         let shelf = Shelf::default();
-        let all = BUDGET_BYTES / 5 * AHEAD_FIFTHS;
+        let all = BUDGET_BYTES / 4 * AHEAD_QUARTERS;
         assert_eq!([1, 1, 2, 1, 3].map(|goer| shelf.share(goer)), [all, all, all / 2, all / 2, all / 3]);
         for _ in 0..GOERS_MAX {
             shelf.share(2);
         }
         assert_eq!(shelf.share(2), all);
+        assert_eq!(shelf.allow(4 << 20), 4 << 20);
+        assert_eq!(shelf.share(2), all + (3 << 20));
+        assert_eq!(shelf.allow(u64::MAX), ALLOWED_BYTES_MAX);
+        assert_eq!(shelf.share(2), super::super::ahead::AHEAD_BYTES_MAX);
     }
 
     #[test]
