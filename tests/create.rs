@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests; a panic is the report")]
 
+#[path = "common/measured.rs"]
+mod measured;
 #[path = "common/new_backup.rs"]
 mod new_backup;
 
@@ -24,6 +26,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use measured::run_measured;
 use new_backup::{MemorySource, VOLUME, check, make, open, root_names, volume};
 
 /// Text-like bytes that compress, with some noise.
@@ -491,24 +494,6 @@ fn two_at_once_do_not_meet() {
         }
         assert!(read == wanted);
     }
-}
-
-/// The most memory that a process had, in bytes.
-fn peak_memory(pid: u32) -> Option<u64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
-    Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? << 10)
-}
-
-/// Runs to the end; the most memory it had.
-fn run_measured(mut command: Command) -> (Output, u64) {
-    let mut child = command.spawn().unwrap();
-    let mut peak = 0;
-    while child.try_wait().unwrap().is_none() {
-        peak = peak.max(peak_memory(child.id()).unwrap_or(0));
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    (child.wait_with_output().unwrap(), peak)
 }
 
 // > A run takes at most 256 MiB of memory, whatever the size of the volume and of its objects; where it writes into an object store 400 MiB,

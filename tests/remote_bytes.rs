@@ -61,15 +61,7 @@ impl World {
     }
 
     fn conf(&self) -> PathBuf {
-        let path = self.folder.path().join("cinder.conf");
-        let text = format!(
-            "[DEFAULT]\nbackup_driver = cinder.backup.drivers.swift.SwiftBackupDriver\n\
-             backup_swift_auth = single_user\nbackup_swift_auth_version = 1\nbackup_swift_auth_url = {}\n\
-             backup_swift_user = u\nbackup_swift_key = k\n",
-            self.server.auth_url()
-        );
-        fs::write(&path, text).unwrap();
-        path
+        self.server.conf_in(self.folder.path())
     }
 
     fn mount(&self, options: &str) -> Mount {

@@ -30,6 +30,9 @@ use syntax::Sections;
 use crate::error::{Error, ErrorKind, Result};
 use crate::types::count;
 
+/// The section of options that are in no group.
+const DEFAULT: &str = "DEFAULT";
+
 /// Most bytes of one file. Cinder's sample file with every option and its help has about 250 KB.
 const FILE_BYTES_MAX: u64 = 4 << 20;
 
@@ -82,7 +85,7 @@ impl CinderConf {
             })
             .collect();
         if !options.is_empty() {
-            let sections = Sections::from([("DEFAULT".to_owned(), options)]);
+            let sections = Sections::from([(DEFAULT.to_owned(), options)]);
             self.files.push((PathBuf::from(format!("{VARIABLE}… of the environment")), sections));
         }
     }
@@ -96,7 +99,7 @@ impl CinderConf {
     fn located(&self, error: Error) -> Error {
         let message = error.to_string();
         let option = message.split([' ', ':']).next().unwrap_or_default();
-        let has = |sections: &Sections| sections.get("DEFAULT").is_some_and(|set| set.contains_key(option));
+        let has = |sections: &Sections| sections.get(DEFAULT).is_some_and(|set| set.contains_key(option));
         match (self.files.iter().rev().find(|(_, sections)| has(sections)), &self.files[..]) {
             (Some((file, _)), _) | (None, [(file, _)]) => error.context(file.display().to_string()),
             (None, [(file, _), others @ ..]) => {

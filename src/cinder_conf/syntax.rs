@@ -7,6 +7,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use super::DEFAULT;
+
 /// Section, option, and each value that the option was given, in order.
 pub(super) type Sections = BTreeMap<String, BTreeMap<String, Vec<String>>>;
 
@@ -98,7 +100,7 @@ impl Parser {
 
 /// `[DEFAULT]` is a word of its own, the case of all others does not count.
 fn normalised(section: &str) -> String {
-    if section == "DEFAULT" { section.to_owned() } else { section.to_lowercase() }
+    if section == DEFAULT { section.to_owned() } else { section.to_lowercase() }
 }
 
 /// `value` without the quotes around it. A single quote character is both its ends, as in Python.

@@ -4,11 +4,8 @@
 //! filled in with other options of any file, `$$` and `\$` are a dollar sign, and a name that nothing is known of is an error, as in
 //! oslo.config. Nesting is bounded, so a value that refers to itself ends.
 
-use super::CinderConf;
+use super::{CinderConf, DEFAULT};
 use crate::error::{Error, ErrorKind, Result};
-
-/// The section of options that are in no group.
-const NO_GROUP: &str = "DEFAULT";
 
 /// How deep options may refer to each other. Cinder's own go two deep.
 const DEPTH_MAX: u32 = 16;
@@ -108,7 +105,7 @@ impl CinderConf {
     fn referred(&self, section: &str, name: &str, budget: &mut Budget) -> Result<String> {
         // `[DEFAULT]` is no group of oslo.config's, and `$DEFAULT.name` nothing it knows.
         let (group, option) =
-            name.split_once('.').filter(|(group, _)| *group != NO_GROUP).unwrap_or((section, name));
+            name.split_once('.').filter(|(group, _)| *group != DEFAULT).unwrap_or((section, name));
         for (group, option) in [(group, option), (section, name)] {
             if let Some(raw) = self.raw(group, option) {
                 budget.enter()?;

@@ -9,9 +9,8 @@ use std::time::Duration;
 use cinderfs::store::Store;
 use cinderfs::store::remote::settings::{S3Settings, Secret};
 use cinderfs::store::remote::{self, Access, Limits};
-use md5::{Digest, Md5};
 
-use crate::http_server::{self, Head};
+use crate::http_server::{self, Head, etag};
 
 /// Names in a page of a listing, as S3 and Ceph have it.
 pub(crate) const PAGE: usize = 1000;
@@ -187,8 +186,4 @@ impl Bucket {
 fn answer(status: &str, headers: &str, body: &[u8]) -> Vec<u8> {
     let head = format!("HTTP/1.1 {status}\r\n{headers}content-length: {}\r\n\r\n", body.len());
     [head.as_bytes(), body].concat()
-}
-
-fn etag(bytes: &[u8]) -> String {
-    Md5::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }

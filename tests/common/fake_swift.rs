@@ -8,9 +8,8 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::Duration;
 
 use cinderfs::store::Store;
-use md5::{Digest, Md5};
 
-use super::http_server::{self, Head};
+use super::http_server::{self, Head, decoded, etag};
 use super::swift_store::{store_in, swift_store};
 
 /// What the server does with a PUT, beside taking it.
@@ -318,24 +317,4 @@ impl FakeSwift {
 
 fn status(code: u16) -> Vec<u8> {
     format!("{code} X\r\n{}\r\n", if code == 204 { "" } else { "content-length: 0\r\n" }).into_bytes()
-}
-
-fn etag(bytes: &[u8]) -> String {
-    Md5::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn decoded(text: &str) -> String {
-    let mut bytes = Vec::new();
-    let mut rest = text.bytes();
-    while let Some(byte) = rest.next() {
-        bytes.push(match byte {
-            b'%' => {
-                let digits = [rest.next().unwrap(), rest.next().unwrap()];
-                u8::from_str_radix(std::str::from_utf8(&digits).unwrap(), 16).unwrap()
-            }
-            b'+' => b' ',
-            byte => byte,
-        });
-    }
-    String::from_utf8(bytes).unwrap()
 }

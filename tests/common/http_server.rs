@@ -1,7 +1,9 @@
-//! What the small HTTP servers of tests share: a port, a thread for each connection, and the head of a request.
+//! What the small HTTP servers of tests share: a port, a thread for each connection, the head of a request, names in URLs, and ETags.
 
 use std::io::{BufRead, BufReader};
 use std::net::{TcpListener, TcpStream};
+
+use md5::{Digest, Md5};
 
 /// A request without its body. Header names are in small letters, as our client sends them.
 pub(crate) struct Head {
@@ -53,4 +55,28 @@ where
         }
     });
     told
+}
+
+/// The ETag of an object that was put in whole.
+#[allow(dead_code, reason = "each server uses a part of this")]
+pub(crate) fn etag(bytes: &[u8]) -> String {
+    Md5::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A name out of a URL.
+#[allow(dead_code, reason = "each server uses a part of this")]
+pub(crate) fn decoded(text: &str) -> String {
+    let mut bytes = Vec::new();
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        bytes.push(match byte {
+            b'%' => {
+                let digits = [rest.next().unwrap(), rest.next().unwrap()];
+                u8::from_str_radix(std::str::from_utf8(&digits).unwrap(), 16).unwrap()
+            }
+            b'+' => b' ',
+            byte => byte,
+        });
+    }
+    String::from_utf8(bytes).unwrap()
 }

@@ -46,6 +46,20 @@ impl SwiftServer {
         format!("{}/auth/v1.0", self.base.get().unwrap())
     }
 
+    /// A cinder.conf in `folder` that leads here.
+    #[allow(dead_code, reason = "not every test has one")]
+    pub(crate) fn conf_in(&self, folder: &Path) -> PathBuf {
+        let path = folder.join("cinder.conf");
+        let text = format!(
+            "[DEFAULT]\nbackup_driver = cinder.backup.drivers.swift.SwiftBackupDriver\n\
+             backup_swift_auth = single_user\nbackup_swift_auth_version = 1\nbackup_swift_auth_url = {}\n\
+             backup_swift_user = u\nbackup_swift_key = k\n",
+            self.auth_url()
+        );
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+
     /// The tokens that it gave out are not known any more.
     pub(crate) fn forget_tokens(&self) {
         self.tokens.fetch_add(1, Ordering::SeqCst);

@@ -1,8 +1,8 @@
 //! Which options are followed, and which are to be told because they are not.
 
-use super::DEFAULT;
 use super::drivers::Driver;
 use crate::cinder_conf::CinderConf;
+use crate::cinder_conf::DEFAULT;
 
 /// Options that we follow, or that say nothing about where backups are, how they are read, or what is in them: service intervals,
 /// notifications, which storage class a new bucket gets.

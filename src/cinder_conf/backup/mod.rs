@@ -16,11 +16,9 @@ use self::drivers::{check_class, driver_name, unsupported};
 use self::followed::ignored;
 pub use self::followed::is_about_tries;
 use self::options::Reader;
-use super::CinderConf;
+use super::{CinderConf, DEFAULT};
 use crate::codec::Codec;
 use crate::error::{Error, ErrorKind, Result};
-
-const DEFAULT: &str = "DEFAULT";
 
 /// Object size of the drivers for files unless told, in bytes: `backup_file_size`.
 const FILE_BYTES: u64 = 1_999_994_880;

@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use super::DEFAULT;
 use super::drivers::{Driver, Gcs, S3, Secret, Share, Swift};
 use crate::cinder_conf::CinderConf;
+use crate::cinder_conf::DEFAULT;
 use crate::codec::Codec;
 use crate::error::{Error, ErrorKind, Result};
 

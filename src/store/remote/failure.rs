@@ -217,11 +217,16 @@ pub(super) fn is_skewed(error: &Error) -> bool {
     error.to_string().contains("RequestTimeTooSkewed")
 }
 
+/// A server's words at the end of a message, where there are any.
+fn quoted(words: &str) -> String {
+    if words.is_empty() { String::new() } else { format!(": {words:?}") }
+}
+
 /// What an answer that is no success says.
 pub(super) fn of_status(url: &Url, status: StatusCode, text: &[u8]) -> Failed {
     let host = shown(url);
     let words = words_of(status, text);
-    let said = if words.is_empty() { String::new() } else { format!(": {words:?}") };
+    let said = quoted(&words);
     let make = |kind, why: &str| Error::new(kind, format!("{host} answered {}{why}{said}", status.as_u16()));
     let is_code = |code: &str| words.split(',').next() == Some(code);
     let mut failed = match status {
@@ -304,7 +309,7 @@ pub(super) fn of_token_status(url: &Url, status: StatusCode, text: &[u8]) -> Fai
         _ => return failed,
     };
     let words = words_of(status, text);
-    let said = if words.is_empty() { String::new() } else { format!(": {words:?}") };
+    let said = quoted(&words);
     let message = format!("{why}: {} answered {}{said}", shown(url), status.as_u16());
     Failed { error: Error::new(ErrorKind::Usage, message), is_passing: false, ..failed }
 }
